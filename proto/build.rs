@@ -1,0 +1,14 @@
+//! Compiles `cairn/v1/*.proto` with protox, so that no `protoc` has to be installed.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let files = ["cairn/v1/types.proto", "cairn/v1/coordinator.proto", "cairn/v1/datanode.proto"];
+    for file in files {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    let descriptors = protox::compile(files, ["."])?;
+    tonic_prost_build::configure()
+        .bytes(".") // file data stays `Bytes` from socket to disk
+        .btree_map(".")
+        .compile_fds(descriptors)?;
+    Ok(())
+}

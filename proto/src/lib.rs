@@ -1,0 +1,21 @@
+//! What the parts of Cairn say to one another: the wire messages of `cairn.v1`, the identifiers,
+//! the kinds of error, and the rules about names, ranges and checksums that both ends check.
+//! No I/O happens here.
+
+pub mod checksum;
+mod error;
+mod ids;
+pub mod limits;
+mod name;
+mod range;
+
+pub use error::{ErrorKind, REQUEST_ID_KEY, WireError, status_from, wire_error_of};
+pub use ids::{ChunkId, ClusterId, Epoch, IdError, InodeId, NodeId, ReplicaSetId, SessionId, Term};
+pub use name::{FileName, NameError, SymlinkTarget};
+pub use range::ByteRange;
+
+/// The generated messages, clients and servers of `cairn.v1`; each is documented in `cairn/v1/*.proto`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
+pub mod v1 {
+    tonic::include_proto!("cairn.v1");
+}
