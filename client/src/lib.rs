@@ -1,1 +1,23 @@
-//! placeholder
+//! The SDK of Cairn: a session with the coordinator, the pipelines that write and read file
+//! content, and two faces on top of them: [`vfs`] (inodes, what a kernel asks) and [`fs`] (paths).
+//!
+//! [`Client::connect`] opens a session. [`Client::coordinator`] speaks of names and attributes,
+//! [`Client::content`] of the bytes of one file. Memory is bounded by [`ClientConfig::memory`].
+
+mod attr;
+mod client;
+mod config;
+mod content;
+mod coordinator;
+mod error;
+mod layout;
+pub mod fs;
+pub mod vfs;
+
+pub use attr::{Applied, Attr, Caller, DirEntry, DirPage, Kind, StatFs};
+pub use client::Client;
+pub use config::{ClientConfig, Unreachable};
+pub use content::FileContent;
+pub use coordinator::{Coordinator, OpenGuard};
+pub use error::{ClientError, Result};
+pub use layout::Layout;

@@ -1,0 +1,1 @@
+//! The path level: what the command line, gateways and other programs ask.
