@@ -1,0 +1,407 @@
+//! Open files: create, open, read, write, truncate, and what else needs the content.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cairn_proto::limits::FILE_SIZE_MAX;
+use cairn_proto::v1::{self, mutation::Op};
+use cairn_proto::{ErrorKind, FileName, InodeId};
+use cairn_runtime::clock;
+
+use super::handles::{FileHandle, FileRef, Handle, Mode};
+use super::listing::Change;
+use super::names::create_of;
+use super::{Entry, HandleId, MAY_READ, MAY_WRITE, Result, Vfs, VfsError, access};
+use crate::{Caller, FileContent, Kind, OpenGuard};
+
+/// How open(2) was called, as far as a file system minds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OpenFlags {
+    /// Reading is wanted.
+    pub read: bool,
+    /// Writing is wanted.
+    pub write: bool,
+    /// O_APPEND.
+    pub append: bool,
+    /// O_TRUNC.
+    pub truncate: bool,
+    /// O_EXCL; counts for a create.
+    pub exclusive: bool,
+    /// O_SYNC or O_DSYNC.
+    pub sync: bool,
+}
+
+impl OpenFlags {
+    fn mode(self) -> Mode {
+        match (self.write, self.append, self.read) {
+            (false, ..) => Mode::Read,
+            (true, true, readable) => Mode::Append { readable },
+            (true, false, true) => Mode::ReadWrite,
+            (true, false, false) => Mode::Write,
+        }
+    }
+
+    fn mask(self) -> u32 {
+        (if self.read { MAY_READ } else { 0 }) | (if self.write { MAY_WRITE } else { 0 })
+    }
+}
+
+/// An open file.
+#[derive(Debug)]
+pub struct Opened {
+    /// Names it from here on; end with [`Vfs::release`].
+    pub handle: HandleId,
+    /// The file as it is now.
+    pub entry: Entry,
+    /// Nobody but this mount changed the content since this mount last had it open: pages that a
+    /// kernel has cached are still good.
+    pub pages_good: bool,
+}
+
+/// Why a write comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WriteOrigin {
+    /// write(2): goes to the end of a file that is open for appending.
+    Call,
+    /// A dirty page of a mapping: goes where it belongs, whatever handle it comes with.
+    PageCache,
+}
+
+/// A time that is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Time {
+    /// The cluster's clock.
+    Now,
+    /// Nanoseconds since the Unix epoch.
+    At(i64),
+}
+
+/// Changes of attributes; what is `None` stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AttrChange {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// truncate(2).
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<Time>,
+    /// Last change of the content.
+    pub mtime: Option<Time>,
+}
+
+/// fallocate(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AllocateMode {
+    /// Reads of the range give what is there; the file grows to its end unless `keep_size`.
+    Reserve {
+        /// FALLOC_FL_KEEP_SIZE.
+        keep_size: bool,
+    },
+    /// Reads of the range give zeros; the file grows to its end unless `keep_size`
+    /// (FALLOC_FL_ZERO_RANGE, and FALLOC_FL_PUNCH_HOLE with `keep_size`).
+    Zero {
+        /// FALLOC_FL_KEEP_SIZE.
+        keep_size: bool,
+    },
+}
+
+/// lseek(2) to data or holes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SeekFrom {
+    /// SEEK_DATA.
+    Data(u64),
+    /// SEEK_HOLE.
+    Hole(u64),
+}
+
+impl Vfs {
+    /// Creates a file (or opens the one that is there, unless `flags.exclusive`) and opens it.
+    pub async fn create_open(
+        &self,
+        parent: InodeId,
+        name: &FileName,
+        mode: u32,
+        flags: OpenFlags,
+        caller: &Caller,
+    ) -> Result<Opened> {
+        let asked = clock::now();
+        let create = v1::Create { exclusive: flags.exclusive, ..create_of(parent, name, Kind::File, mode) };
+        let (guard, applied) = self.coordinator().create_open(create, caller).await?;
+        self.adopt_parents(&applied, asked, Change::Added(name), None);
+        let attr = applied.into_attr()?;
+        // Without O_EXCL this may be a file that somebody else made a moment ago.
+        if attr.uid != caller.uid {
+            access::check(&attr, flags.mask(), caller)?;
+        }
+        let truncate = flags.truncate && attr.size > 0;
+        let content = self.client.content(attr.inode, &attr);
+        let entry = self.inodes.adopt(attr, asked);
+        self.finish_open(guard, content, entry, flags, truncate, caller).await
+    }
+
+    /// Opens a file: asks for its attributes and layout as they are now, and truncates it when
+    /// `flags` say so. Permission is the caller's business (the kernel has checked it).
+    pub async fn open(&self, inode: InodeId, flags: OpenFlags, caller: &Caller) -> Result<Opened> {
+        let asked = clock::now();
+        let (guard, layout) = self.coordinator().open(inode).await?;
+        let attr = layout.attr.clone();
+        let content = self.client.content(inode, &attr);
+        content.refresh(&attr, Some(layout));
+        let entry = self.inodes.adopt(attr, asked);
+        self.finish_open(guard, content, entry, flags, flags.truncate, caller).await
+    }
+
+    async fn finish_open(
+        &self,
+        guard: OpenGuard,
+        content: Arc<FileContent>,
+        mut entry: Entry,
+        flags: OpenFlags,
+        truncate: bool,
+        caller: &Caller,
+    ) -> Result<Opened> {
+        let inode = entry.attr.inode;
+        if truncate {
+            let asked = clock::now();
+            let extra = v1::SetAttr { via_handle: true, ..v1::SetAttr::default() };
+            let attr = content.truncate(0, caller, extra).await?;
+            entry = self.inodes.adopt_own(attr, asked, Change::Names);
+        }
+        let pages_good = self.inodes.opened(inode, &content, entry.attr.version);
+        // The overlay counts from here on, so that earlier writes of this mount that are not yet
+        // committed show in the size.
+        let entry = Entry { attr: content.attr_overlay(entry.attr), ..entry };
+        let (mode, sync) = (flags.mode(), flags.sync);
+        let handle = self.handles.insert(Handle::File(FileHandle { inode, content, mode, sync, guard }));
+        Ok(Opened { handle, entry, pages_good })
+    }
+
+    /// Reads what is in memory. The answer is shorter than `len` only at the end of the file.
+    pub fn try_read(&self, handle: HandleId, offset: u64, len: usize) -> Option<Result<Bytes>> {
+        match self.readable(handle) {
+            Ok(file) => file.content.try_read(offset, len).map(|result| result.map_err(VfsError::from)),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// Reads `len` bytes; fewer only at the end of the file.
+    pub async fn read(&self, handle: HandleId, offset: u64, len: usize) -> Result<Bytes> {
+        let file = self.readable(handle)?;
+        Ok(file.content.read(offset, len).await?)
+    }
+
+    fn readable(&self, handle: HandleId) -> Result<FileRef> {
+        let file = self.handles.file(handle, "read")?;
+        // The kernel reads a page before it writes a part of it, also through a handle that was
+        // opened for writing alone, so the mode is not asked here; the kernel checks it.
+        debug_assert!(file.mode.reads() || file.mode.writes());
+        Ok(file)
+    }
+
+    /// Buffers a write when there is room for it now.
+    pub fn try_write(
+        &self,
+        handle: HandleId,
+        offset: u64,
+        data: &[u8],
+        origin: WriteOrigin,
+    ) -> Option<Result<()>> {
+        let file = match self.writable(handle) {
+            Ok(file) if file.sync => return None,
+            Ok(file) => file,
+            Err(error) => return Some(Err(error)),
+        };
+        let offset = match place(&file, offset, data.len(), origin) {
+            Ok(offset) => offset,
+            Err(error) => return Some(Err(error)),
+        };
+        match file.content.try_write(offset, data) {
+            Ok(true) => Some(Ok(())),
+            Ok(false) => None,
+            Err(error) => Some(Err(error.into())),
+        }
+    }
+
+    /// Writes all of `data`; waits for memory, and with O_SYNC until it is durable.
+    pub async fn write(&self, handle: HandleId, offset: u64, data: Bytes, origin: WriteOrigin) -> Result<()> {
+        let file = self.writable(handle)?;
+        let offset = place(&file, offset, data.len(), origin)?;
+        file.content.write(offset, data).await?;
+        if file.sync {
+            file.content.fsync().await?;
+        }
+        Ok(())
+    }
+
+    fn writable(&self, handle: HandleId) -> Result<FileRef> {
+        let file = self.handles.file(handle, "be written")?;
+        if !file.mode.writes() {
+            return Err(VfsError::Handle { handle, operation: "be written" });
+        }
+        Ok(file)
+    }
+
+    /// What [`Self::flush`] gives when nothing is left to do.
+    pub fn try_flush(&self, handle: HandleId) -> Option<Result<()>> {
+        match self.handles.file(handle, "be closed") {
+            Ok(file) if file.mode.writes() && file.content.needs_flush() => None,
+            Ok(_) => Some(Ok(())),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// close(2) of one descriptor: what was written is what other mounts see.
+    pub async fn flush(&self, handle: HandleId) -> Result<()> {
+        let file = self.handles.file(handle, "be closed")?;
+        Ok(file.content.flush().await?)
+    }
+
+    /// fsync(2): what was written survives.
+    pub async fn fsync(&self, handle: HandleId) -> Result<()> {
+        let file = self.handles.file(handle, "be synced")?;
+        Ok(file.content.fsync().await?)
+    }
+
+    /// The last descriptor of an open is gone. Writes that are still buffered (a mapping's) are
+    /// stored in the background; the inode lives until then.
+    pub fn release(self: &Arc<Self>, handle: HandleId) {
+        let Some(released) = self.handles.remove(handle) else { return };
+        let Handle::File(file) = &*released else { return };
+        if !file.content.is_dirty() {
+            self.inodes.closed(file.inode);
+            return;
+        }
+        let vfs = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let Handle::File(file) = &*released else { return };
+            if let Err(error) = file.content.flush().await {
+                tracing::error!(inode = %file.guard.inode(), %error, "written data of a closed file is lost");
+            }
+            vfs.inodes.closed(file.inode);
+        });
+    }
+
+    /// Changes attributes; `handle` is the open file that a change of size came with.
+    pub async fn setattr(
+        &self,
+        inode: InodeId,
+        change: AttrChange,
+        handle: Option<HandleId>,
+        caller: &Caller,
+    ) -> Result<Entry> {
+        let via_handle = handle.is_some_and(|handle| self.writable(handle).is_ok());
+        let set = set_attr_of(inode, change, via_handle);
+        let asked = clock::now();
+        let content = self.inodes.content(inode).or_else(|| self.client.existing_content(inode));
+        let attr = match (content, change.size) {
+            (Some(content), Some(size)) => content.truncate(size, caller, set).await?,
+            (Some(content), None) => content.set_attr(caller, set).await?,
+            (None, _) => self.coordinator().apply(Op::SetAttr(set), caller).await?.into_attr()?,
+        };
+        Ok(self.inodes.adopt_own(attr, asked, Change::Names))
+    }
+
+    /// fallocate(2). `length` is at least 1.
+    pub async fn fallocate(
+        &self,
+        handle: HandleId,
+        offset: u64,
+        length: u64,
+        mode: AllocateMode,
+        caller: &Caller,
+    ) -> Result<()> {
+        let file = self.writable(handle)?;
+        if length == 0 {
+            return Err(VfsError::refused(ErrorKind::InvalidArgument, "a range of no bytes"));
+        }
+        end_of(offset, length)?;
+        let (make_hole, keep_size) = match mode {
+            AllocateMode::Reserve { keep_size } => (false, keep_size),
+            AllocateMode::Zero { keep_size } => (true, keep_size),
+        };
+        let asked = clock::now();
+        let op = v1::Allocate { inode: file.inode.get(), offset, length, keep_size, make_hole };
+        let attr = file.content.allocate(op, caller).await?;
+        self.inodes.adopt_own(attr, asked, Change::Names);
+        Ok(())
+    }
+
+    /// lseek(2) to the next data or hole at or behind an offset.
+    pub async fn lseek(&self, handle: HandleId, from: SeekFrom) -> Result<u64> {
+        let file = self.handles.file(handle, "seek")?;
+        let found = match from {
+            SeekFrom::Data(offset) => file.content.seek(offset, true).await?,
+            SeekFrom::Hole(offset) => file.content.seek(offset, false).await?,
+        };
+        Ok(found)
+    }
+
+    /// copy_file_range(2): copies extents, no bytes move. How many bytes were copied; fewer than
+    /// `length` only at the end of the source.
+    pub async fn copy_file_range(
+        &self,
+        source: HandleId,
+        source_offset: u64,
+        target: HandleId,
+        offset: u64,
+        length: u64,
+        caller: &Caller,
+    ) -> Result<u64> {
+        let from = self.readable(source)?;
+        let to = self.writable(target)?;
+        let length = length.min(from.content.size().saturating_sub(source_offset));
+        if length == 0 {
+            return Ok(0);
+        }
+        end_of(offset, length)?;
+        let (first, last) = (source_offset.min(offset), source_offset.max(offset));
+        if from.inode == to.inode && last - first < length {
+            return Err(VfsError::refused(ErrorKind::InvalidArgument, "the ranges overlap"));
+        }
+        // Named in full: Arc's own clone_from would win.
+        let (to, from) = (&*to.content, &*from.content);
+        let copied = FileContent::clone_from(to, from, source_offset, offset, length, caller).await?;
+        self.inodes.expire(to.inode());
+        Ok(copied)
+    }
+}
+
+/// Where a write goes.
+fn place(file: &FileHandle, offset: u64, len: usize, origin: WriteOrigin) -> Result<u64> {
+    let offset = match (file.mode, origin) {
+        (Mode::Append { .. }, WriteOrigin::Call) => file.content.size(),
+        _ => offset,
+    };
+    end_of(offset, len as u64)?;
+    Ok(offset)
+}
+
+fn end_of(offset: u64, length: u64) -> Result<u64> {
+    let end = offset.checked_add(length).filter(|end| *end <= FILE_SIZE_MAX);
+    end.ok_or_else(|| VfsError::refused(ErrorKind::FileTooLarge, "a file has at most 2^63 - 1 bytes"))
+}
+
+fn set_attr_of(inode: InodeId, change: AttrChange, via_handle: bool) -> v1::SetAttr {
+    v1::SetAttr {
+        inode: inode.get(),
+        mode: change.mode.map(|mode| mode & 0o7777),
+        uid: change.uid,
+        gid: change.gid,
+        size: change.size,
+        atime: change.atime.map(time_of),
+        mtime: change.mtime.map(time_of),
+        via_handle,
+    }
+}
+
+fn time_of(time: Time) -> v1::TimeChange {
+    let to = match time {
+        Time::Now => v1::time_change::To::Now(true),
+        Time::At(ns) => v1::time_change::To::AtNs(ns),
+    };
+    v1::TimeChange { to: Some(to) }
+}

@@ -1,0 +1,272 @@
+//! What is known about inodes: attributes, extended attributes, names, and which are open.
+//!
+//! A cache in two generations: what is used moves to the young one; when that is full, the old one
+//! is dropped. Losing an entry costs a request, never correctness, since inode ids are the
+//! cluster's own. Open inodes are kept apart, and counted.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cairn_proto::{FileName, InodeId};
+use cairn_runtime::clock::{self, Instant};
+
+use super::Entry;
+use super::listing::{Change, Listing};
+use crate::{Attr, FileContent};
+
+/// Inodes in one generation; about 300 bytes each.
+const GENERATION_MAX: usize = 32_768;
+
+/// The extended attributes of an inode.
+pub(super) type Xattrs = Arc<Vec<(Bytes, Bytes)>>;
+
+struct Known {
+    attr: Attr,
+    until: Instant,
+    /// The version whose data the kernel's page cache may hold.
+    pages: Option<u64>,
+    /// With the version that they belong to.
+    xattrs: Option<(u64, Xattrs)>,
+    listing: Option<Box<Listing>>,
+}
+
+struct Open {
+    content: Arc<FileContent>,
+    handles: usize,
+    /// Changes by others that the kernel's page cache has been told of.
+    foreign: u64,
+}
+
+#[derive(Default)]
+struct State {
+    young: HashMap<InodeId, Known>,
+    old: HashMap<InodeId, Known>,
+    open: HashMap<InodeId, Open>,
+}
+
+impl State {
+    fn get(&mut self, inode: InodeId) -> Option<&mut Known> {
+        if let Some(known) = self.old.remove(&inode) {
+            self.insert(inode, known);
+        }
+        self.young.get_mut(&inode)
+    }
+
+    fn insert(&mut self, inode: InodeId, known: Known) {
+        if self.young.len() >= GENERATION_MAX {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(inode, known);
+    }
+
+    fn overlay(&self, attr: Attr) -> Attr {
+        match self.open.get(&attr.inode) {
+            Some(open) => open.content.attr_overlay(attr),
+            None => attr,
+        }
+    }
+}
+
+pub(super) struct InodeTable {
+    state: Mutex<State>,
+    valid: Duration,
+}
+
+impl InodeTable {
+    pub(super) fn new(valid: Duration) -> Self {
+        Self { state: Mutex::default(), valid }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Attributes that may still be shown.
+    pub(super) fn fresh(&self, inode: InodeId) -> Option<Entry> {
+        let mut state = self.lock();
+        let known = state.get(inode)?;
+        let valid = known.until.saturating_duration_since(clock::now());
+        if valid.is_zero() {
+            return None;
+        }
+        let attr = known.attr.clone();
+        Some(Entry { attr: state.overlay(attr), valid })
+    }
+
+    /// The attributes seen last, however old.
+    pub(super) fn last(&self, inode: InodeId) -> Option<Attr> {
+        self.lock().get(inode).map(|known| known.attr.clone())
+    }
+
+    /// Takes attributes from an answer to a request that was sent at `asked`. Gives the newest ones
+    /// known, which may be others.
+    pub(super) fn adopt(&self, attr: Attr, asked: Instant) -> Entry {
+        self.take(attr, asked, None)
+    }
+
+    /// Takes the result of an own change of the inode; `change` says what became of its names.
+    pub(super) fn adopt_own(&self, attr: Attr, asked: Instant, change: Change<'_>) -> Entry {
+        self.take(attr, asked, Some(change))
+    }
+
+    /// Takes the attributes of a directory that was just made here.
+    pub(super) fn adopt_new_directory(&self, attr: Attr, asked: Instant) -> Entry {
+        let (inode, version) = (attr.inode, attr.version);
+        let entry = self.take(attr, asked, None);
+        if let Some(known) = self.lock().get(inode) {
+            known.listing = Some(Box::new(Listing::empty(version)));
+        }
+        entry
+    }
+
+    fn take(&self, attr: Attr, asked: Instant, own: Option<Change<'_>>) -> Entry {
+        let until = asked + self.valid;
+        let mut state = self.lock();
+        if let Some(open) = state.open.get(&attr.inode) {
+            open.content.refresh(&attr, None);
+        }
+        let inode = attr.inode;
+        let (attr, until) = match state.get(inode) {
+            Some(known) => {
+                known.take(attr, until, own);
+                (known.attr.clone(), known.until)
+            }
+            None => {
+                let known = Known { attr: attr.clone(), until, pages: None, xattrs: None, listing: None };
+                state.insert(inode, known);
+                (attr, until)
+            }
+        };
+        let valid = until.saturating_duration_since(clock::now());
+        Entry { attr: state.overlay(attr), valid }
+    }
+
+    /// As [`Self::adopt`] for an entry of a listing fetched earlier; keeps nothing that is not
+    /// known yet, so that listing a large directory does not push out what is in use.
+    pub(super) fn newest(&self, attr: &Attr, until: Instant) -> Entry {
+        let mut state = self.lock();
+        let (attr, until) = match state.get(attr.inode) {
+            Some(known) if known.attr.version > attr.version => (known.attr.clone(), known.until),
+            _ => (attr.clone(), until),
+        };
+        let valid = until.saturating_duration_since(clock::now());
+        Entry { attr: state.overlay(attr), valid }
+    }
+
+    /// Whether `name` is known not to be in `parent`.
+    pub(super) fn lacks(&self, parent: InodeId, name: &FileName) -> bool {
+        let mut state = self.lock();
+        let Some(known) = state.get(parent) else { return false };
+        let fresh = known.until > clock::now();
+        fresh && known.listing.as_ref().is_some_and(|listing| listing.lacks(name))
+    }
+
+    /// The version seen last.
+    pub(super) fn version(&self, inode: InodeId) -> Option<u64> {
+        self.lock().get(inode).map(|known| known.attr.version)
+    }
+
+    /// Drops what is cached for an inode.
+    pub(super) fn forget(&self, inode: InodeId) {
+        let mut state = self.lock();
+        state.young.remove(&inode);
+        state.old.remove(&inode);
+    }
+
+    /// Makes sure that attributes are fetched before they are shown again.
+    pub(super) fn expire(&self, inode: InodeId) {
+        if let Some(known) = self.lock().get(inode) {
+            known.until = clock::now();
+        }
+    }
+
+    /// The extended attributes, when those of the present version are known.
+    pub(super) fn xattrs(&self, inode: InodeId) -> Option<Xattrs> {
+        let mut state = self.lock();
+        let known = state.get(inode)?;
+        let fresh = known.until > clock::now();
+        let (version, xattrs) = known.xattrs.as_ref()?;
+        (fresh && *version == known.attr.version).then(|| Arc::clone(xattrs))
+    }
+
+    /// Keeps the extended attributes that belong to `version` of an inode.
+    pub(super) fn keep_xattrs(&self, inode: InodeId, version: u64, xattrs: &Xattrs) {
+        if let Some(known) = self.lock().get(inode) {
+            known.xattrs = Some((version, Arc::clone(xattrs)));
+        }
+    }
+
+    /// The content of an inode that is open here.
+    pub(super) fn content(&self, inode: InodeId) -> Option<Arc<FileContent>> {
+        self.lock().open.get(&inode).map(|open| Arc::clone(&open.content))
+    }
+
+    /// Counts one more open of an inode that was found at `version`. Tells whether the data that
+    /// the kernel may have cached for it is still good.
+    pub(super) fn opened(&self, inode: InodeId, content: &Arc<FileContent>, version: u64) -> bool {
+        let mut state = self.lock();
+        let pages = state.get(inode).and_then(|known| known.pages);
+        let foreign = content.foreign_changes();
+        match state.open.get_mut(&inode) {
+            Some(open) => {
+                let same = open.foreign == foreign;
+                open.foreign = foreign;
+                open.handles += 1;
+                same
+            }
+            None => {
+                let open = Open { content: Arc::clone(content), handles: 1, foreign };
+                state.open.insert(inode, open);
+                pages == Some(version)
+            }
+        }
+    }
+
+    /// Counts one open less. With the last one, what the content knows becomes what is known.
+    pub(super) fn closed(&self, inode: InodeId) {
+        let mut state = self.lock();
+        let Some(open) = state.open.get_mut(&inode) else { return };
+        open.handles = open.handles.saturating_sub(1);
+        if open.handles > 0 {
+            return;
+        }
+        let Some(open) = state.open.remove(&inode) else { return };
+        let undisturbed = open.foreign == open.content.foreign_changes();
+        let attr = open.content.attr();
+        if let Some(known) = state.get(inode) {
+            known.pages = undisturbed.then_some(attr.version);
+            if attr.version > known.attr.version {
+                // Commits of this mount raised the version; nobody else can have done so unseen
+                // when it was undisturbed. Their time is not known, so the old limit stays.
+                known.attr = attr;
+            }
+        }
+    }
+}
+
+impl Known {
+    fn take(&mut self, attr: Attr, until: Instant, own: Option<Change<'_>>) {
+        if attr.version < self.attr.version {
+            return;
+        }
+        let change = own.unwrap_or(Change::Names);
+        let follows = match (&mut self.listing, own) {
+            (Some(listing), Some(_)) => listing.follow(attr.version, change),
+            (Some(listing), None) => listing.version() == attr.version,
+            (None, _) => false,
+        };
+        if !follows {
+            self.listing = None;
+        }
+        if own.is_some() && self.pages.is_some_and(|pages| pages + 1 == attr.version) {
+            self.pages = Some(attr.version);
+        }
+        if self.xattrs.as_ref().is_some_and(|(version, _)| *version != attr.version) {
+            self.xattrs = None;
+        }
+        self.attr = attr;
+        self.until = self.until.max(until);
+    }
+}
