@@ -2,7 +2,7 @@
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # Where tools are installed: beside the build, so that `cargo clean` takes them along.
-TOOLS=${CAIRN_TOOLS:-${CARGO_TARGET_DIR:-$ROOT/target}/tools}
+TOOLS=${CONFORMANCE_TOOLS:-${CARGO_TARGET_DIR:-$ROOT/target}/tools}
 
 die() {
     echo "${0##*/}: $*" >&2

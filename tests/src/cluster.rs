@@ -155,9 +155,15 @@ pub fn is_mounted(path: &Path) -> bool {
 impl Cluster {
     /// Three datanodes and a mount.
     pub fn builder() -> Builder {
-        Builder { datanodes: 3, mount: true, environment: Vec::new(), mount_flags: Vec::new(), disks: Vec::new() }
-            // What the tests' machine can spare is not what a server keeps free.
-            .env("CAIRN_DATANODE__RESERVE", "16 MiB")
+        Builder {
+            datanodes: 3,
+            mount: true,
+            environment: Vec::new(),
+            mount_flags: Vec::new(),
+            disks: Vec::new(),
+        }
+        // What the tests' machine can spare is not what a server keeps free.
+        .env("CAIRN_DATANODE__RESERVE", "16 MiB")
     }
 
     fn start(builder: Builder) -> Self {
@@ -193,15 +199,8 @@ impl Cluster {
             nodes.push(service(name, path.join("data")));
         }
         let coordinator = service("coordinator".into(), top.join("coordinator"));
-        let mut cluster = Self {
-            mount: None,
-            nodes,
-            coordinator,
-            disks,
-            runtime: Arc::new(runtime),
-            builder,
-            workspace,
-        };
+        let mut cluster =
+            Self { mount: None, nodes, coordinator, disks, runtime: Arc::new(runtime), builder, workspace };
         cluster.start_coordinator();
         for index in 0..cluster.nodes.len() {
             cluster.start_node(index);
@@ -261,19 +260,19 @@ impl Cluster {
     /// Mounts the file system at `mnt`.
     pub fn mount(&mut self) {
         assert!(self.mount.is_none(), "mounted already");
-        let path = self.path().join("mnt");
-        self.mount = Some(self.mount_at(&path));
+        self.mount = Some(self.mount_at_with(Path::new("mnt"), &[]));
     }
 
-    /// A further mount of the same file system.
-    pub fn mount_at(&self, path: &Path) -> Mount {
+    /// A further mount of the same file system, in a directory of this name.
+    pub fn mount_at_with(&self, name: &Path, flags: &[&str]) -> Mount {
+        let path = &self.path().join(name);
         let name = format!("mount-{}", path.file_name().expect("name").to_string_lossy());
         std::fs::create_dir_all(path).expect("mountpoint");
         let ready = self.path().join("ready").join(&name);
         let _ = std::fs::remove_file(&ready);
         let mut command = self.command(&["mount", "--foreground"]);
         command.arg(path).args(["--coordinator", &self.coordinator.address]).arg("--ready-file").arg(&ready);
-        command.args(&self.builder.mount_flags);
+        command.args(&self.builder.mount_flags).args(flags);
         let process = Process::start(&name, command, &self.path().join("logs").join(&name));
         let mut mount = Mount { path: path.to_owned(), process };
         mount.process.wait_ready(&ready);

@@ -13,7 +13,10 @@ impl SmallDisk {
     /// A tmpfs of `bytes` at `path`, which is made.
     pub fn tmpfs(path: &Path, bytes: u64) -> Self {
         std::fs::create_dir_all(path).expect("mountpoint");
-        run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={bytes}")]).arg("tmpfs").arg(path));
+        run(Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={bytes}")])
+            .arg("tmpfs")
+            .arg(path));
         Self { path: path.to_owned() }
     }
 

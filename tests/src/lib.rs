@@ -10,11 +10,13 @@
 
 pub mod cluster;
 pub mod disk;
+pub mod mapping;
 pub mod pattern;
 pub mod process;
 pub mod rpc;
 pub mod shell;
 pub mod wait;
+pub mod workload;
 
 pub use cluster::{Builder, Cluster};
 pub use process::Process;

@@ -150,7 +150,12 @@ impl Drop for Process {
                 Some(signal) => format!("killed by signal {signal}"),
                 None => status.to_string(),
             });
-            eprintln!("--- {} (pid {}, {state}), end of its log:\n{}", self.name, self.pid(), self.log_tail());
+            eprintln!(
+                "--- {} (pid {}, {state}), end of its log:\n{}",
+                self.name,
+                self.pid(),
+                self.log_tail()
+            );
         }
     }
 }

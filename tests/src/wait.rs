@@ -27,7 +27,11 @@ pub fn until_true(what: &str, limit: Duration, mut probe: impl FnMut() -> bool) 
 /// Runs `work` on a thread of its own and panics when it has not returned within `limit`: for calls
 /// into a mount, which could hang.
 #[track_caller]
-pub fn within<T: Send + 'static>(what: &str, limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> T {
+pub fn within<T: Send + 'static>(
+    what: &str,
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
     let (done, result) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let _ = done.send(work());

@@ -409,10 +409,14 @@ fn a_commit_that_makes_no_sense_changes_nothing() {
         ("stored by one member of three", &[ErrorKind::TooFewReplicas], |r| {
             r.chunks[0].stored_by.truncate(1);
         }),
-        ("stored by one member, named twice", &[ErrorKind::TooFewReplicas, ErrorKind::InvalidArgument], |r| {
-            let one = r.chunks[0].stored_by[0].clone();
-            r.chunks[0].stored_by = vec![one.clone(), one];
-        }),
+        (
+            "stored by one member, named twice",
+            &[ErrorKind::TooFewReplicas, ErrorKind::InvalidArgument],
+            |r| {
+                let one = r.chunks[0].stored_by[0].clone();
+                r.chunks[0].stored_by = vec![one.clone(), one];
+            },
+        ),
         ("stored by strangers", &[ErrorKind::TooFewReplicas, ErrorKind::InvalidArgument], |r| {
             r.chunks[0].stored_by = vec![Bytes::from_static(&[1; 16]), Bytes::from_static(&[2; 16])];
         }),
@@ -437,16 +441,31 @@ fn a_commit_that_makes_no_sense_changes_nothing() {
         ("an extent past 2^64", &[ErrorKind::FileTooLarge], |r| {
             r.files[0].extents[0].offset = u64::MAX - 10;
         }),
-        ("an extent of a chunk that is not", &[ErrorKind::InvalidArgument, ErrorKind::PlanForeign, ErrorKind::ChunkNotFound, ErrorKind::NotFound], |r| {
-            r.files[0].extents[0].chunk += 500_000;
-        }),
+        (
+            "an extent of a chunk that is not",
+            &[
+                ErrorKind::InvalidArgument,
+                ErrorKind::PlanForeign,
+                ErrorKind::ChunkNotFound,
+                ErrorKind::NotFound,
+            ],
+            |r| {
+                r.files[0].extents[0].chunk += 500_000;
+            },
+        ),
         ("an extent of chunk 0", &[ErrorKind::InvalidArgument], |r| r.files[0].extents[0].chunk = 0),
         ("a chunk of no length", &[ErrorKind::InvalidArgument], |r| r.chunks[0].length = 0),
         ("a chunk longer than any", &[ErrorKind::InvalidArgument], |r| r.chunks[0].length = 65 << 20),
-        ("the set of another chunk", &[ErrorKind::InvalidArgument, ErrorKind::PlanForeign, ErrorKind::StaleEpoch], |r| {
-            r.chunks[0].set += 77;
+        (
+            "the set of another chunk",
+            &[ErrorKind::InvalidArgument, ErrorKind::PlanForeign, ErrorKind::StaleEpoch],
+            |r| {
+                r.chunks[0].set += 77;
+            },
+        ),
+        ("a file that is not", &[ErrorKind::NotFound, ErrorKind::StaleHandle], |r| {
+            r.files[0].inode = 1 << 50
         }),
-        ("a file that is not", &[ErrorKind::NotFound, ErrorKind::StaleHandle], |r| r.files[0].inode = 1 << 50),
         ("a directory", &[ErrorKind::IsDirectory, ErrorKind::InvalidArgument], |r| r.files[0].inode = 1),
         ("inode 0", &[ErrorKind::InvalidArgument], |r| r.files[0].inode = 0),
         ("inode 2^63", &[ErrorKind::InvalidArgument], |r| r.files[0].inode = 1 << 63),
