@@ -39,6 +39,7 @@ mod listing;
 mod names;
 mod xattrs;
 
+pub(crate) use access::permits;
 pub use access::{MAY_EXECUTE, MAY_READ, MAY_WRITE};
 pub use directories::{DirEntries, DirEntryView};
 pub use error::VfsError;

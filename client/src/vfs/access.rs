@@ -21,7 +21,8 @@ pub(super) fn check(attr: &Attr, mask: u32, caller: &Caller) -> Result<()> {
     }
 }
 
-fn permits(attr: &Attr, mask: u32, caller: &Caller) -> bool {
+/// Whether the permission bits allow `caller` all of `mask`.
+pub(crate) fn permits(attr: &Attr, mask: u32, caller: &Caller) -> bool {
     if caller.uid == 0 {
         // CAP_DAC_OVERRIDE: everything but running a file that nobody may run.
         let runs = attr.mode & 0o111 != 0 || attr.kind == Kind::Directory;
