@@ -82,7 +82,9 @@ impl Process {
             if let Some(status) = self.try_exit() {
                 panic!("{} ended ({status}) before it was ready:\n{}", self.name, self.log_tail());
             }
-            serde_json::from_slice(&std::fs::read(ready).ok()?).ok()
+            let told: serde_json::Value = serde_json::from_slice(&std::fs::read(ready).ok()?).ok()?;
+            assert!(told["error"].is_null(), "{} does not start: {}", self.name, told["error"]);
+            Some(told)
         })
     }
 

@@ -1,0 +1,193 @@
+//! `cairn up DIR`: the first command that anybody types.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use cairn_tests::process::{Process, Workspace, cairn_binary};
+use cairn_tests::{MIB, cluster, need_root, pattern, process, wait};
+
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// A running `cairn up`, unmounted by force when dropped.
+struct Up {
+    directory: PathBuf,
+    process: Process,
+}
+
+impl Up {
+    fn start(workspace: &Workspace, flags: &[&str]) -> Self {
+        Self::start_by(process::command(cairn_binary()), workspace, flags)
+    }
+
+    fn start_by(mut command: Command, workspace: &Workspace, flags: &[&str]) -> Self {
+        let directory = workspace.path().join("mnt");
+        let ready = workspace.path().join("home/ready");
+        fs::create_dir_all(workspace.path().join("home")).expect("mkdir");
+        let _ = fs::remove_file(&ready);
+        command.arg("up").arg(&directory).arg("--data").arg(workspace.path().join("home/data"));
+        command.arg("--ready-file").arg(&ready).args(flags);
+        // Notes about what runs are kept away from those of the machine's user.
+        command.env("XDG_RUNTIME_DIR", workspace.path().join("home/run"));
+        command.env("HOME", workspace.path().join("home")).current_dir(workspace.path());
+        command.env("CAIRN_DATANODE__RESERVE", "16 MiB");
+        let process = Process::start("up", command, &workspace.path().join("up.log"));
+        let mut up = Self { directory, process };
+        up.process.wait_ready(&ready);
+        assert!(cluster::is_mounted(&up.directory), "mounted when it says so");
+        up
+    }
+
+    fn stop(mut self, signal: rustix::process::Signal) {
+        self.process.signal(signal);
+        let status = self.process.wait_exit(STOP_LIMIT);
+        assert!(status.success(), "{status}: {}", self.process.log());
+        assert!(!cluster::is_mounted(&self.directory), "unmounted at the end");
+    }
+
+    /// The processes of the cluster, by the name of their command.
+    fn children(&self, role: &str) -> Vec<u32> {
+        let parent = self.process.pid().to_string();
+        let output = Command::new("ps").args(["-o", "pid=,args=", "--ppid", &parent]).output().expect("ps");
+        let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+        let of_role = lines.lines().filter(|line| line.split_whitespace().nth(2) == Some(role));
+        of_role.map(|line| line.split_whitespace().next().unwrap().parse().expect("pid")).collect()
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        // Its children end with it; killing them is left to them.
+        self.process.kill9();
+        cluster::unmount_by_force(&self.directory);
+    }
+}
+
+fn kill9(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid as i32).expect("pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+}
+
+fn alive(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}/cmdline")).exists()
+        && !fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default().is_empty()
+}
+
+/// What a first user does: work, lose a datanode, go on working.
+fn first_day(up: &Up) {
+    let file = up.directory.join("file");
+    pattern::write_file(&file, 1, 20 * MIB);
+    let nodes = up.children("datanode");
+    assert_eq!(nodes.len(), 3, "datanodes");
+    assert_eq!(up.children("coordinator").len(), 1);
+    assert_eq!(up.children("mount").len(), 1);
+    kill9(nodes[1]);
+    pattern::write_file(&up.directory.join("second"), 2, 20 * MIB);
+    pattern::check_file(&file, 1, 20 * MIB);
+    pattern::check_file(&up.directory.join("second"), 2, 20 * MIB);
+}
+
+#[test]
+fn one_command_gives_a_directory_that_survives_a_killed_datanode_and_a_restart() {
+    let workspace = Workspace::new();
+    let up = Up::start(&workspace, &[]);
+    first_day(&up);
+    wait::until_true("the datanode to be started again", Duration::from_secs(30), || {
+        up.children("datanode").len() == 3
+    });
+    let directory = up.directory.clone();
+    up.stop(rustix::process::Signal::INT);
+    // Nothing is written beside the cluster while it is away.
+    fs::write(directory.join("lost"), "x").expect_err("the covered directory is protected");
+    let up = Up::start(&workspace, &[]);
+    pattern::check_file(&directory.join("file"), 1, 20 * MIB);
+    pattern::check_file(&directory.join("second"), 2, 20 * MIB);
+    up.stop(rustix::process::Signal::TERM);
+}
+
+#[test]
+fn when_up_itself_is_killed_nothing_is_left_running() {
+    let workspace = Workspace::new();
+    let mut up = Up::start(&workspace, &["--datanodes", "1"]);
+    let children: Vec<u32> =
+        ["coordinator", "datanode", "mount"].iter().flat_map(|role| up.children(role)).collect();
+    assert_eq!(children.len(), 3);
+    fs::write(up.directory.join("file"), "content").expect("write");
+    up.process.kill9();
+    wait::until_true("the children to end", STOP_LIMIT, || !children.iter().any(|&pid| alive(pid)));
+    drop(up);
+    let up = Up::start(&workspace, &[]);
+    assert_eq!(fs::read(up.directory.join("file")).expect("read"), b"content");
+    up.stop(rustix::process::Signal::TERM);
+}
+
+#[test]
+fn an_ordinary_user_can_do_it_too() {
+    need_root();
+    let workspace = Workspace::new();
+    fs::create_dir_all(workspace.path().join("home")).expect("mkdir");
+    for path in [workspace.path().to_owned(), workspace.path().join("home")] {
+        std::os::unix::fs::chown(&path, Some(65_534), Some(65_534)).expect("chown");
+    }
+    // The binary, where the user can reach it.
+    let binary = workspace.path().join("cairn");
+    fs::copy(cairn_binary(), &binary).expect("copy");
+    let mut command = process::command("setpriv");
+    command
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--pdeathsig", "KILL"])
+        .arg(&binary);
+    let up = Up::start_by(command, &workspace, &[]);
+    let script = format!(
+        "cd '{}' && echo hello >f && cat f && mkdir d && mv f d/g && cat d/g",
+        up.directory.display()
+    );
+    let output = Command::new("setpriv")
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "sh", "-c", &script])
+        .output()
+        .expect("setpriv");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.stdout, b"hello\nhello\n");
+    up.stop(rustix::process::Signal::TERM);
+}
+
+#[test]
+fn detached_it_goes_on_until_down() {
+    let workspace = Workspace::new();
+    let home = workspace.path().join("home");
+    fs::create_dir_all(&home).expect("mkdir");
+    let directory = workspace.path().join("mnt");
+    let run = |arguments: &[&str]| {
+        let mut command = process::cairn(arguments);
+        command.env("HOME", &home).env("XDG_RUNTIME_DIR", home.join("run")).current_dir(workspace.path());
+        command.env("CAIRN_DATANODE__RESERVE", "16 MiB");
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        let child = command.spawn().expect("cairn");
+        let output = wait::within("cairn", Duration::from_secs(60), move || child.wait_with_output());
+        let output = output.expect("output");
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "cairn {arguments:?}: {error}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let (mnt, data) = (directory.to_str().unwrap(), home.join("data"));
+    let data = data.to_str().unwrap();
+    run(&["up", mnt, "--data", data, "--datanodes", "1", "--detach"]);
+    // Whatever comes: it is stopped.
+    struct Down<'a>(&'a Path, &'a str);
+    impl Drop for Down<'_> {
+        fn drop(&mut self) {
+            let mut command = process::cairn(["down", "--data", self.1]);
+            let _ = command.env("XDG_RUNTIME_DIR", self.0.join("run")).env("HOME", self.0).output();
+        }
+    }
+    let _down = Down(&home, data);
+    assert!(cluster::is_mounted(&directory));
+    fs::write(directory.join("file"), "content").expect("write");
+    // Other commands find its coordinator by themselves.
+    assert_eq!(run(&["cat", "/file"]), "content");
+    assert_eq!(run(&["ls", "/"]).trim(), "file");
+    serde_json::from_str::<serde_json::Value>(&run(&["status", "--json"])).expect("JSON");
+    run(&["down", "--data", data]);
+    assert!(!cluster::is_mounted(&directory));
+}
