@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -119,6 +120,9 @@ const SECONDS_BUCKETS: &[f64] = &[
     5.0, 10.0,
 ];
 
+/// Collected samples are folded into their buckets this often.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
 static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 
 /// Starts to collect what the `metrics` macros record; later calls change nothing.
@@ -130,7 +134,19 @@ pub fn init_metrics() -> Result<(), String> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS_BUCKETS)
         .and_then(PrometheusBuilder::install_recorder)
         .map_err(|error| format!("metrics can not be collected: {error}"))?;
-    let _ = METRICS.set(handle);
+    let upkeep = handle.clone();
+    if METRICS.set(handle).is_ok() {
+        // Histograms keep every sample until somebody looks; without a scraper that is memory without
+        // bound.
+        #[allow(clippy::disallowed_methods)] // a thread that only sleeps needs no runtime
+        crate::threads::spawn("metrics-upkeep", move || {
+            loop {
+                std::thread::sleep(UPKEEP_EVERY);
+                upkeep.run_upkeep();
+            }
+        })
+        .map_err(|error| format!("metrics can not be collected: {error}"))?;
+    }
     Ok(())
 }
 
