@@ -955,10 +955,10 @@ fn bytes_that_are_no_grpc() {
             b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
             pattern::bytes(1, 0, 100_000),
             vec![0; 1000],
-            [&PREFACE[..], &[0xff; 9000]].concat(),
+            [PREFACE, &[0xff; 9000]].concat(),
             // A header block that never ends.
             [
-                &PREFACE[..],
+                PREFACE,
                 &frame(4, 0, 0, &[]),
                 &frame(1, 0, 1, &[0x40; 10]),
                 &frame(9, 0, 1, &[0; 16_000]).repeat(40),
@@ -987,7 +987,7 @@ fn bytes_that_are_no_grpc() {
     // Thousands of requests that are given up at once.
     for address in &addresses {
         let mut stream = TcpStream::connect(address).expect("connect");
-        let mut bytes = [&PREFACE[..], &frame(4, 0, 0, &[])].concat();
+        let mut bytes = [PREFACE, &frame(4, 0, 0, &[])].concat();
         let headers = headers("Coordinator/ListNodes");
         for id in 0..5000_u32 {
             bytes.extend(frame(1, 0x4, 1 + 2 * id, &headers));
