@@ -254,30 +254,74 @@ fn a_datanode_of_another_cluster_is_refused_and_left_alone() {
     wire.check_replicas(inode, 1, 100_000, 1);
 }
 
-#[test]
-fn a_metadata_store_of_a_newer_version_is_refused_and_left_alone() {
-    let mut cluster = Cluster::builder().datanodes(1).unmounted().start();
-    let wire = cluster.wire();
-    wire.create("file");
-    drop(wire);
+/// Stops the coordinator in good order, and gives a way to its database.
+fn opened(cluster: &mut Cluster) -> impl Fn(&str) -> String + use<> {
     let status = cluster.coordinator_process().terminate(Duration::from_secs(20));
     assert!(status.success(), "{status}");
     cluster.kill9_coordinator();
     let database = cluster.coordinator_data().join("meta.db");
-    let sql = |statement: &str| {
+    move |statement| {
         let output = Command::new("sqlite3").arg(&database).arg(statement).output().expect("sqlite3");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+}
+
+/// The checksum of the row `cluster`, as the store computes it: over the table's name and the
+/// columns, each behind a byte that says its type.
+fn checksum_of_cluster(id: &[u8], schema: i64, created_ns: i64) -> u32 {
+    let integer = |value: i64| [&[1], &value.to_le_bytes()[..]].concat();
+    let blob = [&[3], &(id.len() as u64).to_le_bytes()[..], id].concat();
+    let row = [b"cluster".to_vec(), integer(1), blob, integer(schema), integer(created_ns)].concat();
+    cairn_proto::checksum::crc32c(&row)
+}
+
+#[test]
+fn a_metadata_store_of_a_newer_version_is_refused_and_left_alone() {
+    let mut cluster = Cluster::builder().datanodes(1).unmounted().start();
+    cluster.wire().create("file");
+    let sql = opened(&mut cluster);
+    let row = sql("SELECT hex(cluster), schema, created_ns, crc FROM cluster");
+    let columns: Vec<&str> = row.split('|').collect();
+    let [id, schema, created, crc] = columns[..] else { panic!("{row}") };
+    let id: Vec<u8> =
+        (0..id.len()).step_by(2).map(|at| u8::from_str_radix(&id[at..at + 2], 16).expect("hex")).collect();
+    let created: i64 = created.parse().expect("number");
+    let current = schema.parse().expect("number");
+    assert_eq!(checksum_of_cluster(&id, current, created).to_string(), crc, "the form of the row");
+    let set = |schema: i64| {
+        let crc = checksum_of_cluster(&id, schema, created);
+        sql(&format!("UPDATE cluster SET schema = {schema}, crc = {crc}"));
     };
-    let version: u64 = sql("PRAGMA user_version").parse().expect("number");
-    assert!(version > 0, "the schema's version is SQLite's user_version");
-    sql("PRAGMA user_version = 999999");
+    set(999_999);
     let data = cluster.coordinator_data().to_str().unwrap().to_owned();
-    refused(process::cairn(["coordinator", "--listen", "127.0.0.1:0", "--data", &data]), &["999999"]);
-    assert_eq!(sql("PRAGMA user_version"), "999999", "left as it was");
-    sql(&format!("PRAGMA user_version = {version}"));
+    let command = || process::cairn(["coordinator", "--listen", "127.0.0.1:0", "--data", &data]);
+    refused(command(), &["newer", "999999", &data]);
+    assert_eq!(sql("SELECT schema FROM cluster"), "999999", "left as it was");
+    // A row that was changed behind the store's back is no version at all.
+    sql(&format!("UPDATE cluster SET schema = {current}"));
+    refused(command(), &["cluster"]);
+    set(current);
     cluster.restart();
     assert_eq!(cluster.wire().list_root(), ["file"]);
+}
+
+#[test]
+fn a_row_that_was_changed_behind_the_stores_back_is_never_believed() {
+    let mut cluster = Cluster::builder().datanodes(1).unmounted().start();
+    let wire = cluster.wire();
+    let inode = wire.create("damaged");
+    wire.upload(inode, 1, 100_000, 1 << 20);
+    let whole = wire.create("whole");
+    wire.upload(whole, 2, 100_000, 1 << 20);
+    drop(wire);
+    let sql = opened(&mut cluster);
+    sql(&format!("UPDATE inode SET size = size + 1 WHERE id = {inode}"));
+    cluster.restart();
+    let wire = cluster.wire();
+    let error = wire.layout(inode).expect_err("a damaged row").kind;
+    assert_eq!(error, cairn_proto::ErrorKind::Corrupt);
+    wire.check_replicas(whole, 2, 100_000, 1);
 }
 
 #[test]
