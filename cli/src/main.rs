@@ -1,1 +1,5 @@
-fn main() {}
+//! The one binary `cairn`; everything is in the library beside it.
+
+fn main() -> std::process::ExitCode {
+    cairn_cli::main()
+}

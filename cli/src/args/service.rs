@@ -1,0 +1,95 @@
+//! `cairn coordinator` and `cairn datanode`.
+
+use std::path::PathBuf;
+
+use cairn_runtime::config::ByteSize;
+use clap::Args;
+
+/// What a parent process that starts a service tells it; not for people.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ChildArgs {
+    /// Write addresses and pid to FILE (JSON, appears whole) as soon as the service can be used.
+    #[arg(long, value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
+    /// Stop when standard input ends, that is, when the parent is gone.
+    #[arg(long, hide = true)]
+    pub stop_with_parent: bool,
+    /// Leave the terminal and session of the parent.
+    #[arg(long, hide = true)]
+    pub new_session: bool,
+}
+
+/// Arguments of `cairn coordinator`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cairn coordinator --data /var/lib/cairn/coordinator
+  cairn coordinator --listen 10.0.0.1:7070 --insecure --config /etc/cairn.toml
+
+The service runs in the foreground until SIGTERM or Ctrl-C. Everything else is set in the section
+[coordinator] of the configuration file or by CAIRN_COORDINATOR__* variables.")]
+pub struct CoordinatorArgs {
+    /// Where to listen for gRPC; port 0 takes a free one [default: 127.0.0.1:7070].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    /// Directory of the metadata store [default: /var/lib/cairn/coordinator].
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Where to serve /metrics, /healthz and /readyz [default: nowhere].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics_listen: Option<String>,
+    /// Copies of each chunk [default: 3].
+    #[arg(long, value_name = "N")]
+    pub replicas: Option<u32>,
+    /// Copies that must be stored before a write is acknowledged [default: 2].
+    #[arg(long, value_name = "N")]
+    pub min_replicas: Option<u32>,
+    /// Listen on an address that others can reach although connections are not encrypted.
+    #[arg(long)]
+    pub insecure: bool,
+    /// For the parent process.
+    #[command(flatten)]
+    pub child: ChildArgs,
+}
+
+/// Arguments of `cairn datanode`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cairn datanode --coordinator storage1:7070 --data /disk1/cairn --data /disk2/cairn --label rack=r1
+
+The service runs in the foreground until SIGTERM or Ctrl-C. Everything else is set in the section
+[datanode] of the configuration file or by CAIRN_DATANODE__* variables.")]
+pub struct DatanodeArgs {
+    /// Where to listen for gRPC; port 0 takes a free one [default: 127.0.0.1:7080].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    /// Address that others reach this node at, when it is not the one it listens on.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
+    /// Directory for chunks, one for each disk; may be repeated.
+    #[arg(long, value_name = "DIR")]
+    pub data: Vec<PathBuf>,
+    /// Where the node stands: host, rack, zone. Copies are spread over different values.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub label: Vec<(String, String)>,
+    /// Room that stays free on each disk.
+    #[arg(long, value_name = "SIZE")]
+    pub reserve: Option<ByteSize>,
+    /// Where to serve /metrics, /healthz and /readyz [default: nowhere].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics_listen: Option<String>,
+    /// Listen on an address that others can reach although connections are not encrypted.
+    #[arg(long)]
+    pub insecure: bool,
+    /// For the parent process.
+    #[command(flatten)]
+    pub child: ChildArgs,
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("KEY=VALUE was expected, such as rack=r1".to_owned()),
+    }
+}

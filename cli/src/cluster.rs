@@ -1,0 +1,158 @@
+//! Questions to a cluster that need no session, so that diagnosis works when little else does:
+//! status, datanodes, layouts, and what each datanode holds.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
+
+use cairn_proto::limits::MESSAGE_SIZE_MAX;
+use cairn_proto::v1::coordinator_client::CoordinatorClient;
+use cairn_proto::v1::data_node_client::DataNodeClient;
+use cairn_proto::{ErrorKind, NodeId, WireError, v1, wire_error_of};
+use cairn_runtime::{clock, net};
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+use crate::failure::{Exit, Failure};
+
+/// Every answer must come within this time.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Reading and checking chunks takes longer.
+const VERIFY_LIMIT: Duration = Duration::from_secs(120);
+/// Extents that are asked for at once.
+const EXTENTS_MAX: u32 = 65_536;
+
+/// A coordinator to ask.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    address: String,
+    client: CoordinatorClient<Channel>,
+}
+
+impl Cluster {
+    /// Prepares to ask; connects with the first question.
+    pub fn connect(address: &str) -> Result<Self, Failure> {
+        let channel = net::connect(address).map_err(|error| Failure::usage("--coordinator", error))?;
+        let client = CoordinatorClient::new(channel).max_decoding_message_size(MESSAGE_SIZE_MAX);
+        Ok(Self { address: address.to_owned(), client })
+    }
+
+    /// Where the coordinator is.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Counters, health, datanodes, sessions.
+    pub async fn status(&self) -> Result<v1::GetStatusResponse, Failure> {
+        let mut client = self.client.clone();
+        self.told(answer(ANSWER_LIMIT, client.get_status(v1::GetStatusRequest {})).await)
+    }
+
+    /// The map: every datanode and every replica set.
+    pub async fn map(&self) -> Result<v1::ClusterMap, Failure> {
+        let mut client = self.client.clone();
+        let answer = self.told(answer(ANSWER_LIMIT, client.list_nodes(v1::ListNodesRequest {})).await)?;
+        Ok(answer.map.unwrap_or_default())
+    }
+
+    /// How many datanodes are up.
+    pub async fn nodes_up(&self) -> Result<usize, Failure> {
+        Ok(self.map().await?.nodes.iter().filter(|node| node.state() == v1::NodeState::Up).count())
+    }
+
+    /// Space and inodes.
+    pub async fn stat_fs(&self) -> Result<v1::StatFsResponse, Failure> {
+        let mut client = self.client.clone();
+        self.told(answer(ANSWER_LIMIT, client.stat_fs(v1::StatFsRequest {})).await)
+    }
+
+    /// All extents of a file and the chunks that they name.
+    pub async fn layout(&self, inode: u64, size: u64) -> Result<(Vec<v1::Extent>, BTreeMap<u64, v1::ChunkRef>), Failure> {
+        let (mut extents, mut chunks) = (Vec::new(), BTreeMap::new());
+        let mut offset = 0;
+        while offset < size {
+            let mut client = self.client.clone();
+            let request = v1::DownloadFileRequest {
+                inode,
+                offset,
+                length: size - offset,
+                extents_max: EXTENTS_MAX,
+                ..Default::default()
+            };
+            let part = self.told(answer(ANSWER_LIMIT, client.download_file(request)).await)?;
+            // Extents come whole, so that one may have been seen already.
+            let seen = extents.last().map_or(0, |last: &v1::Extent| last.offset.saturating_add(last.length));
+            extents.extend(part.extents.into_iter().filter(|extent| extent.offset >= seen));
+            chunks.extend(part.chunks.into_iter().map(|chunk| (chunk.chunk, chunk)));
+            if part.covered <= offset {
+                break;
+            }
+            offset = part.covered;
+        }
+        Ok((extents, chunks))
+    }
+
+    fn told<T>(&self, answer: Result<T, WireError>) -> Result<T, Failure> {
+        answer.map_err(|error| failure(&format!("ask the coordinator at {}", self.address), &error))
+    }
+}
+
+/// What a datanode says of chunks: a line for each, or why it does not answer.
+pub async fn stat_chunks(
+    address: &str,
+    chunks: Vec<u64>,
+    verify: bool,
+) -> Result<BTreeMap<u64, v1::ChunkStat>, String> {
+    let channel = net::connect(address).map_err(|error| error.to_string())?;
+    let mut client = DataNodeClient::new(channel).max_decoding_message_size(MESSAGE_SIZE_MAX);
+    let limit = if verify { VERIFY_LIMIT } else { ANSWER_LIMIT };
+    match answer(limit, client.stat_chunks(v1::StatChunksRequest { chunks, verify })).await {
+        Ok(answer) => Ok(answer.chunks.into_iter().map(|chunk| (chunk.chunk, chunk)).collect()),
+        Err(error) => Err(error.message),
+    }
+}
+
+/// The datanode that 16 bytes name, for people.
+pub fn node_name(node: &[u8]) -> String {
+    NodeId::from_wire(node).map_or_else(|_| "?".to_owned(), |id| id.to_string())
+}
+
+async fn answer<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, WireError> {
+    match clock::timeout(limit, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(wire_error_of(&status)),
+        Err(_) => Err(WireError::new(ErrorKind::TimedOut, format!("no answer within {} s", limit.as_secs()))),
+    }
+}
+
+/// The failure of `what` because of an error of the cluster, with what can be done about it.
+pub fn failure(what: &str, error: &WireError) -> Failure {
+    let message = if error.message.is_empty() { format!("{:?}", error.kind) } else { error.message.clone() };
+    let failure = Failure::new(what, message);
+    match advice(error.kind) {
+        Some((next, exit)) => failure.next(next).exit(exit),
+        None => failure,
+    }
+}
+
+/// What a person can do about a kind of error, and the exit status.
+pub fn advice(kind: ErrorKind) -> Option<(&'static str, Exit)> {
+    match kind {
+        ErrorKind::Unavailable | ErrorKind::TimedOut | ErrorKind::NotActive => Some((
+            "is the cluster running (`cairn up DIR`), and is --coordinator its address?",
+            Exit::Unreachable,
+        )),
+        ErrorKind::NoSpace => Some(("free some space or add a datanode; `cairn df` shows what is left", Exit::Failed)),
+        ErrorKind::AccessDenied | ErrorKind::NotPermitted => {
+            Some(("ask its owner, or do it as root", Exit::Failed))
+        }
+        ErrorKind::Corrupt | ErrorKind::ChecksumMismatch | ErrorKind::ChunkNotFound => {
+            Some(("`cairn locate --verify` shows which copies are bad", Exit::Unhealthy))
+        }
+        ErrorKind::TooFewReplicas => Some(("`cairn status` shows which datanodes are missing", Exit::Unreachable)),
+        _ => None,
+    }
+}

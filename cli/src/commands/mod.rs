@@ -1,0 +1,189 @@
+//! The commands: one file for each family.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cairn_client::{Client, ClientConfig, Unreachable};
+use cairn_runtime::config::ByteSize;
+use cairn_runtime::shutdown::Shutdown;
+use cairn_runtime::telemetry::{self, LogConfig};
+
+use crate::args::{Cli, Command, ConfigCommand, GlobalArgs, NodeCommand};
+use crate::cluster::Cluster;
+use crate::config::{Flags, Origin, Settings};
+use crate::failure::{Context, Exit, Failure};
+use crate::output::Output;
+use crate::{notes, up};
+
+mod about;
+mod client_error;
+mod config;
+mod files;
+mod locate;
+mod ls;
+mod mount;
+mod rename;
+mod serve;
+mod space;
+mod status;
+
+/// A command gives up on an unreachable cluster after this long, where a mount would wait.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Transfers ride out a restart of the coordinator.
+pub const TRANSFER_PATIENCE: Duration = Duration::from_secs(120);
+
+/// What every command works with.
+#[derive(Debug)]
+pub struct Tool {
+    /// Options that every command takes.
+    pub global: GlobalArgs,
+    /// How to print.
+    pub output: Output,
+}
+
+/// Carries out what the command line says.
+pub async fn run(cli: Cli) -> Result<Exit, Failure> {
+    let tool = Tool { output: Output::new(&cli.global), global: cli.global };
+    let done = |()| Exit::Done;
+    match cli.command {
+        Command::Up(args) => {
+            tool.init_command_logs()?;
+            up::up(args, &tool.global, tool.output).await.map(done)
+        }
+        Command::Down(args) => up::down(&args, tool.output).await.map(done),
+        Command::Coordinator(args) => serve::coordinator(&tool, args).await.map(done),
+        Command::Datanode(args) => serve::datanode(&tool, args).await.map(done),
+        Command::Mount(args) => mount::mount(&tool, args).await.map(done),
+        Command::Umount(args) => mount::umount(&tool, &args).await.map(done),
+        Command::Put(args) => crate::transfer::put(&tool, args).await,
+        Command::Get(args) => crate::transfer::get(&tool, args).await,
+        Command::Cat(args) => files::cat(&tool, &args).await,
+        Command::Ls(args) => ls::ls(&tool, args).await,
+        Command::Stat(args) => files::stat(&tool, &args).await,
+        Command::Mkdir(args) => files::mkdir(&tool, &args).await,
+        Command::Rm(args) => files::rm(&tool, &args).await,
+        Command::Mv(args) => rename::mv(&tool, &args).await,
+        Command::Cp(args) => rename::cp(&tool, &args).await,
+        Command::Du(args) => space::du(&tool, args).await,
+        Command::Df(args) => space::df(&tool, &args).await.map(done),
+        Command::Locate(args) => locate::locate(&tool, &args).await,
+        Command::Status(args) => status::status(&tool, &args).await,
+        Command::Node(NodeCommand::List) => status::node_list(&tool).await.map(done),
+        Command::Config(ConfigCommand::Show(args)) => config::show(&tool, &args).map(done),
+        Command::Config(ConfigCommand::Init(args)) => config::init(&tool, &args).map(done),
+        Command::Completions(args) => about::completions(&args, tool.output).map(done),
+        Command::Man(args) => about::man(&args, tool.output).map(done),
+    }
+}
+
+impl Tool {
+    /// All settings, with those that flags of the command make.
+    pub fn settings(&self, flags: Flags) -> Result<Settings, Failure> {
+        let up = notes::find_up().map(|note| note.coordinator);
+        let flags = flags.coordinator(self.global.coordinator.as_deref());
+        Settings::load(self.global.config.as_deref(), up.as_deref(), flags)
+    }
+
+    /// All settings of a service, which logs what `log.level`, -v and -q say.
+    pub fn service_settings(&self, flags: Flags) -> Result<Settings, Failure> {
+        let level = match (self.global.quiet, self.global.verbose) {
+            (true, _) => Some("error"),
+            (_, 0) => None,
+            (_, 1) => Some("debug"),
+            (_, _) => Some("trace"),
+        };
+        let name = if self.global.quiet { "--quiet" } else { "--verbose" };
+        let settings = self.settings(flags.set("log.level", name, level))?;
+        init_logs(&settings.whole()?.log)?;
+        Ok(settings)
+    }
+
+    /// Logs of a command: only errors, unless more is asked for.
+    pub fn init_command_logs(&self) -> Result<(), Failure> {
+        let settings = self.settings(Flags::new())?;
+        let log = settings.whole()?.log;
+        let level = match self.global.verbose {
+            0 if settings.origin("log.level") == Origin::Default => "error".to_owned(),
+            0 => log.level.clone(),
+            1 => "info".to_owned(),
+            _ => "debug".to_owned(),
+        };
+        init_logs(&LogConfig { level, ..log })
+    }
+
+    /// A coordinator to ask, with logs set up.
+    pub fn cluster(&self) -> Result<Cluster, Failure> {
+        self.init_command_logs()?;
+        self.cluster_quietly()
+    }
+
+    /// A coordinator to ask, when logs are set up already.
+    pub fn cluster_quietly(&self) -> Result<Cluster, Failure> {
+        let config: ClientConfig = self.settings(Flags::new())?.section("client")?;
+        Cluster::connect(&config.coordinator)
+    }
+
+    /// A session with the cluster, for a command that gives up after `patience`.
+    pub async fn client_with(&self, patience: Duration) -> Result<(Arc<Client>, Shutdown), Failure> {
+        self.init_command_logs()?;
+        self.session(patience, None).await
+    }
+
+    /// A second session with `memory` bytes of its own, when logs are set up already.
+    pub async fn verifier(&self, patience: Duration, memory: u64) -> Result<(Arc<Client>, Shutdown), Failure> {
+        self.session(patience, Some(memory)).await
+    }
+
+    async fn session(
+        &self,
+        patience: Duration,
+        memory: Option<u64>,
+    ) -> Result<(Arc<Client>, Shutdown), Failure> {
+        let settings = self.settings(Flags::new())?;
+        let mut config: ClientConfig = settings.section("client")?;
+        if settings.origin("client.unreachable") == Origin::Default {
+            config.unreachable = Unreachable::Soft(patience);
+        }
+        if let Some(memory) = memory {
+            config.memory = ByteSize(memory);
+            config.chunk_size = None;
+        }
+        let shutdown = Shutdown::new();
+        let what = format!("connect to the coordinator at {}", config.coordinator);
+        // The library may be more patient than a person at a prompt.
+        let connecting = Client::connect(config, describe_process(), &shutdown);
+        match cairn_runtime::clock::timeout(PATIENCE, connecting).await {
+            Ok(client) => Ok((client.doing(what)?, shutdown)),
+            Err(_) => Err(Failure::new(what, format!("no answer within {} s", PATIENCE.as_secs()))
+                .next("is the cluster running (`cairn up DIR`), and is --coordinator its address?")
+                .exit(Exit::Unreachable)),
+        }
+    }
+
+    /// A session with the cluster.
+    pub async fn client(&self) -> Result<(Arc<Client>, Shutdown), Failure> {
+        self.client_with(PATIENCE).await
+    }
+}
+
+/// Ends a session: everything stored, said goodbye.
+pub async fn close(client: &Client, shutdown: &Shutdown) -> Result<(), Failure> {
+    let result = client.close().await.doing("store what was written");
+    shutdown.drain().await;
+    result
+}
+
+fn init_logs(config: &LogConfig) -> Result<(), Failure> {
+    telemetry::init_logs(config).map_err(|error| Failure::usage("", error))
+}
+
+/// Who this session is, for `cairn status`: command, host and pid.
+pub fn describe_process() -> String {
+    let command = std::env::args().nth(1).unwrap_or_default();
+    format!("cairn {command} on {} (pid {})", host(), std::process::id())
+}
+
+/// The name of this machine.
+pub fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}

@@ -1,0 +1,55 @@
+//! The command line of Cairn: one binary that holds all services and all commands. It assembles the
+//! other crates and holds no logic of the file system itself.
+//!
+//! [`args`] says what can be typed, [`config`] merges it with variables and the file, `commands`
+//! carries it out.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+pub mod args;
+mod background;
+mod cluster;
+mod commands;
+pub mod config;
+pub mod failure;
+pub mod human;
+mod local;
+mod notes;
+mod output;
+mod places;
+mod remote;
+mod transfer;
+mod unmount;
+mod up;
+
+/// Runs what the command line says.
+pub fn main() -> ExitCode {
+    let cli = match args::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come this way, too, and are no error.
+            let code = if error.use_stderr() { failure::Exit::Usage } else { failure::Exit::Done };
+            let _ = error.print();
+            return code.into();
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return report(&failure::Failure::new("start", error)),
+    };
+    let result = runtime.block_on(commands::run(cli));
+    // What still runs by now (a thread that reads standard input) is not waited for.
+    runtime.shutdown_background();
+    match result {
+        Ok(exit) => exit.into(),
+        Err(failure) => report(&failure),
+    }
+}
+
+fn report(failure: &failure::Failure) -> ExitCode {
+    let _ = writeln!(anstream::stderr(), "cairn: {failure}");
+    failure.exit.into()
+}

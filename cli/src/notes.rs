@@ -1,0 +1,139 @@
+//! Small JSON files by which processes on this machine tell one another what runs: readiness of a
+//! service, the mounts, the last `cairn up`. They appear whole or not at all.
+#![allow(clippy::disallowed_methods)] // these files hold no data of the cluster
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, test_kill_process};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::places;
+
+/// A note larger than this is not ours.
+const NOTE_SIZE_MAX: u64 = 1 << 20;
+
+/// What a service says once it can be used, or why it never will be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Ready {
+    /// `coordinator`, `datanode`, `mount` or `up`.
+    pub role: String,
+    /// Its process.
+    pub pid: u32,
+    /// Where it listens for gRPC.
+    pub address: Option<String>,
+    /// Where it serves /metrics.
+    pub metrics_address: Option<String>,
+    /// The directory that it serves (a mount).
+    pub directory: Option<PathBuf>,
+    /// Its id: of the cluster (coordinator) or the node (datanode).
+    pub id: Option<String>,
+    /// Set instead of the rest when it could not start: a line for a person.
+    pub error: Option<String>,
+    /// Exit status that goes with `error`.
+    pub exit: Option<i32>,
+}
+
+/// What other commands need to know of a running `cairn up`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpNote {
+    /// The supervisor.
+    pub pid: u32,
+    /// Address of its coordinator.
+    pub coordinator: String,
+    /// Where it is mounted.
+    pub directory: PathBuf,
+    /// Where its data is.
+    pub data: PathBuf,
+}
+
+/// Writes a note: temporary file, then rename.
+pub fn write(path: &Path, note: &impl Serialize) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}", std::process::id()));
+    fs::write(&temporary, serde_json::to_vec_pretty(note)?)?;
+    fs::rename(&temporary, path)
+}
+
+/// Reads a note; `None` when there is none or it is none of ours.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    if fs::metadata(path).ok()?.len() > NOTE_SIZE_MAX {
+        return None;
+    }
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+/// Removes a note; one that is not there is fine.
+pub fn remove(path: &Path) {
+    let _ = fs::remove_file(path);
+}
+
+/// Whether a process exists (a zombie does not count).
+pub fn is_alive(pid: u32) -> bool {
+    let Some(id) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return false };
+    if test_kill_process(id).is_err_and(|error| error == rustix::io::Errno::SRCH) {
+        return false;
+    }
+    // The state is the first field behind the name, which is in parentheses.
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+}
+
+fn up_path() -> PathBuf {
+    places::runtime().join("up.json")
+}
+
+/// Tells other commands about this `cairn up`.
+pub fn announce_up(note: &UpNote) -> io::Result<()> {
+    write(&up_path(), note)
+}
+
+/// Takes back [`announce_up`], unless another `up` has taken its place.
+pub fn retract_up() {
+    if read::<UpNote>(&up_path()).is_some_and(|note| note.pid == std::process::id()) {
+        remove(&up_path());
+    }
+}
+
+/// The running `cairn up` that other commands use by default.
+pub fn find_up() -> Option<UpNote> {
+    places::runtimes()
+        .iter()
+        .filter_map(|directory| read::<UpNote>(&directory.join("up.json")))
+        .find(|note| is_alive(note.pid))
+}
+
+fn mount_path(pid: u32) -> PathBuf {
+    places::runtime().join("mounts").join(format!("{pid}.json"))
+}
+
+/// Records that this process serves a directory, for `cairn umount`.
+pub fn announce_mount(ready: &Ready) -> io::Result<()> {
+    write(&mount_path(std::process::id()), ready)
+}
+
+/// Takes back [`announce_mount`].
+pub fn retract_mount() {
+    remove(&mount_path(std::process::id()));
+}
+
+/// The process that serves a directory, if it left a note and lives. Notes of the dead are removed.
+pub fn find_mount(directory: &Path) -> Option<u32> {
+    for place in places::runtimes() {
+        for entry in fs::read_dir(place.join("mounts")).into_iter().flatten().flatten() {
+            let Some(note) = read::<Ready>(&entry.path()) else { continue };
+            if !is_alive(note.pid) {
+                remove(&entry.path());
+            } else if note.directory.as_deref() == Some(directory) {
+                return Some(note.pid);
+            }
+        }
+    }
+    None
+}

@@ -1,0 +1,59 @@
+//! Where `cairn` keeps what is not given by a flag: data of `up`, run-time files, logs.
+
+use std::path::{Path, PathBuf};
+
+/// Whether this process runs as root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn home() -> PathBuf {
+    std::env::var_os("HOME").filter(|home| !home.is_empty()).map_or_else(|| PathBuf::from("/"), PathBuf::from)
+}
+
+fn from_env(variable: &str) -> Option<PathBuf> {
+    // The XDG specification: a relative path there is to be ignored.
+    std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+/// Where `cairn up` keeps everything by default.
+pub fn up_data() -> PathBuf {
+    if is_root() {
+        return PathBuf::from("/var/lib/cairn/up");
+    }
+    from_env("XDG_DATA_HOME").unwrap_or_else(|| home().join(".local/share")).join("cairn/up")
+}
+
+/// Where running processes leave notes for other commands: gone after a reboot, mostly.
+pub fn runtime() -> PathBuf {
+    if is_root() {
+        return PathBuf::from("/run/cairn");
+    }
+    match from_env("XDG_RUNTIME_DIR").filter(|path| path.is_dir()) {
+        Some(path) => path.join("cairn"),
+        None => from_env("XDG_CACHE_HOME").unwrap_or_else(|| home().join(".cache")).join("cairn"),
+    }
+}
+
+/// Every place where a note of a running process may be: one's own first, then root's, and for
+/// root those of all users.
+pub fn runtimes() -> Vec<PathBuf> {
+    let mut all = vec![runtime()];
+    if is_root() {
+        let users = std::fs::read_dir("/run/user").into_iter().flatten().flatten();
+        all.extend(users.map(|user| user.path().join("cairn")).filter(|path| path.is_dir()));
+    } else {
+        all.push(PathBuf::from("/run/cairn"));
+    }
+    all
+}
+
+/// Log of the background process that serves `directory`.
+pub fn mount_log(directory: &Path) -> PathBuf {
+    let logs = if is_root() {
+        PathBuf::from("/var/log/cairn")
+    } else {
+        from_env("XDG_STATE_HOME").unwrap_or_else(|| home().join(".local/state")).join("cairn")
+    };
+    logs.join(format!("mount{}.log", directory.display().to_string().replace('/', "-")))
+}

@@ -1,0 +1,214 @@
+//! Taking a mount away, as root by umount2(2) and as an ordinary user by `fusermount3`.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use cairn_runtime::clock;
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::failure::{Context, Failure};
+use crate::notes;
+
+/// How to take a mount away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// Only when nobody uses it.
+    Polite,
+    /// Out of sight at once; it ends when nobody uses it any more.
+    Lazy,
+    /// Even if the server does not answer.
+    Force,
+}
+
+/// A mounted file system, from `/proc/self/mountinfo`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounted {
+    /// Such as `fuse.cairn`.
+    pub kind: String,
+    /// What is mounted.
+    pub source: String,
+}
+
+impl Mounted {
+    /// Whether it is one of ours.
+    pub fn is_cairn(&self) -> bool {
+        self.kind == "fuse.cairn" || (self.kind.starts_with("fuse") && self.source.starts_with("cairn"))
+    }
+}
+
+/// The absolute form of a directory that may be a dead mount, which can not be looked at itself.
+pub fn absolute(directory: &Path) -> std::io::Result<PathBuf> {
+    match directory.canonicalize() {
+        Ok(path) => Ok(path),
+        Err(error) => {
+            let whole = std::path::absolute(directory)?;
+            match (whole.parent().map(Path::canonicalize), whole.file_name()) {
+                (Some(Ok(parent)), Some(name)) => Ok(parent.join(name)),
+                _ => Err(error),
+            }
+        }
+    }
+}
+
+/// The topmost mount at a directory (in its absolute form).
+pub fn mounted_at(directory: &Path) -> Option<Mounted> {
+    let text = crate::local::read_text(Path::new("/proc/self/mountinfo")).unwrap_or_default();
+    text.lines().rev().find_map(|line| parse_mount(line, directory))
+}
+
+/// proc(5): id parent major:minor root mountpoint options [tags] - type source options.
+fn parse_mount(line: &str, directory: &Path) -> Option<Mounted> {
+    let (left, right) = line.split_once(" - ")?;
+    let point = unescape(left.split(' ').nth(4)?);
+    if point.as_os_str() != directory.as_os_str() {
+        return None;
+    }
+    let mut fields = right.split(' ');
+    Some(Mounted { kind: fields.next()?.to_owned(), source: fields.next()?.to_owned() })
+}
+
+/// Undoes the kernel's octal escapes (`\040` for a blank).
+fn unescape(text: &str) -> OsString {
+    let bytes = text.as_bytes();
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let octal = bytes.get(at + 1..at + 4).filter(|_| bytes[at] == b'\\');
+        let value = octal.and_then(|digits| std::str::from_utf8(digits).ok());
+        match value.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                plain.push(byte);
+                at += 4;
+            }
+            None => {
+                plain.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    OsString::from_vec(plain)
+}
+
+/// Takes the topmost mount at a directory (in its absolute form) away.
+pub fn unmount(directory: &Path, manner: Manner) -> Result<(), Failure> {
+    let what = format!("unmount {}", directory.display());
+    let flags = match manner {
+        Manner::Polite => UnmountFlags::NOFOLLOW,
+        Manner::Lazy => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
+        Manner::Force => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH | UnmountFlags::FORCE,
+    };
+    match rustix::mount::unmount(directory, flags) {
+        Ok(()) => Ok(()),
+        Err(Errno::BUSY) => Err(busy(&what, directory)),
+        Err(Errno::PERM) => fusermount(&what, directory, manner),
+        Err(error) => Err(error).doing(what),
+    }
+}
+
+fn fusermount(what: &str, directory: &Path, manner: Manner) -> Result<(), Failure> {
+    let mut command = Command::new("fusermount3");
+    command.arg("-u").stdin(Stdio::null());
+    if manner != Manner::Polite {
+        command.arg("-z");
+    }
+    let output = command.arg("--").arg(directory).output().map_err(|error| {
+        Failure::new(what, format!("fusermount3 can not be run: {error}")).next("install the package fuse3")
+    })?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() {
+        Ok(())
+    } else if said.contains("busy") {
+        Err(busy(what, directory))
+    } else {
+        Err(Failure::new(what, said.trim().trim_start_matches("fusermount3: ").to_owned()))
+    }
+}
+
+fn busy(what: &str, directory: &Path) -> Failure {
+    let users = users_of(directory);
+    let who = if users.is_empty() { "programs".to_owned() } else { users.join(", ") };
+    Failure::new(what, format!("{who} still use it")).next("end them, or use --lazy")
+}
+
+/// Programs whose current directory or an open file lies below a directory; at most three.
+fn users_of(directory: &Path) -> Vec<String> {
+    let mut users = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let process = entry.path();
+        let below = |link: &Path| std::fs::read_link(link).is_ok_and(|to| to.starts_with(directory));
+        let files = || std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+        if below(&process.join("cwd")) || files().any(|file| below(&file.path())) {
+            let name = crate::local::read_text(&process.join("comm")).unwrap_or_default();
+            users.push(format!("{} (pid {pid})", name.trim()));
+            if users.len() == 3 {
+                break;
+            }
+        }
+    }
+    users
+}
+
+/// Takes away what a killed mount process has left: a directory that answers ENOTCONN.
+pub fn clear_dead(directory: &Path) {
+    let dead = rustix::fs::stat(directory).is_err_and(|error| error == Errno::NOTCONN);
+    if dead
+        && mounted_at(directory).is_some_and(|mounted| mounted.is_cairn())
+        && let Err(failure) = unmount(directory, Manner::Lazy)
+    {
+        tracing::warn!(%failure, "a dead mount stays");
+    }
+}
+
+/// Waits until a process has ended; says so when that takes long. False: it still lives.
+pub async fn await_end(pid: u32, limit: Duration, notice: impl FnOnce()) -> bool {
+    const POLL: Duration = Duration::from_millis(20);
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let started = clock::now();
+    let mut notice = Some(notice);
+    while notes::is_alive(pid) {
+        if started.elapsed() >= limit {
+            return false;
+        }
+        if started.elapsed() >= PATIENCE
+            && let Some(notice) = notice.take()
+        {
+            notice();
+        }
+        clock::sleep(POLL).await;
+    }
+    true
+}
+
+/// Sends a signal to a process; one that is gone is fine.
+pub fn send(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// Whether a process was started with `part` in one of its arguments.
+pub fn mentions(pid: u32, part: &OsStr) -> bool {
+    let line = crate::local::open_following(Path::new(&format!("/proc/{pid}/cmdline")));
+    let mut bytes = Vec::new();
+    line.and_then(|file| std::io::Read::read_to_end(&mut std::io::Read::take(file, 1 << 20), &mut bytes)).is_ok()
+        && bytes.windows(part.len().max(1)).any(|window| window == part.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountpoints_with_blanks_are_found() {
+        let line = r"36 35 98:0 / /mnt/a\040b\134c rw,noatime shared:1 - fuse.cairn cairn:127.0.0.1:7070 rw";
+        let found = parse_mount(line, Path::new(r"/mnt/a b\c"));
+        assert!(found.as_ref().is_some_and(Mounted::is_cairn), "{found:?}");
+        assert_eq!(parse_mount(line, Path::new("/mnt/a")), None);
+    }
+}
