@@ -131,6 +131,14 @@ impl Drop for Mount {
     }
 }
 
+/// Lets go of clean cached data and names, so that what is asked next is asked of the cluster.
+pub fn forget(path: &Path) {
+    let file = std::fs::File::open(path).expect("open");
+    rustix::fs::syncfs(&file).expect("syncfs");
+    // Without root the caches stay, and what follows proves less.
+    let _ = std::fs::write("/proc/sys/vm/drop_caches", "3");
+}
+
 /// Takes a mount whose daemon is gone out of the tree.
 pub fn unmount_by_force(path: &Path) {
     let quiet = |command: &mut Command| {

@@ -16,7 +16,7 @@ umask 022
 fail() { echo "$*" >&2; exit 1; }
 same() { [ "$1" = "$2" ] || fail "$3: got '$1', expected '$2'"; }
 # lets go of clean cached data and names, so that what follows is read from the cluster
-forget() { sync; echo 3 >/proc/sys/vm/drop_caches; }
+forget() { sync -f "${M:-.}"; echo 3 >/proc/sys/vm/drop_caches; }
 "#;
 
 /// Runs a bash script in `directory`; panics with its output when it fails or takes longer than `limit`.

@@ -8,6 +8,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use cairn_tests::cluster::forget;
 use cairn_tests::workload::{self, Control, Outcome};
 use cairn_tests::{Cluster, MIB, need_root, pattern};
 
@@ -46,11 +47,6 @@ fn while_writing(cluster: &mut Cluster, fault: impl FnOnce(&mut Cluster, &Contro
         println!("{} bytes, slowest call {:?}, error {:?}", outcome.written, outcome.slowest, outcome.error);
     }
     Vec::from(outcomes)
-}
-
-fn forget(mount: &Path) {
-    let _ = std::fs::File::open(mount).and_then(|directory| directory.sync_all());
-    let _ = std::fs::write("/proc/sys/vm/drop_caches", "3");
 }
 
 #[track_caller]

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use cairn_tests::cluster::forget;
 use cairn_tests::mapping::Mapping;
 use cairn_tests::{Cluster, GIB, KIB, MIB, pattern, shell};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
@@ -23,12 +24,6 @@ fn mounted() -> (Cluster, std::path::PathBuf) {
 
 fn open(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).expect("open")
-}
-
-/// Lets go of clean cached pages, so that the next read asks the cluster.
-fn forget() {
-    rustix::fs::sync();
-    let _ = fs::write("/proc/sys/vm/drop_caches", "1");
 }
 
 /// A small generator, so that a run can be repeated.
@@ -77,7 +72,7 @@ fn a_shared_mapping_and_writes_beside_it_show_the_same_file() {
     mapping.sync().expect("msync");
     drop(mapping);
     drop(file);
-    forget();
+    forget(&mount);
     assert!(fs::read(&path).expect("read") == want, "content after close");
     // A mapping outlives the descriptor, a rename and the name.
     let file = open(&path);
@@ -102,7 +97,7 @@ fn a_private_mapping_does_not_change_the_file() {
     mapping.write(4000, b"yyyy");
     assert_eq!(mapping.read(3999, 6), b"xyyyyx");
     drop(mapping);
-    forget();
+    forget(&path);
     assert!(fs::read(&path).expect("read").iter().all(|&byte| byte == b'x'));
 }
 
@@ -164,7 +159,7 @@ fn names_are_any_bytes_but_slash_and_nul_up_to_255() {
     for (index, name) in names.iter().enumerate() {
         fs::write(mount.join(OsStr::from_bytes(name)), index.to_string()).expect("write");
     }
-    forget();
+    forget(&mount);
     let mut listed: Vec<Vec<u8>> = fs::read_dir(&mount)
         .expect("readdir")
         .map(|entry| entry.expect("entry").file_name().as_bytes().to_vec())
@@ -213,7 +208,7 @@ fn a_sparse_file_of_100_gib_reads_zeros_takes_no_room_and_ends_where_it_should()
         file.read_exact_at(&mut data, at).expect("pread");
         data
     };
-    forget();
+    forget(&mount);
     assert_eq!(read(30 * GIB, 100_000), vec![0; 100_000]);
     assert_eq!(read(50 * GIB + 12_344, 5), b"\0mid\0");
     assert_eq!(read(100 * GIB - 4, 4), b"\0end");
@@ -294,7 +289,7 @@ fn an_unlinked_file_works_until_it_is_closed() {
         data
     };
     file.sync_all().expect("fsync");
-    forget();
+    forget(&mount);
     assert_eq!(read(&file, 149_994, 6), b"abcabc");
     file.write_all_at(b"zzz", 300_000).expect("write");
     file.set_len(400_000).expect("truncate");
@@ -358,7 +353,7 @@ fn holes_are_punched_zeroed_and_found() {
     let file = open(&path);
     let mut want = pattern::bytes(3, 0, 4 * MIB as usize);
     let check = |want: &[u8], what: &str| {
-        forget();
+        forget(&path);
         let mut got = Vec::new();
         File::open(&path).expect("open").read_to_end(&mut got).expect("read");
         let wrong = got.iter().zip(want).position(|(a, b)| a != b);
@@ -426,7 +421,7 @@ fn random_writes_truncates_and_reads_agree_with_a_copy_in_memory() {
             _ => {
                 drop(file);
                 if round % 5 == 0 {
-                    forget();
+                    forget(&path);
                 }
                 file = open(&path);
             }
@@ -434,7 +429,7 @@ fn random_writes_truncates_and_reads_agree_with_a_copy_in_memory() {
         assert_eq!(file.metadata().expect("stat").len(), want.len() as u64, "round {round}: size");
     }
     drop(file);
-    forget();
+    forget(&path);
     assert!(fs::read(&path).expect("read") == want, "content at the end");
 }
 
