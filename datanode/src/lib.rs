@@ -1,1 +1,28 @@
-//! placeholder
+//! A datanode: keeps chunks on its disks, replicates them to the other members of their sets, and
+//! returns them verified.
+//!
+//! ```text
+//! service ─▶ intake ─▶ store (segments, index, syncer) ─▶ runtime::disk
+//!               └────▶ replication ─▶ other datanodes
+//! membership ◀─▶ coordinator
+//! ```
+
+mod assembly;
+mod config;
+mod disks;
+mod identity;
+mod intake;
+mod map;
+mod membership;
+mod metrics;
+mod node;
+mod outbox;
+mod replication;
+mod server;
+mod service;
+mod store;
+mod transfer;
+
+pub use config::DatanodeConfig;
+pub use server::{DatanodeError, Running, start, start_on};
+pub use store::StoreError;

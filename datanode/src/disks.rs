@@ -1,0 +1,126 @@
+//! The chunk stores of all data directories of the node, as one.
+
+use std::sync::Arc;
+
+use cairn_proto::{ChunkId, v1};
+use cairn_runtime::disk::Disk;
+use cairn_runtime::threads::Pool;
+
+use crate::store::{
+    ChunkReader, DiskStore, Found, StoreError, StoreOptions, SyncCallback, Writer, disk_bytes,
+    verify_on_device,
+};
+
+/// Threads for reads that miss the page cache, deletions and verification.
+const DISK_THREADS: usize = 4;
+/// Reads that may wait for a thread; further ones get `Overloaded`.
+const DISK_QUEUE: usize = 256;
+
+/// All chunk stores of the node.
+pub(crate) struct Disks {
+    stores: Vec<Arc<DiskStore>>,
+    pool: Pool,
+}
+
+impl Disks {
+    /// Opens every store. Blocks while indexes are rebuilt.
+    pub(crate) fn open(disks: &[Arc<dyn Disk>], options: StoreOptions) -> Result<Self, StoreError> {
+        let stores = disks
+            .iter()
+            .map(|disk| DiskStore::open(Arc::clone(disk), options).map(Arc::new))
+            .collect::<Result<Vec<_>, _>>()?;
+        let pool = Pool::start("disk", DISK_THREADS, DISK_QUEUE).map_err(|source| StoreError::Io {
+            disk: "the process".into(),
+            doing: "starting threads",
+            source,
+        })?;
+        Ok(Self { stores, pool })
+    }
+
+    /// Reserves room on the writable disk with the most of it.
+    pub(crate) fn begin(&self, chunk: ChunkId, set: u64, length: u32) -> Result<Writer, StoreError> {
+        if self.find(chunk).is_some_and(|(_, found)| !found.quarantined) {
+            return Err(StoreError::Exists(chunk));
+        }
+        if let [only] = self.stores.as_slice() {
+            return only.begin(chunk, set, length);
+        }
+        let mut by_room: Vec<_> = self.stores.iter().map(|store| (store.room(), store)).collect();
+        by_room.sort_by_key(|(room, _)| std::cmp::Reverse(*room));
+        let mut refused = StoreError::NoSpace(disk_bytes(length));
+        for (_, store) in by_room {
+            match store.begin(chunk, set, length) {
+                Ok(writer) => return Ok(writer),
+                Err(error @ StoreError::Exists(_)) => return Err(error),
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
+    }
+
+    /// The store that holds a chunk, a sound copy before a damaged one.
+    pub(crate) fn find(&self, chunk: ChunkId) -> Option<(&Arc<DiskStore>, Found)> {
+        let held = self.stores.iter().filter_map(|store| Some((store, store.find(chunk)?)));
+        held.min_by_key(|(_, found)| found.quarantined)
+    }
+
+    /// Calls back when the chunk is durable.
+    pub(crate) fn sync(&self, chunk: ChunkId, done: SyncCallback) {
+        match self.find(chunk) {
+            Some((store, _)) => store.sync(chunk, done),
+            None => done(Err(StoreError::NotFound(chunk))),
+        }
+    }
+
+    /// A reader with its checksums at hand.
+    pub(crate) async fn reader(&self, chunk: ChunkId) -> Result<ChunkReader, StoreError> {
+        let (store, _) = self.find(chunk).ok_or(StoreError::NotFound(chunk))?;
+        let mut reader = store.reader(chunk)?;
+        reader.prepare(&self.pool).await?;
+        Ok(reader)
+    }
+
+    /// Verifies a chunk on the device; its CRC-32C.
+    pub(crate) async fn verify(&self, chunk: ChunkId) -> Result<u32, StoreError> {
+        let (store, _) = self.find(chunk).ok_or(StoreError::NotFound(chunk))?;
+        let reader = store.reader(chunk)?;
+        self.pool.run(move || verify_on_device(reader)).await.map_err(|_| StoreError::Overloaded)?
+    }
+
+    /// Deletes chunks wherever they are; durable on return. Those that could not be, with reasons.
+    pub(crate) async fn delete(
+        &self,
+        chunks: Arc<[ChunkId]>,
+    ) -> Result<Vec<(ChunkId, StoreError)>, StoreError> {
+        let stores = self.stores.clone();
+        let work = move || stores.iter().flat_map(|store| store.delete(&chunks)).collect();
+        self.pool.run(work).await.map_err(|_| StoreError::Overloaded)
+    }
+
+    /// The pool for disk work.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// The disks below.
+    pub(crate) fn raw(&self) -> Vec<Arc<dyn Disk>> {
+        self.stores.iter().map(|store| Arc::clone(store.disk())).collect()
+    }
+
+    /// How each disk is.
+    pub(crate) fn health(&self) -> Vec<v1::DiskHealth> {
+        self.stores.iter().map(|store| store.health()).collect()
+    }
+
+    /// Chunks held.
+    pub(crate) fn chunks(&self) -> u64 {
+        self.stores.iter().map(|store| store.chunks()).sum()
+    }
+
+    /// Seals and syncs all. Blocks.
+    pub(crate) fn close(&self) {
+        for store in &self.stores {
+            store.close();
+        }
+    }
+}

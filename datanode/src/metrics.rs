@@ -1,0 +1,34 @@
+//! The names of this crate's metrics, with unit and meaning.
+
+/// Payload bytes written to the chunk store.
+pub(crate) const WRITTEN_BYTES: &str = "datanode_chunk_written_bytes_total";
+/// Payload bytes read, verified and sent.
+pub(crate) const READ_BYTES: &str = "datanode_chunk_read_bytes_total";
+/// Chunks stored here.
+pub(crate) const STORED: &str = "datanode_chunk_stored_total";
+/// Chunks refused or given up, by `kind` of error.
+pub(crate) const STORE_FAILED: &str = "datanode_chunk_store_failed_total";
+/// From a chunk's header to its final acknowledgement, by `role` (`primary`, `replica`).
+pub(crate) const STORE_SECONDS: &str = "datanode_chunk_store_seconds";
+/// One `fdatasync` (and `fsync` of the directory where needed).
+pub(crate) const SYNC_SECONDS: &str = "datanode_sync_seconds";
+/// Waiters that those syncs served; divided by their count, the size of a group.
+pub(crate) const SYNC_WAITERS: &str = "datanode_sync_waiters_total";
+/// Members that could not store a chunk they were to.
+pub(crate) const REPLICA_FAILED: &str = "datanode_replica_failed_total";
+/// Replication streams that broke or went silent.
+pub(crate) const LINKS_LOST: &str = "datanode_replication_link_lost_total";
+/// Records that failed verification.
+pub(crate) const QUARANTINED: &str = "datanode_record_quarantined_total";
+/// Disks that failed.
+pub(crate) const DISK_FAULTS: &str = "datanode_disk_fault_total";
+/// Chunks deleted.
+pub(crate) const DELETED: &str = "datanode_chunk_deleted_total";
+/// Chunks held (gauge).
+pub(crate) const CHUNKS: &str = "datanode_chunks";
+/// Bytes of records in use (gauge).
+pub(crate) const USED_BYTES: &str = "datanode_used_bytes";
+/// Bytes that new chunks could take (gauge).
+pub(crate) const ROOM_BYTES: &str = "datanode_room_bytes";
+/// Chunks under way (gauge).
+pub(crate) const TRANSFERS: &str = "datanode_transfers";

@@ -1,0 +1,165 @@
+//! Reading chunks: from memory where the kernel has the pages, else on the pool of disk threads;
+//! every block is verified before it is handed out.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use cairn_proto::ChunkId;
+use cairn_proto::checksum::{combine_blocks, verify_blocks};
+use cairn_proto::limits::{BLOCK_SIZE, FRAME_SIZE};
+use cairn_runtime::threads::Pool;
+
+use super::Shared;
+use super::error::StoreError;
+use super::record::{HEADER_LEN, RecordHeader, RecordState, blocks, decode_table, payload_start};
+use super::state::{Entry, SegmentFile};
+
+/// Header, checksums and payload are fetched in one read when they are no larger than this.
+const ONE_READ_MAX: u64 = 2 * BLOCK_SIZE as u64;
+
+/// Reads one chunk. Holds the segment open, so that the chunk can be deleted meanwhile.
+pub(crate) struct ChunkReader {
+    shared: Arc<Shared>,
+    segment: Arc<SegmentFile>,
+    chunk: ChunkId,
+    entry: Entry,
+    crcs: Vec<u32>,
+    /// The whole record, when it is small.
+    record: Option<Bytes>,
+}
+
+/// Whole blocks of a chunk, verified.
+#[derive(Debug, Clone)]
+pub(crate) struct Blocks {
+    pub(crate) offset: u64,
+    pub(crate) data: Bytes,
+    pub(crate) crcs: Vec<u32>,
+}
+
+impl ChunkReader {
+    pub(super) fn new(shared: &Arc<Shared>, chunk: ChunkId) -> Result<Self, StoreError> {
+        let state = shared.lock();
+        let entry = *state.index.get(&chunk.get()).ok_or(StoreError::NotFound(chunk))?;
+        if entry.quarantined {
+            let what = "it was set aside earlier".into();
+            return Err(StoreError::Corrupt { chunk, disk: shared.name.clone(), what });
+        }
+        let segment = state.segments.get(&entry.segment).ok_or(StoreError::NotFound(chunk))?;
+        let segment = Arc::clone(&segment.file);
+        Ok(Self { shared: Arc::clone(shared), segment, chunk, entry, crcs: Vec::new(), record: None })
+    }
+
+    /// Bytes of the chunk.
+    pub(crate) fn length(&self) -> u64 {
+        self.entry.length.into()
+    }
+
+    /// Fetches the checksums; needed before [`Self::read`].
+    pub(crate) async fn prepare(&mut self, pool: &Pool) -> Result<(), StoreError> {
+        let payload = payload_start(self.entry.length);
+        let whole = payload + u64::from(self.entry.length);
+        let table_end = HEADER_LEN + 4 * blocks(self.entry.length);
+        let wanted = if whole <= ONE_READ_MAX { whole as usize } else { table_end };
+        let head = self.fetch(pool, self.entry.offset(), wanted).await?;
+        self.adopt(head, whole <= ONE_READ_MAX)
+    }
+
+    /// Verifies header and table.
+    fn adopt(&mut self, head: Bytes, is_whole: bool) -> Result<(), StoreError> {
+        let header = RecordHeader::decode(&head, self.segment.salt, self.entry.offset())
+            .map_err(|_| self.damaged("its header is unreadable"))?;
+        let fits = header.chunk == self.chunk
+            && header.length == self.entry.length
+            && header.state == RecordState::Complete;
+        if !fits {
+            return Err(self.damaged("its header is another record's"));
+        }
+        self.crcs = decode_table(&head[HEADER_LEN..], &header)
+            .ok_or_else(|| self.damaged("its table of checksums is damaged"))?;
+        self.record = is_whole.then_some(head);
+        Ok(())
+    }
+
+    /// Fetches and verifies the blocks from `offset` (a multiple of 64 KiB within the chunk), at most
+    /// one frame and not past `end`, rounded up to whole blocks.
+    pub(crate) async fn read(&self, pool: &Pool, offset: u64, end: u64) -> Result<Blocks, StoreError> {
+        let length = self.length();
+        assert!(
+            offset.is_multiple_of(BLOCK_SIZE as u64) && offset < end && end <= length,
+            "{offset}..{end} of {length}"
+        );
+        let stop = end.next_multiple_of(BLOCK_SIZE as u64).min(length).min(offset + FRAME_SIZE as u64);
+        let wanted = (stop - offset) as usize;
+        let start = payload_start(self.entry.length) + offset;
+        let data = match &self.record {
+            Some(record) => record.slice(start as usize..start as usize + wanted),
+            None => self.fetch(pool, self.entry.offset() + start, wanted).await?,
+        };
+        let first = (offset / BLOCK_SIZE as u64) as usize;
+        let crcs = self.crcs[first..first + wanted.div_ceil(BLOCK_SIZE)].to_vec();
+        verify_blocks(&data, &crcs).map_err(|mismatch| self.damaged(&format!("at {offset}: {mismatch}")))?;
+        Ok(Blocks { offset, data, crcs })
+    }
+
+    async fn fetch(&self, pool: &Pool, offset: u64, len: usize) -> Result<Bytes, StoreError> {
+        let mut buffer = BytesMut::zeroed(len);
+        let result = match self.segment.file.try_read_at(&mut buffer, offset) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let file = Arc::clone(&self.segment.file);
+                let read = move || file.read_at(&mut buffer, offset).map(|()| buffer);
+                pool.run(read).await.map_err(|_| StoreError::Overloaded)?
+            }
+            other => other.map(|()| buffer),
+        };
+        result.map(BytesMut::freeze).map_err(|error| self.damaged(&format!("reading at {offset}: {error}")))
+    }
+
+    /// Sets the record aside, unless it was deleted under our hands.
+    fn damaged(&self, what: &str) -> StoreError {
+        let here = self.shared.lock().index.get(&self.chunk.get()).is_some_and(|e| e.same_place(self.entry));
+        if here {
+            self.shared.quarantine(self.chunk, self.entry, what)
+        } else {
+            StoreError::NotFound(self.chunk)
+        }
+    }
+
+    /// Reads and verifies everything. Blocks.
+    fn verify_blocking(&mut self) -> Result<u32, StoreError> {
+        let file = Arc::clone(&self.segment.file);
+        let fetch = |offset: u64, len: usize| {
+            let mut buffer = BytesMut::zeroed(len);
+            file.read_at(&mut buffer, offset).map(|()| buffer.freeze())
+        };
+        let table_end = HEADER_LEN + 4 * blocks(self.entry.length);
+        let head = fetch(self.entry.offset(), table_end)
+            .map_err(|error| self.damaged(&format!("reading its header: {error}")))?;
+        self.adopt(head, false)?;
+        let start = self.entry.offset() + payload_start(self.entry.length);
+        let per_frame = FRAME_SIZE / BLOCK_SIZE;
+        for (frame, crcs) in self.crcs.chunks(per_frame).enumerate() {
+            let offset = frame * FRAME_SIZE;
+            let len = FRAME_SIZE.min(self.entry.length as usize - offset);
+            let data = fetch(start + offset as u64, len)
+                .map_err(|error| self.damaged(&format!("reading at {offset}: {error}")))?;
+            verify_blocks(&data, crcs)
+                .map_err(|mismatch| self.damaged(&format!("at {offset}: {mismatch}")))?;
+        }
+        Ok(combine_blocks(&self.crcs, self.length()))
+    }
+
+    /// CRC-32C of the whole chunk, from the checksums of its blocks.
+    pub(crate) fn whole_crc(&self) -> u32 {
+        combine_blocks(&self.crcs, self.length())
+    }
+}
+
+/// Verifies every block of a chunk as the device holds it, past the page cache (as far as it is
+/// written back). Returns the CRC-32C of the whole. Blocks.
+pub(crate) fn verify_on_device(mut reader: ChunkReader) -> Result<u32, StoreError> {
+    let (offset, length) = (reader.entry.offset(), reader.entry.record_len());
+    // Advice only: where it is refused, the cached pages are verified.
+    let _ = reader.segment.file.drop_cache(offset, length);
+    reader.verify_blocking()
+}

@@ -1,0 +1,629 @@
+//! The chunk store against a model, and against disks that fail.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, mpsc};
+
+use cairn_proto::checksum::{block_crcs, crc32c};
+use cairn_runtime::disk::{Disk, DiskFile, RealDisk, Space};
+use proptest::prelude::*;
+
+use super::*;
+
+const SEGMENT: u64 = 1 << 20;
+
+fn options(sync: bool) -> StoreOptions {
+    StoreOptions { segment_size: SEGMENT, reserve: 0, sync }
+}
+
+fn id(chunk: u64) -> ChunkId {
+    ChunkId::new(chunk).unwrap()
+}
+
+fn open(dir: &Path) -> DiskStore {
+    DiskStore::open(Arc::new(RealDisk::open(dir).unwrap()), options(true)).unwrap()
+}
+
+/// Bytes that tell their chunk and position.
+fn content(chunk: u64, len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i as u64).wrapping_mul(chunk | 1).wrapping_add(chunk >> 3) as u8).collect()
+}
+
+fn store(store: &DiskStore, chunk: u64, data: &[u8]) -> Result<(), StoreError> {
+    let mut writer = store.begin(id(chunk), 1, data.len() as u32)?;
+    for frame in data.chunks(128 << 10) {
+        writer.write(frame, &block_crcs(frame))?;
+    }
+    writer.finish()
+}
+
+fn sync(store: &DiskStore, chunk: u64) -> Result<(), StoreError> {
+    let (done, result) = mpsc::channel();
+    store.sync(id(chunk), Box::new(move |outcome| done.send(outcome).unwrap()));
+    result.recv().unwrap()
+}
+
+fn read(store: &DiskStore, chunk: u64) -> Result<Vec<u8>, StoreError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let pool = cairn_runtime::threads::Pool::start("test", 1, 4).unwrap();
+        let mut reader = store.reader(id(chunk))?;
+        reader.prepare(&pool).await?;
+        let mut data = Vec::new();
+        while (data.len() as u64) < reader.length() {
+            data.extend_from_slice(&reader.read(&pool, data.len() as u64, reader.length()).await?.data);
+        }
+        assert_eq!(reader.whole_crc(), crc32c(&data));
+        Ok(data)
+    })
+}
+
+fn segment_files(dir: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<_> =
+        std::fs::read_dir(dir.join(SEGMENTS)).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+fn flip(path: &Path, offset: u64, bit: u8) {
+    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0u8];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    byte[0] ^= 1 << bit;
+    file.write_all_at(&byte, offset).unwrap();
+}
+
+#[test]
+fn chunks_of_all_sizes_come_back_after_a_clean_stop_and_after_a_crash() {
+    for clean in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let sizes = [1, 4095, 4096, 4097, 65_535, 65_536, 65_537, 262_144, 700_000, 3 << 20];
+        let first = open(dir.path());
+        for (chunk, &size) in (1u64..).zip(&sizes) {
+            store(&first, chunk, &content(chunk, size)).unwrap();
+            assert_eq!(read(&first, chunk).unwrap(), content(chunk, size));
+        }
+        sync(&first, 3).unwrap();
+        if clean {
+            first.close();
+        }
+        drop(first);
+        let again = open(dir.path());
+        for (chunk, &size) in (1u64..).zip(&sizes) {
+            assert_eq!(read(&again, chunk).unwrap(), content(chunk, size), "clean {clean}");
+            assert!(again.find(id(chunk)).unwrap().synced);
+        }
+        assert_eq!(again.health().quarantined, 0);
+    }
+}
+
+#[test]
+fn a_chunk_is_stored_once_and_unfinished_ones_leave_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = open(dir.path());
+    store(&disk, 1, &content(1, 100)).unwrap();
+    assert!(matches!(store(&disk, 1, &content(1, 100)), Err(StoreError::Exists(_))));
+    let mut writer = disk.begin(id(2), 1, 200_000).unwrap();
+    let part = content(2, 128 << 10);
+    writer.write(&part, &block_crcs(&part)).unwrap();
+    assert!(matches!(disk.begin(id(2), 1, 5), Err(StoreError::Exists(_))));
+    assert!(disk.find(id(2)).is_none());
+    drop(writer);
+    store(&disk, 2, &content(2, 5)).unwrap();
+    drop(disk);
+    let disk = open(dir.path());
+    assert_eq!(read(&disk, 2).unwrap(), content(2, 5));
+    assert_eq!((disk.chunks(), disk.health().quarantined), (2, 0));
+}
+
+#[test]
+fn a_torn_tail_is_truncated_and_everything_before_it_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = open(dir.path());
+    for chunk in 1..=3 {
+        store(&disk, chunk, &content(chunk, 100_000)).unwrap();
+    }
+    // In the middle of the third.
+    let cut = ALIGN + 2 * record_len(100_000) + 50_000;
+    drop(disk);
+    let file = segment_files(dir.path()).remove(0);
+    std::fs::File::options().write(true).open(&file).unwrap().set_len(cut).unwrap();
+    let disk = open(dir.path());
+    assert_eq!(read(&disk, 1).unwrap(), content(1, 100_000));
+    assert_eq!(read(&disk, 2).unwrap(), content(2, 100_000));
+    assert!(matches!(read(&disk, 3), Err(StoreError::NotFound(_))));
+    assert_eq!(disk.health().quarantined, 0);
+    store(&disk, 4, &content(4, 10)).unwrap();
+    assert_eq!(read(&disk, 4).unwrap(), content(4, 10));
+}
+
+#[test]
+fn a_chunk_cut_off_by_a_crash_while_it_was_written_is_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = open(dir.path());
+    store(&disk, 1, &content(1, 10)).unwrap();
+    let mut writer = disk.begin(id(2), 1, 200_000).unwrap();
+    let part = content(2, 128 << 10);
+    writer.write(&part, &block_crcs(&part)).unwrap();
+    store(&disk, 3, &content(3, 10)).unwrap();
+    std::mem::forget(writer); // as kill -9 would
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::create_dir(copy.path().join(SEGMENTS)).unwrap();
+    for file in segment_files(dir.path()) {
+        std::fs::copy(&file, copy.path().join(SEGMENTS).join(file.file_name().unwrap())).unwrap();
+    }
+    let after = open(copy.path());
+    assert_eq!(read(&after, 1).unwrap(), content(1, 10));
+    assert_eq!(read(&after, 3).unwrap(), content(3, 10));
+    assert!(after.find(id(2)).is_none());
+    assert_eq!(after.health().quarantined, 0);
+}
+
+#[test]
+fn damage_in_the_middle_is_quarantined_and_not_taken_for_a_torn_tail() {
+    // In the payload, in the table of checksums, in the header of the second of three records; with
+    // the segment sealed or not.
+    for sealed in [true, false] {
+        for within in [ALIGN + 500, 66, 3] {
+            let dir = tempfile::tempdir().unwrap();
+            let disk = open(dir.path());
+            for chunk in 1..=3 {
+                store(&disk, chunk, &content(chunk, 100_000)).unwrap();
+            }
+            sync(&disk, 3).unwrap();
+            if sealed {
+                disk.close();
+            }
+            drop(disk);
+            flip(&segment_files(dir.path())[0], ALIGN + record_len(100_000) + within, 3);
+            let disk = open(dir.path());
+            assert_eq!(read(&disk, 1).unwrap(), content(1, 100_000));
+            assert_eq!(read(&disk, 3).unwrap(), content(3, 100_000), "sealed {sealed} within {within}");
+            let second = read(&disk, 2);
+            assert!(
+                matches!(second, Err(StoreError::Corrupt { .. } | StoreError::NotFound(_))),
+                "{second:?}"
+            );
+            assert_eq!(disk.health().quarantined, 1, "sealed {sealed} within {within}");
+            drop(disk);
+            // It stays set aside, and counted.
+            let disk = open(dir.path());
+            assert!(read(&disk, 2).is_err());
+            assert_eq!(disk.health().quarantined, 1, "again: sealed {sealed} within {within}");
+            // A repaired copy takes its place.
+            store(&disk, 2, &content(2, 100_000)).unwrap();
+            assert_eq!(read(&disk, 2).unwrap(), content(2, 100_000));
+        }
+    }
+}
+
+#[test]
+fn a_damaged_last_record_that_was_synced_is_not_dropped_silently() {
+    for within in [70, 3] {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = open(dir.path());
+        store(&disk, 1, &content(1, 5000)).unwrap();
+        store(&disk, 2, &content(2, 5000)).unwrap();
+        sync(&disk, 2).unwrap();
+        drop(disk);
+        flip(&segment_files(dir.path())[0], ALIGN + record_len(5000) + within, 0);
+        let disk = open(dir.path());
+        assert_eq!(read(&disk, 1).unwrap(), content(1, 5000));
+        assert!(read(&disk, 2).is_err());
+        assert_eq!(disk.health().quarantined, 1);
+    }
+}
+
+#[test]
+fn a_damaged_footer_costs_a_scan_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = open(dir.path());
+    for chunk in 1..=3 {
+        store(&disk, chunk, &content(chunk, 100_000)).unwrap();
+    }
+    assert!(disk.delete(&[id(2)]).is_empty());
+    disk.close();
+    drop(disk);
+    let file = segment_files(dir.path()).remove(0);
+    let len = std::fs::metadata(&file).unwrap().len();
+    flip(&file, len - record::TRAILER_LEN as u64 - 5, 1);
+    let disk = open(dir.path());
+    assert_eq!(read(&disk, 1).unwrap(), content(1, 100_000));
+    assert_eq!(read(&disk, 3).unwrap(), content(3, 100_000));
+    assert!(disk.find(id(2)).is_none());
+    assert_eq!(disk.health().quarantined, 0);
+}
+
+#[test]
+fn damage_is_found_when_a_chunk_is_read_or_verified() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = open(dir.path());
+    store(&disk, 1, &content(1, 300_000)).unwrap();
+    store(&disk, 2, &content(2, 300_000)).unwrap();
+    sync(&disk, 1).unwrap();
+    let file = segment_files(dir.path()).remove(0);
+    flip(&file, ALIGN + record::payload_start(300_000) + 200_000, 0);
+    flip(&file, ALIGN + record_len(300_000) + record::payload_start(300_000) + 5, 0);
+    assert!(matches!(read(&disk, 1), Err(StoreError::Corrupt { .. })));
+    assert!(matches!(verify_on_device(disk.reader(id(2)).unwrap()), Err(StoreError::Corrupt { .. })));
+    assert!(matches!(disk.reader(id(2)), Err(StoreError::Corrupt { .. })));
+    assert_eq!(disk.health().quarantined, 2);
+    assert!(disk.delete(&[id(1), id(2)]).is_empty());
+    assert!(matches!(read(&disk, 1), Err(StoreError::NotFound(_))));
+}
+
+#[test]
+fn deletion_gives_room_back_at_once_and_stays_after_a_crash() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let disk = open(dir.path());
+    for chunk in 1..=8 {
+        store(&disk, chunk, &content(chunk, 600_000)).unwrap();
+    }
+    sync(&disk, 8).unwrap();
+    let blocks = || {
+        segment_files(dir.path()).iter().map(|f| std::fs::metadata(f).unwrap().blocks() * 512).sum::<u64>()
+    };
+    let before = blocks();
+    let all: Vec<_> = (1..=7).map(id).collect();
+    assert!(disk.delete(&all).is_empty());
+    assert!(disk.delete(&all).is_empty(), "a repeated deletion is fine");
+    assert!(blocks() + 3_000_000 < before, "{} of {before} bytes are left", blocks());
+    drop(disk);
+    let disk = open(dir.path());
+    assert_eq!(disk.chunks(), 1);
+    assert_eq!(read(&disk, 8).unwrap(), content(8, 600_000));
+}
+
+#[test]
+fn a_segment_of_a_newer_format_is_refused_with_a_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = open(dir.path());
+    store(&disk, 1, &content(1, 10)).unwrap();
+    disk.close();
+    drop(disk);
+    let path = segment_files(dir.path()).remove(0);
+    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut header = [0u8; 64];
+    file.read_exact_at(&mut header, 0).unwrap();
+    header[8] = 2;
+    let crc = crc32c(&header[..60]);
+    header[60..].copy_from_slice(&crc.to_le_bytes());
+    file.write_all_at(&header, 0).unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(dir.path()).unwrap());
+    let error = DiskStore::open(disk, options(true)).err().unwrap().to_string();
+    assert!(error.contains("newer version") && error.contains("format 2"), "{error}");
+}
+
+#[test]
+fn a_directory_in_use_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let _held = open(dir.path());
+    let error = RealDisk::open(dir.path()).unwrap_err();
+    assert!(error.to_string().contains("in use by another process"), "{error}");
+}
+
+/// Faults to inject; shared by a disk and its files.
+#[derive(Default)]
+struct Faults {
+    fail_sync: AtomicBool,
+    /// Bytes that can still be allocated; negative: no limit.
+    room: AtomicI64,
+    /// The next write fails for want of room.
+    full_write: AtomicBool,
+}
+
+struct FaultyDisk {
+    inner: RealDisk,
+    faults: Arc<Faults>,
+}
+
+struct FaultyFile {
+    inner: Arc<dyn DiskFile>,
+    faults: Arc<Faults>,
+}
+
+impl FaultyDisk {
+    fn wrap(&self, inner: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        Arc::new(FaultyFile { inner, faults: Arc::clone(&self.faults) })
+    }
+}
+
+impl Disk for FaultyDisk {
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(self.wrap(self.inner.create_new(path)?))
+    }
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(self.wrap(self.inner.open(path)?))
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.inner.rename(from, to)
+    }
+    fn unlink(&self, path: &Path) -> io::Result<()> {
+        self.inner.unlink(path)
+    }
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.inner.create_dir(path)
+    }
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.inner.sync_dir(path)
+    }
+    fn list(&self, path: &Path) -> io::Result<Vec<std::ffi::OsString>> {
+        self.inner.list(path)
+    }
+    fn space(&self) -> io::Result<Space> {
+        let room = self.faults.room.load(Ordering::SeqCst);
+        let space = self.inner.space()?;
+        Ok(if room < 0 { space } else { Space { capacity: 100 << 20, available: room as u64 } })
+    }
+    fn describe(&self) -> String {
+        "faulty".into()
+    }
+}
+
+impl DiskFile for FaultyFile {
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        if self.faults.full_write.swap(false, Ordering::SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.inner.write_at(data, offset)
+    }
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.inner.read_at(buffer, offset)
+    }
+    fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.inner.try_read_at(buffer, offset)
+    }
+    fn sync(&self) -> io::Result<()> {
+        match self.faults.fail_sync.load(Ordering::SeqCst) {
+            true => Err(io::Error::from_raw_os_error(5)),
+            false => self.inner.sync(),
+        }
+    }
+    fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.inner.punch(offset, length)
+    }
+    fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        let room = self.faults.room.load(Ordering::SeqCst);
+        if room >= 0 {
+            if (room as u64) < length {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.faults.room.fetch_sub(length as i64, Ordering::SeqCst);
+        }
+        self.inner.allocate(offset, length)
+    }
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.inner.set_len(length)
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+    fn drop_cache(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.inner.drop_cache(offset, length)
+    }
+}
+
+fn faulty(dir: &Path, room: i64) -> (DiskStore, Arc<Faults>) {
+    let faults = Arc::new(Faults { room: AtomicI64::new(room), ..Faults::default() });
+    let disk = FaultyDisk { inner: RealDisk::open(dir).unwrap(), faults: Arc::clone(&faults) };
+    (DiskStore::open(Arc::new(disk), options(true)).unwrap(), faults)
+}
+
+#[test]
+fn a_full_disk_refuses_chunks_and_damages_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, faults) = faulty(dir.path(), (5 << 20) / 2);
+    let mut stored = Vec::new();
+    let refused = (1..100).find_map(|chunk| match store(&disk, chunk, &content(chunk, 200_000)) {
+        Ok(()) => {
+            stored.push(chunk);
+            None
+        }
+        Err(error) => Some(error),
+    });
+    assert!(matches!(refused, Some(StoreError::NoSpace(_))), "{refused:?}");
+    assert!(stored.len() >= 8, "only {} chunks fit", stored.len());
+    for &chunk in &stored {
+        assert_eq!(read(&disk, chunk).unwrap(), content(chunk, 200_000));
+    }
+    let health = disk.health();
+    assert!(health.fault.is_empty(), "full is not broken: {}", health.fault);
+    // Deleting still works, and a small chunk still fits where a large one did not.
+    assert!(disk.delete(&[id(stored[0])]).is_empty());
+    faults.room.store(4 << 20, Ordering::SeqCst);
+    store(&disk, 500, &content(500, 200_000)).unwrap();
+    disk.close();
+    drop(disk);
+    let disk = open(dir.path());
+    for &chunk in &stored[1..] {
+        assert_eq!(read(&disk, chunk).unwrap(), content(chunk, 200_000));
+    }
+}
+
+#[test]
+fn a_write_that_finds_no_room_gives_up_its_chunk_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, faults) = faulty(dir.path(), -1);
+    store(&disk, 1, &content(1, 5000)).unwrap();
+    faults.full_write.store(true, Ordering::SeqCst);
+    assert!(matches!(store(&disk, 2, &content(2, 5000)), Err(StoreError::NoSpace(_))));
+    store(&disk, 3, &content(3, 5000)).unwrap();
+    assert!(disk.find(id(2)).is_none() && disk.health().fault.is_empty());
+    assert_eq!(read(&disk, 3).unwrap(), content(3, 5000));
+}
+
+#[test]
+fn a_failed_sync_is_final() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, faults) = faulty(dir.path(), -1);
+    store(&disk, 1, &content(1, 5000)).unwrap();
+    sync(&disk, 1).unwrap();
+    store(&disk, 2, &content(2, 5000)).unwrap();
+    faults.fail_sync.store(true, Ordering::SeqCst);
+    assert!(matches!(sync(&disk, 2), Err(StoreError::Faulty { .. })));
+    faults.fail_sync.store(false, Ordering::SeqCst);
+    // Not repeated into success: the chunk is gone, the disk takes no more, what was synced is served.
+    assert!(matches!(sync(&disk, 2), Err(StoreError::NotFound(_))));
+    assert!(matches!(store(&disk, 3, &content(3, 10)), Err(StoreError::Faulty { .. })));
+    assert_eq!(read(&disk, 1).unwrap(), content(1, 5000));
+    let health = disk.health();
+    assert!(!health.writable && health.fault.contains("fdatasync"), "{}", health.fault);
+}
+
+#[test]
+fn many_waiters_share_syncs() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = open(dir.path());
+    let (done, results) = mpsc::channel();
+    for chunk in 1..=200 {
+        store(&disk, chunk, &content(chunk, 100)).unwrap();
+        let done = done.clone();
+        disk.sync(id(chunk), Box::new(move |outcome| done.send(outcome.is_ok()).unwrap()));
+    }
+    drop(done);
+    assert_eq!(results.iter().filter(|&ok| ok).count(), 200);
+    assert!((1..=200).all(|chunk| disk.find(id(chunk)).unwrap().synced));
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Store(usize),
+    Abandon(usize),
+    Delete(usize),
+    Sync(usize),
+    Restart,
+    Crash,
+    Truncate(u64),
+    Flip(usize, u64, u8),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        8 => prop_oneof![1usize..10_000, 60_000usize..70_000, 100_000usize..500_000].prop_map(Op::Store),
+        1 => (1usize..300_000).prop_map(Op::Abandon),
+        3 => any::<usize>().prop_map(Op::Delete),
+        2 => any::<usize>().prop_map(Op::Sync),
+        1 => Just(Op::Restart),
+        1 => Just(Op::Crash),
+        1 => any::<u64>().prop_map(Op::Truncate),
+        1 => (any::<usize>(), any::<u64>(), 0u8..8).prop_map(|(file, at, bit)| Op::Flip(file, at, bit)),
+    ]
+}
+
+/// What the store must and may hold.
+#[derive(Default)]
+struct Model {
+    next: u64,
+    lens: HashMap<u64, usize>,
+    deleted: HashSet<u64>,
+    /// Chunks that damage has taken.
+    lost: HashSet<u64>,
+}
+
+impl Model {
+    fn pick(&self, seed: usize) -> Option<u64> {
+        let mut chunks: Vec<_> = self.lens.keys().copied().collect();
+        chunks.sort_unstable();
+        (!chunks.is_empty()).then(|| chunks[seed % chunks.len()])
+    }
+
+    /// Never wrong bytes, never a deleted chunk; at most `may_lose` more chunks are missing.
+    fn check(&mut self, disk: &DiskStore, may_lose: usize) {
+        let mut newly = 0;
+        for (&chunk, &len) in &self.lens {
+            match read(disk, chunk) {
+                Ok(data) => assert!(data == content(chunk, len), "chunk {chunk} has wrong bytes"),
+                Err(error) if self.lost.contains(&chunk) => drop(error),
+                Err(error) => {
+                    self.lost.insert(chunk);
+                    newly += 1;
+                    assert!(newly <= may_lose, "chunk {chunk} is lost: {error}");
+                }
+            }
+        }
+        for &chunk in &self.deleted {
+            assert!(read(disk, chunk).is_err(), "chunk {chunk} is back");
+        }
+    }
+}
+
+fn run(ops: Vec<Op>) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut disk = open(dir.path());
+    let mut model = Model::default();
+    for op in ops {
+        let mut may_lose = 0;
+        match op {
+            Op::Store(len) => {
+                model.next += 1;
+                store(&disk, model.next, &content(model.next, len)).unwrap();
+                model.lens.insert(model.next, len);
+                continue;
+            }
+            Op::Abandon(len) => {
+                model.next += 1;
+                let mut writer = disk.begin(id(model.next), 1, len as u32).unwrap();
+                if len > 65_536 {
+                    let part = content(9, 65_536);
+                    writer.write(&part, &block_crcs(&part)).unwrap();
+                }
+                continue;
+            }
+            Op::Delete(seed) => {
+                let Some(chunk) = model.pick(seed) else { continue };
+                assert!(disk.delete(&[id(chunk)]).is_empty());
+                model.lens.remove(&chunk);
+                // A damaged record may carry no name any more: then its deletion finds nothing.
+                if !model.lost.contains(&chunk) {
+                    model.deleted.insert(chunk);
+                }
+                continue;
+            }
+            Op::Sync(seed) => {
+                let Some(chunk) = model.pick(seed) else { continue };
+                let outcome = sync(&disk, chunk);
+                assert!(outcome.is_ok() || model.lost.contains(&chunk), "{outcome:?}");
+                continue;
+            }
+            Op::Restart => {
+                disk.close();
+                drop(disk);
+            }
+            Op::Crash => drop(disk),
+            Op::Truncate(at) => {
+                drop(disk);
+                if let Some(last) = segment_files(dir.path()).last() {
+                    let len = std::fs::metadata(last).unwrap().len();
+                    std::fs::File::options().write(true).open(last).unwrap().set_len(at % (len + 1)).unwrap();
+                    may_lose = usize::MAX;
+                }
+            }
+            Op::Flip(file, at, bit) => {
+                drop(disk);
+                let files = segment_files(dir.path());
+                if !files.is_empty() {
+                    let file = &files[file % files.len()];
+                    let len = std::fs::metadata(file).unwrap().len();
+                    flip(file, at % len, bit);
+                    may_lose = 1;
+                }
+            }
+        }
+        disk = open(dir.path());
+        model.check(&disk, may_lose);
+    }
+    model.check(&disk, 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_store_never_returns_wrong_bytes(ops in prop::collection::vec(op(), 1..40)) {
+        run(ops);
+    }
+}
