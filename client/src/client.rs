@@ -1,60 +1,121 @@
 //! One client: everything that the faces share.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cairn_proto::InodeId;
+use cairn_runtime::clock;
+use cairn_runtime::config::Validate;
 use cairn_runtime::shutdown::Shutdown;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
 
 use crate::attr::Attr;
 use crate::config::ClientConfig;
 use crate::content::FileContent;
-use crate::coordinator::Coordinator;
+use crate::coordinator::{self, Coordinator};
+use crate::engine::Engine;
 use crate::error::{ClientError, Result};
+use crate::map::MapCell;
+use crate::session::Session;
+
+/// Background tasks are awaited this long at the end.
+const END_TIME: Duration = Duration::from_secs(5);
 
 /// A session with the cluster, its caches and pipelines.
+#[derive(Debug)]
 pub struct Client {
-    coordinator: Coordinator,
+    engine: Arc<Engine>,
 }
 
 impl Client {
     /// Opens a session. `description` (host, pid, mountpoint) is shown in `cairn status`.
-    pub async fn connect(config: ClientConfig, description: String, shutdown: &Shutdown) -> Result<Arc<Self>> {
-        let _ = (config, description, shutdown);
-        Err(ClientError::Closed)
+    ///
+    /// Fails when the coordinator can not be reached within 15 seconds. The background tasks are
+    /// part of `shutdown`; they end with [`Self::close`], not by its request, since what is
+    /// buffered still has to be stored then.
+    pub async fn connect(
+        config: ClientConfig,
+        description: String,
+        shutdown: &Shutdown,
+    ) -> Result<Arc<Self>> {
+        config.validate()?;
+        let map = Arc::new(MapCell::new());
+        let rpc = coordinator::dial(&config.coordinator)?;
+        let session = Session::new(rpc.clone(), description, config.unreachable, Arc::clone(&map));
+        let life_line = session.connect().await?;
+        let tasks = TaskTracker::new();
+        let coordinator = Coordinator::new(rpc, session, map, config.unreachable, tasks.clone());
+        let engine = Engine::new(config, coordinator, tasks);
+        shutdown.spawn(life_line);
+        shutdown.spawn(Arc::clone(&engine).tend());
+        Ok(Arc::new(Self { engine }))
     }
 
-    /// Stores everything that is still buffered and ends the session.
-    ///
-    /// The first error of data that could not be stored.
+    /// Stores everything that is still buffered and ends the session. The first error of data that
+    /// could not be stored.
     pub async fn close(&self) -> Result<()> {
-        Ok(())
+        let flushed = self.flush_all(false).await;
+        self.engine.coordinator.session().end().await;
+        self.engine.stop.cancel();
+        self.engine.transport.close();
+        self.engine.tasks.close();
+        if clock::timeout(END_TIME, self.engine.tasks.wait()).await.is_err() {
+            warn!(tasks = self.engine.tasks.len(), "background work of the client did not end in time");
+        }
+        flushed
     }
 
     /// Names, attributes and everything else about metadata.
     pub fn coordinator(&self) -> &Coordinator {
-        &self.coordinator
+        &self.engine.coordinator
     }
 
     /// The settings in use.
     pub fn config(&self) -> &ClientConfig {
-        unreachable!()
+        &self.engine.config
     }
 
-    /// The content of one file. All callers share it while any of them holds it.
+    /// The content of one file. All callers share it while any of them holds it, or while it has
+    /// buffered writes. `attr` is adopted when it is newer than what is known.
     pub fn content(self: &Arc<Self>, inode: InodeId, attr: &Attr) -> Arc<FileContent> {
-        let _ = (inode, attr);
-        unreachable!()
+        let (content, is_new) = self.engine.content(inode, attr);
+        if !is_new {
+            content.refresh(attr, None);
+        }
+        content
     }
 
     /// The content of one file, when somebody holds it or it has buffered writes.
     pub fn existing_content(&self, inode: InodeId) -> Option<Arc<FileContent>> {
-        let _ = inode;
-        None
+        self.engine.existing_content(inode)
     }
 
-    /// Stores and commits all buffered writes of all files; with `durable` as `fsync` does.
+    /// Stores and commits all buffered writes of all files; with `durable` as `fsync` does. The
+    /// first error that any of them met.
     pub async fn flush_all(&self, durable: bool) -> Result<()> {
-        let _ = durable;
-        Ok(())
+        let files = self.engine.dirty_files();
+        files.iter().for_each(|file| file.start_flush(durable));
+        let mut first: Option<ClientError> = None;
+        for file in files {
+            if let Err(error) = file.flush().await {
+                first.get_or_insert(error);
+            }
+        }
+        if durable && let Err(error) = self.engine.writer.sync_all(&self.engine).await {
+            first.get_or_insert(error);
+        }
+        first.map_or(Ok(()), Err)
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // Without `close` the session ends by expiry, and what was buffered is stored as long as
+        // the process lives.
+        self.engine.coordinator.session().abandon();
+        self.engine.stop.cancel();
+        self.engine.transport.close();
+        self.engine.tasks.close();
     }
 }

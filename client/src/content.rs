@@ -1,20 +1,113 @@
-//! The content of one file: buffered writes over committed extents.
+//! The content of one file: buffered writes, over those on their way, over committed extents.
+//!
+//! ```text
+//! read:  buffer ▸ flights, newest first ▸ extents ▸ cache ▸ datanodes
+//! write: buffer ─(full, old, flush)─▸ flight ─stored, committed─▸ extents
+//! ```
+//!
+//! Invariants:
+//! * A byte is always in exactly the layer that holds its newest value on top, so that a read that
+//!   looks through the layers under one lock sees each write once, whole or not at all.
+//! * Extents belong to the version of `State::attr`.
+//! * The lock is held for short computations only, never across a wait.
 
-use bytes::Bytes;
-use cairn_proto::{InodeId, v1};
+mod change;
+pub(crate) mod extents;
+mod read;
+mod write;
 
-use crate::attr::{Attr, Caller};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use cairn_proto::InodeId;
+use cairn_runtime::clock::Instant;
+use tokio::sync::Notify;
+
+use crate::attr::Attr;
+use crate::budget::Reservation;
+use crate::engine::Engine;
 use crate::error::{ClientError, Result};
 use crate::layout::Layout;
+use crate::reader::ahead::ReadAhead;
+use crate::writer::Landing;
+use crate::writer::dirty::DirtyMap;
+use crate::writer::flight::Flight;
+use extents::ExtentMap;
 
 /// The content of one inode as this client sees it; all its handles share it.
 ///
 /// Every `async` method can be dropped at any time: work that was begun goes on in the background.
+#[derive(Debug)]
 pub struct FileContent {
     inode: InodeId,
+    engine: Arc<Engine>,
+    this: Weak<Self>,
+    state: Mutex<State>,
+    /// Held by changes of the whole file (truncate, allocate, clone), one at a time.
+    changes: tokio::sync::Mutex<()>,
+    /// Held while a layout is fetched, so that many readers ask once.
+    layouts: tokio::sync::Mutex<()>,
+    /// Told when a hold ends.
+    released: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    /// As last heard, without buffered writes.
+    attr: Attr,
+    foreign: u64,
+    extents: ExtentMap,
+    dirty: DirtyMap,
+    memory: Reservation,
+    dirty_since: Option<Instant>,
+    /// When the newest buffered byte was written.
+    written_ns: i64,
+    /// Oldest first.
+    flights: VecDeque<Arc<Flight>>,
+    /// Nothing is taken into the buffer or out of it meanwhile.
+    held: bool,
+    /// What a background store met; told once.
+    error: Option<ClientError>,
+    ahead: ReadAhead,
 }
 
 impl FileContent {
+    pub(crate) fn new(engine: &Arc<Engine>, attr: &Attr) -> Arc<Self> {
+        let state = State {
+            attr: attr.clone(),
+            foreign: 0,
+            extents: if attr.size == 0 { ExtentMap::empty_file() } else { ExtentMap::default() },
+            dirty: DirtyMap::default(),
+            memory: engine.budget.writes.nothing(),
+            dirty_since: None,
+            written_ns: 0,
+            flights: VecDeque::new(),
+            held: false,
+            error: None,
+            ahead: ReadAhead::default(),
+        };
+        Arc::new_cyclic(|this| Self {
+            inode: attr.inode,
+            engine: Arc::clone(engine),
+            this: Weak::clone(this),
+            state: Mutex::new(state),
+            changes: tokio::sync::Mutex::default(),
+            layouts: tokio::sync::Mutex::default(),
+            released: Notify::new(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A share in this content for work that outlives the call.
+    fn shared(&self) -> Result<Arc<Self>> {
+        // Only a value that is being dropped can not be shared any more.
+        self.this.upgrade().ok_or(ClientError::Closed)
+    }
+
     /// Which inode.
     pub fn inode(&self) -> InodeId {
         self.inode
@@ -22,106 +115,153 @@ impl FileContent {
 
     /// Bytes in the file, buffered writes included.
     pub fn size(&self) -> u64 {
-        0
-    }
-
-    /// Adopts newer attributes (and a layout) from an open, lookup or getattr. Buffered writes stay.
-    pub fn refresh(&self, attr: &Attr, layout: Option<Layout>) {
-        let _ = (attr, layout);
-    }
-
-    /// Attributes as seen through the buffered writes.
-    pub fn attr_overlay(&self, attr: Attr) -> Attr {
-        attr
+        self.lock().size()
     }
 
     /// The newest attributes known, buffered writes included.
     pub fn attr(&self) -> Attr {
-        unreachable!()
+        let state = self.lock();
+        state.overlay(state.attr.clone())
+    }
+
+    /// Attributes as seen through the buffered writes; the newest known ones when those are newer.
+    pub fn attr_overlay(&self, attr: Attr) -> Attr {
+        let state = self.lock();
+        let newest = if state.attr.version > attr.version { state.attr.clone() } else { attr };
+        state.overlay(newest)
+    }
+
+    /// Adopts newer attributes (and a layout) from an open, lookup or getattr. Buffered writes stay.
+    pub fn refresh(&self, attr: &Attr, layout: Option<Layout>) {
+        let mut state = self.lock();
+        state.adopt(attr, false);
+        if let Some(layout) = layout {
+            state.adopt(&layout.attr, false);
+            state.learn(&layout);
+        }
+    }
+
+    /// Adopts the attributes that an own change of the inode gave (mode, times, names, xattrs; not
+    /// its content): what is known of the content stays when nobody else came between.
+    pub fn refresh_own(&self, attr: &Attr) {
+        self.lock().adopt(attr, true);
     }
 
     /// Counts the changes of the content by others that were noticed: while it stays the same, what
     /// was read before is still good.
     pub fn foreign_changes(&self) -> u64 {
-        0
+        self.lock().foreign
     }
 
     /// Whether writes are buffered or under way.
     pub fn is_dirty(&self) -> bool {
-        false
+        self.lock().is_dirty()
     }
 
-    /// Buffers a write when that needs no waiting. `Ok(false)`: nothing was taken, use [`Self::write`].
-    ///
-    /// An error that an earlier write of this file met in the background is reported here, once.
-    pub fn try_write(&self, offset: u64, data: &[u8]) -> Result<bool> {
-        let _ = (offset, data);
-        Ok(false)
+    /// Whether [`Self::flush`] has anything to do or to tell.
+    pub fn needs_flush(&self) -> bool {
+        let state = self.lock();
+        let unsure = self.engine.config.durable_close && self.engine.writer.unsynced.contains(self.inode);
+        state.is_dirty() || state.error.is_some() || unsure
     }
 
-    /// Buffers a write, waiting for memory.
-    pub async fn write(&self, offset: u64, data: Bytes) -> Result<()> {
-        let _ = (offset, data);
-        Err(ClientError::Closed)
+    /// How long the oldest byte has been in the buffer.
+    pub(crate) fn dirty_age(&self) -> Option<Duration> {
+        self.lock().dirty_since.map(|since| since.elapsed())
     }
 
-    /// Reads when everything that is asked for is in memory.
-    pub fn try_read(&self, offset: u64, len: usize) -> Option<Result<Bytes>> {
-        let _ = (offset, len);
-        None
+    /// A flight is committed, or has failed for good.
+    pub(crate) fn on_landed(&self, flight: &Arc<Flight>, outcome: Result<Landing>) {
+        let clean = {
+            let mut state = self.lock();
+            state.flights.retain(|other| !Arc::ptr_eq(other, flight));
+            match outcome {
+                Ok(landing) => state.land(&landing),
+                Err(error) => {
+                    state.error.get_or_insert(error);
+                }
+            }
+            let clean = !state.is_dirty();
+            if clean {
+                self.engine.remove_dirty(self.inode);
+            }
+            clean
+        };
+        if clean {
+            self.released.notify_waiters();
+        }
     }
 
-    /// Reads `len` bytes; fewer only at the end of the file.
-    pub async fn read(&self, offset: u64, len: usize) -> Result<Bytes> {
-        let _ = (offset, len);
-        Err(ClientError::Closed)
+    /// The error that the background has met, once.
+    fn take_error(&self) -> Result<()> {
+        self.lock().error.take().map_or(Ok(()), Err)
+    }
+}
+
+impl State {
+    fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty() || !self.flights.is_empty()
     }
 
-    /// What close(2) promises: everything is stored and committed. Reports background errors once.
-    pub async fn flush(&self) -> Result<()> {
-        Err(ClientError::Closed)
+    fn size(&self) -> u64 {
+        let flying = self.flights.iter().map(|flight| flight.end()).max().unwrap_or(0);
+        self.attr.size.max(flying).max(self.dirty.end().unwrap_or(0))
     }
 
-    /// What fsync(2) promises: everything survives the power loss of all machines.
-    pub async fn fsync(&self) -> Result<()> {
-        Err(ClientError::Closed)
+    fn overlay(&self, mut attr: Attr) -> Attr {
+        if self.is_dirty() {
+            let flying = self.flights.iter().map(|flight| flight.end()).max().unwrap_or(0);
+            attr.size = attr.size.max(flying).max(self.dirty.end().unwrap_or(0));
+            attr.mtime_ns = self.written_ns;
+            attr.ctime_ns = attr.ctime_ns.max(self.written_ns);
+        }
+        attr
     }
 
-    /// Sets the size (and what else `extra` says; its `inode` and `size` are filled in).
-    pub async fn truncate(&self, size: u64, caller: &Caller, extra: v1::SetAttr) -> Result<Attr> {
-        let _ = (size, caller, extra);
-        Err(ClientError::Closed)
+    /// Takes newer attributes. With `own` the change is known not to concern the content.
+    fn adopt(&mut self, attr: &Attr, own: bool) {
+        if attr.version < self.attr.version || attr.inode != self.attr.inode {
+            return;
+        }
+        let follows = own && attr.version == self.attr.version + 1;
+        if attr.version > self.attr.version && !follows {
+            self.foreign += 1;
+            self.extents.clear();
+            if attr.size == 0 {
+                self.extents = ExtentMap::empty_file();
+            }
+        }
+        self.attr = attr.clone();
     }
 
-    /// Changes attributes other than the size, after all buffered writes (whose commit would
-    /// otherwise undo an explicit mtime or a set-user-ID bit). `change.inode` is filled in.
-    pub async fn set_attr(&self, caller: &Caller, change: v1::SetAttr) -> Result<Attr> {
-        let _ = (caller, change);
-        Err(ClientError::Closed)
+    /// Takes a layout when it is of the present version.
+    fn learn(&mut self, layout: &Layout) {
+        if layout.attr.version == self.attr.version {
+            self.extents.merge(layout);
+        }
     }
 
-    /// fallocate(2), after all buffered writes. `op.inode` is filled in.
-    pub async fn allocate(&self, op: v1::Allocate, caller: &Caller) -> Result<Attr> {
-        let _ = (op, caller);
-        Err(ClientError::Closed)
+    /// Takes what a commit of this client has changed.
+    fn land(&mut self, landing: &Landing) {
+        let (old, new) = (self.attr.size, &landing.attr);
+        if new.version < self.attr.version {
+            return; // a later state is known already, this commit included
+        }
+        if new.version > self.attr.version + 1 {
+            self.foreign += 1;
+            self.extents.clear();
+        } else if new.version == self.attr.version + 1 && new.size > old {
+            self.extents.resize(old, new.size);
+        }
+        self.attr = new.clone();
+        for (extent, info) in &landing.extents {
+            self.extents.insert(*extent, info);
+        }
     }
+}
 
-    /// copy_file_range(2) as a copy of extents; how many bytes were copied (cut at the source's end).
-    pub async fn clone_from(
-        &self,
-        source: &FileContent,
-        source_offset: u64,
-        offset: u64,
-        length: u64,
-        caller: &Caller,
-    ) -> Result<u64> {
-        let _ = (source, source_offset, offset, length, caller);
-        Err(ClientError::Closed)
-    }
-
-    /// SEEK_DATA (`data`) or SEEK_HOLE from `offset`; `NoSuchOffset` past the end.
-    pub async fn seek(&self, offset: u64, data: bool) -> Result<u64> {
-        let _ = (offset, data);
-        Err(ClientError::Closed)
+impl Drop for FileContent {
+    fn drop(&mut self) {
+        self.engine.forget_content(self.inode);
     }
 }

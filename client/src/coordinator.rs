@@ -1,90 +1,74 @@
 //! Typed calls to the coordinator.
+//!
+//! Every call has a deadline for each try and a budget for all of them. Mutations carry (session,
+//! slot, sequence) and so happen exactly once, however often they are sent; they run to their end
+//! in the background when their future is dropped.
 
-use bytes::Bytes;
-use cairn_proto::{FileName, InodeId, v1};
+mod calls;
+mod metadata;
 
-use crate::attr::{Applied, Attr, Caller, DirPage, StatFs};
-use crate::error::{ClientError, Result};
-use crate::layout::Layout;
+use std::sync::Arc;
 
-/// The metadata service: each call retries within the configured time and is executed exactly once.
-#[derive(Clone)]
-pub struct Coordinator {}
+use cairn_proto::limits::MESSAGE_SIZE_MAX;
+use cairn_proto::v1::coordinator_client::CoordinatorClient;
+use cairn_runtime::telemetry::stamp_request;
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
 
-/// Keeps an inode alive on the coordinator until dropped.
-#[derive(Debug)]
-pub struct OpenGuard {
-    inode: InodeId,
+use crate::config::Unreachable;
+use crate::error::Result;
+use crate::map::MapCell;
+use crate::session::Session;
+
+type Stamp = fn(tonic::Request<()>) -> std::result::Result<tonic::Request<()>, tonic::Status>;
+pub(crate) type Rpc = CoordinatorClient<InterceptedService<Channel, Stamp>>;
+
+/// The metadata service. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct Coordinator {
+    shared: Arc<Shared>,
 }
 
-impl OpenGuard {
-    /// Which inode.
-    pub fn inode(&self) -> InodeId {
-        self.inode
-    }
+#[derive(Debug)]
+struct Shared {
+    rpc: Rpc,
+    session: Arc<Session>,
+    map: Arc<MapCell>,
+    policy: Unreachable,
+    runtime: Handle,
+    tasks: TaskTracker,
+}
+
+/// A client of the service at `address`, which connects when first used.
+pub(crate) fn dial(address: &str) -> Result<Rpc> {
+    let channel = cairn_runtime::net::connect(address)?;
+    let rpc = CoordinatorClient::with_interceptor(channel, stamp_request as Stamp);
+    Ok(rpc.max_decoding_message_size(MESSAGE_SIZE_MAX).max_encoding_message_size(MESSAGE_SIZE_MAX))
 }
 
 impl Coordinator {
-    /// The inode of a name in a directory.
-    pub async fn lookup(&self, parent: InodeId, name: &FileName, caller: &Caller) -> Result<Attr> {
-        let _ = (parent, name, caller);
-        Err(ClientError::Closed)
+    pub(crate) fn new(
+        rpc: Rpc,
+        session: Arc<Session>,
+        map: Arc<MapCell>,
+        policy: Unreachable,
+        tasks: TaskTracker,
+    ) -> Self {
+        let runtime = Handle::current();
+        Self { shared: Arc::new(Shared { rpc, session, map, policy, runtime, tasks }) }
     }
-    /// The directory that holds a directory ("..").
-    pub async fn parent_of(&self, directory: InodeId, caller: &Caller) -> Result<Attr> {
-        let _ = (directory, caller);
-        Err(ClientError::Closed)
+
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.shared.session
     }
-    /// Attributes of an inode.
-    pub async fn get_attr(&self, inode: InodeId) -> Result<Attr> {
-        let _ = inode;
-        Err(ClientError::Closed)
+
+    pub(crate) fn map(&self) -> &Arc<MapCell> {
+        &self.shared.map
     }
-    /// A part of a directory: up to `limit` entries after the cookie `after` (0 starts).
-    pub async fn read_dir(&self, inode: InodeId, after: u64, limit: u32, attributes: bool) -> Result<DirPage> {
-        let _ = (inode, after, limit, attributes);
-        Err(ClientError::Closed)
-    }
-    /// All extended attributes of an inode, as (name, value).
-    pub async fn xattrs(&self, inode: InodeId) -> Result<Vec<(Bytes, Bytes)>> {
-        let _ = inode;
-        Err(ClientError::Closed)
-    }
-    /// Room in the cluster.
-    pub async fn stat_fs(&self) -> Result<StatFs> {
-        Err(ClientError::Closed)
-    }
-    /// One mutation.
-    pub async fn apply(&self, op: v1::mutation::Op, caller: &Caller) -> Result<Applied> {
-        let _ = (op, caller);
-        Err(ClientError::Closed)
-    }
-    /// Several mutations in order; one that fails stops no other.
-    pub async fn apply_many(&self, ops: Vec<v1::mutation::Op>, caller: &Caller) -> Result<Vec<Result<Applied>>> {
-        let _ = (ops, caller);
-        Err(ClientError::Closed)
-    }
-    /// Registers an open of a file; fresh attributes and the first extents.
-    pub async fn open(&self, inode: InodeId) -> Result<(OpenGuard, Layout)> {
-        let _ = inode;
-        Err(ClientError::Closed)
-    }
-    /// Creates a file and opens it. `create.open` is filled in.
-    pub async fn create_open(&self, create: v1::Create, caller: &Caller) -> Result<(OpenGuard, Applied)> {
-        let _ = (create, caller);
-        Err(ClientError::Closed)
-    }
-    /// The extents of `[offset, offset + length)`, at most `extents_max` (1 to 65536) of them.
-    pub async fn layout(&self, inode: InodeId, offset: u64, length: u64, extents_max: u32) -> Result<Layout> {
-        let _ = (inode, offset, length, extents_max);
-        Err(ClientError::Closed)
-    }
-    /// The map: datanodes and replica sets.
-    pub async fn list_nodes(&self) -> Result<v1::ClusterMap> {
-        Err(ClientError::Closed)
-    }
-    /// Counters and health of the cluster.
-    pub async fn get_status(&self) -> Result<v1::GetStatusResponse> {
-        Err(ClientError::Closed)
+
+    pub(crate) fn policy(&self) -> Unreachable {
+        self.shared.policy
     }
 }

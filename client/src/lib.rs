@@ -5,19 +5,31 @@
 //! [`Client::content`] of the bytes of one file. Memory is bounded by [`ClientConfig::memory`].
 
 mod attr;
+mod budget;
+mod cache;
 mod client;
 mod config;
 mod content;
 mod coordinator;
+mod engine;
 mod error;
-mod layout;
 pub mod fs;
+mod layout;
+mod map;
+mod metrics;
+mod planner;
+mod reader;
+mod retry;
+mod session;
+mod transport;
 pub mod vfs;
+mod writer;
 
 pub use attr::{Applied, Attr, Caller, DirEntry, DirPage, Kind, StatFs};
 pub use client::Client;
 pub use config::{ClientConfig, Unreachable};
 pub use content::FileContent;
-pub use coordinator::{Coordinator, OpenGuard};
+pub use coordinator::Coordinator;
 pub use error::{ClientError, Result};
 pub use layout::Layout;
+pub use session::OpenGuard;

@@ -1,7 +1,7 @@
 //! CRC-32C (Castagnoli, RFC 3720 appendix B.4): computed where data enters, carried unchanged to the
 //! disks and back, verified before storing, after reading and before returning.
 
-use crc_fast::{CrcAlgorithm, checksum, checksum_combine};
+use crc_fast::{CrcAlgorithm, Digest, checksum, checksum_combine};
 
 use crate::limits::BLOCK_SIZE;
 
@@ -13,6 +13,15 @@ pub fn crc32c(data: &[u8]) -> u32 {
 /// One CRC-32C for each 64 KiB block of `data`; the last block may be shorter.
 pub fn block_crcs(data: &[u8]) -> Vec<u32> {
     data.chunks(BLOCK_SIZE).map(crc32c).collect()
+}
+
+/// CRC-32C of pieces one after the other. Faster than [`combine_blocks`] where the bytes are at hand.
+pub fn whole<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32 {
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    for piece in pieces {
+        digest.update(piece);
+    }
+    low(digest.finalize())
 }
 
 /// CRC-32C of two runs one after the other, from that of each and the length of the second.

@@ -1,0 +1,178 @@
+//! Changes of the whole file: they come after all buffered writes, and no write comes between.
+
+use std::sync::Arc;
+
+use cairn_proto::limits::FILE_SIZE_MAX;
+use cairn_proto::v1::mutation::Op;
+use cairn_proto::{ByteRange, ErrorKind, v1};
+
+use super::FileContent;
+use super::extents::Part;
+use crate::attr::{Attr, Caller};
+use crate::error::{ClientError, Result};
+
+/// How often new writes are let go before a change, until it takes its turn between two of them.
+const SETTLE_MAX: usize = 8;
+
+/// The buffer is neither filled nor emptied while this lives.
+struct Hold(Arc<FileContent>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.lock().held = false;
+        self.0.released.notify_waiters();
+    }
+}
+
+impl FileContent {
+    /// Sets the size (and what else `extra` says; its `inode` and `size` are filled in), after all
+    /// buffered writes.
+    pub async fn truncate(&self, size: u64, caller: &Caller, extra: v1::SetAttr) -> Result<Attr> {
+        if size > FILE_SIZE_MAX {
+            return Err(ClientError::new(ErrorKind::FileTooLarge, "a size past 2^63 - 1"));
+        }
+        let change = v1::SetAttr { inode: self.inode.get(), size: Some(size), ..extra };
+        let caller = caller.clone();
+        self.exclusively(async move |this| {
+            let attr = this.apply(Op::SetAttr(change), &caller).await?;
+            let mut state = this.lock();
+            let follows = attr.version == state.attr.version + 1;
+            let old = state.attr.size;
+            state.adopt(&attr, true);
+            if follows {
+                state.extents.resize(old, size);
+            }
+            Ok(attr)
+        })
+        .await
+    }
+
+    /// Changes attributes other than the size, after all buffered writes (whose commit would
+    /// otherwise undo an explicit mtime or a set-user-ID bit). `change.inode` is filled in.
+    pub async fn set_attr(&self, caller: &Caller, change: v1::SetAttr) -> Result<Attr> {
+        let change = v1::SetAttr { inode: self.inode.get(), ..change };
+        let caller = caller.clone();
+        self.exclusively(async move |this| {
+            let attr = this.apply(Op::SetAttr(change), &caller).await?;
+            this.lock().adopt(&attr, true);
+            Ok(attr)
+        })
+        .await
+    }
+
+    /// fallocate(2), after all buffered writes. `op.inode` is filled in.
+    pub async fn allocate(&self, op: v1::Allocate, caller: &Caller) -> Result<Attr> {
+        let op = v1::Allocate { inode: self.inode.get(), ..op };
+        let caller = caller.clone();
+        self.exclusively(async move |this| {
+            let attr = this.apply(Op::Allocate(op), &caller).await?;
+            let mut state = this.lock();
+            state.adopt(&attr, true);
+            state.extents.clear();
+            Ok(attr)
+        })
+        .await
+    }
+
+    /// copy_file_range(2) as a copy of extents, after all buffered writes of both files; how many
+    /// bytes were copied (cut at the source's end).
+    pub async fn clone_from(
+        &self,
+        source: &FileContent,
+        source_offset: u64,
+        offset: u64,
+        length: u64,
+        caller: &Caller,
+    ) -> Result<u64> {
+        if source.inode != self.inode {
+            source.settle(false).await;
+            source.take_error()?;
+        }
+        let (source, caller) = (source.shared()?, caller.clone());
+        self.exclusively(async move |this| {
+            let length = length.min(source.lock().attr.size.saturating_sub(source_offset));
+            if length == 0 {
+                return Ok(0);
+            }
+            let op = v1::CloneRange {
+                source: source.inode.get(),
+                source_offset,
+                destination: this.inode.get(),
+                destination_offset: offset,
+                length,
+            };
+            let attr = this.apply(Op::CloneRange(op), &caller).await?;
+            this.engine.writer.unsynced.copy(source.inode, this.inode);
+            let mut state = this.lock();
+            state.adopt(&attr, true);
+            state.extents.clear();
+            Ok(length)
+        })
+        .await
+    }
+
+    /// SEEK_DATA (`data`) or SEEK_HOLE from `offset`; `NoSuchOffset` past the end. Holes are runs
+    /// without extents; buffered writes are committed first.
+    pub async fn seek(&self, offset: u64, data: bool) -> Result<u64> {
+        self.settle(false).await;
+        let nothing =
+            || ClientError::new(ErrorKind::NoSuchOffset, "nothing from there to the end of the file");
+        let mut at = offset;
+        loop {
+            let size = self.size();
+            if at >= size {
+                // A file ends with a hole.
+                return if !data && offset < size { Ok(size) } else { Err(nothing()) };
+            }
+            let part = ByteRange::between(at, size).map(|rest| self.lock().extents.parts(rest));
+            let found = part.and_then(|parts| first_match(&parts, data));
+            match found {
+                Some(Ok(found)) => return Ok(found.min(size)),
+                Some(Err(unknown)) => self.fetch_layout(unknown).await?,
+                None => at = size,
+            }
+        }
+    }
+
+    async fn apply(&self, op: Op, caller: &Caller) -> Result<Attr> {
+        self.engine.coordinator.apply(op, caller).await?.into_attr()
+    }
+
+    /// Runs a change with everything committed and the buffer held. Goes on in the background when
+    /// the caller goes away.
+    async fn exclusively<T: Send + 'static, F: Future<Output = Result<T>> + Send>(
+        &self,
+        change: impl FnOnce(Arc<Self>) -> F + Send + 'static,
+    ) -> Result<T> {
+        let this = self.shared()?;
+        let work = async move {
+            let _alone = this.changes.lock().await;
+            let hold = this.hold().await?;
+            let result = change(Arc::clone(&this)).await;
+            drop(hold);
+            result
+        };
+        self.engine.spawn(work).await.unwrap_or(Err(ClientError::Closed))
+    }
+
+    async fn hold(self: &Arc<Self>) -> Result<Hold> {
+        for _ in 0..SETTLE_MAX {
+            self.settle(false).await;
+            let mut state = self.lock();
+            if !state.is_dirty() {
+                state.held = true;
+                return Ok(Hold(Arc::clone(self)));
+            }
+        }
+        Err(ClientError::new(ErrorKind::Busy, "the file is being written without a pause"))
+    }
+}
+
+/// The first data or hole among consecutive parts; or the unknown part that has to be known first.
+fn first_match(parts: &[Part], data: bool) -> Option<std::result::Result<u64, ByteRange>> {
+    parts.iter().find_map(|part| match part {
+        Part::Unknown(range) => Some(Err(*range)),
+        Part::Data(extent) => data.then(|| Ok(extent.range.start())),
+        Part::Hole(range) => (!data).then(|| Ok(range.start())),
+    })
+}

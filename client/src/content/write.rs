@@ -1,0 +1,205 @@
+//! Writing: into the buffer, and out of it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cairn_proto::limits::FILE_SIZE_MAX;
+use cairn_proto::{ByteRange, ErrorKind};
+use cairn_runtime::clock;
+
+use super::{FileContent, State};
+use crate::budget::Reservation;
+use crate::error::{ClientError, Result};
+use crate::writer::flight::Flight;
+
+/// Larger writes are taken piece by piece, so that one does not need all the memory at once.
+const PIECE: usize = 1 << 20;
+/// A file with this many chunks' worth of scattered writes, or this many runs, is sent on its way.
+const SCATTERED_CHUNKS: u64 = 4;
+const RUNS_MAX: usize = 8192;
+
+impl FileContent {
+    /// Buffers a write when that needs no waiting. `Ok(false)`: nothing was taken, use [`Self::write`].
+    ///
+    /// An error that an earlier write of this file met in the background is reported here, once.
+    pub fn try_write(&self, offset: u64, data: &[u8]) -> Result<bool> {
+        check(offset, data.len())?;
+        if data.is_empty() {
+            return Ok(true);
+        }
+        if self.engine.lacks_space() {
+            return Ok(false);
+        }
+        let Some(memory) = self.engine.budget.writes.try_take(data.len()) else { return Ok(false) };
+        Ok(self.buffer(offset, data, memory)?.is_none())
+    }
+
+    /// Buffers a write, waiting for memory. Taken piece by piece when it is large.
+    ///
+    /// While the cluster has no room it is also stored, so that `NoSpace` is told here.
+    pub async fn write(&self, offset: u64, data: Bytes) -> Result<()> {
+        check(offset, data.len())?;
+        let mut at = offset;
+        for piece in data.chunks(PIECE) {
+            let mut memory = Some(self.wait_for_memory(piece.len()).await?);
+            while let Some(taken) = memory.take() {
+                let released = self.released.notified();
+                memory = self.buffer(at, piece, taken)?;
+                if memory.is_some() {
+                    let _ = clock::timeout(crate::retry::TRY_TIME, released).await;
+                }
+            }
+            at += piece.len() as u64;
+        }
+        if self.engine.lacks_space() {
+            return self.flush().await;
+        }
+        Ok(())
+    }
+
+    async fn wait_for_memory(&self, bytes: usize) -> Result<Reservation> {
+        let writes = &self.engine.budget.writes;
+        if let Some(memory) = writes.try_take(bytes) {
+            return Ok(memory);
+        }
+        let mut patience = self.engine.patience("find memory for written data");
+        loop {
+            self.engine.start_all();
+            match clock::timeout(patience.try_time(), writes.take(bytes)).await {
+                Ok(memory) => return Ok(memory),
+                Err(_) => {
+                    let full =
+                        ClientError::new(ErrorKind::Unavailable, "all memory for written data is in use");
+                    patience.pause(&full).await?;
+                }
+            }
+        }
+    }
+
+    /// Takes a write into the buffer; what fills a chunk leaves. Gives the memory back when the
+    /// file is held.
+    fn buffer(&self, offset: u64, data: &[u8], memory: Reservation) -> Result<Option<Reservation>> {
+        let shared = self.shared()?;
+        let mut leaving = Vec::new();
+        {
+            let mut state = self.lock();
+            if let Some(error) = state.error.take() {
+                return Err(error);
+            }
+            if state.held {
+                return Ok(Some(memory));
+            }
+            if !state.is_dirty() {
+                self.engine.add_dirty(Arc::clone(&shared));
+            }
+            state.memory.absorb(memory);
+            state.written_ns = clock::wall_ns();
+            self.insert(&mut state, offset, data, &mut leaving);
+            if !state.dirty.is_empty() {
+                state.dirty_since.get_or_insert_with(clock::now);
+            }
+            let bytes = state.dirty.bytes();
+            state.memory.shrink_to(bytes);
+        }
+        self.engine.planner.warm();
+        for flight in leaving {
+            self.engine.writer.submit(&self.engine, flight);
+        }
+        Ok(None)
+    }
+
+    /// Chunk by chunk: when one is full, it leaves together with everything older, so that nothing
+    /// overtakes.
+    fn insert(&self, state: &mut State, mut offset: u64, mut data: &[u8], leaving: &mut Vec<Arc<Flight>>) {
+        let size = self.engine.chunk_size;
+        while !data.is_empty() {
+            let start = offset / size * size;
+            let boundary = start + size;
+            let len = data.len().min(usize::try_from(boundary - offset).unwrap_or(usize::MAX));
+            state.dirty.insert(offset, &data[..len]);
+            offset += len as u64;
+            data = &data[len..];
+            let ends_chunk = offset == boundary;
+            let full = || ByteRange::between(start, boundary).is_some_and(|chunk| state.dirty.covers(chunk));
+            let scattered =
+                state.dirty.bytes() as u64 > SCATTERED_CHUNKS * size || state.dirty.runs() > RUNS_MAX;
+            if scattered || ends_chunk && full() {
+                leaving.extend(self.take_flight(state, false));
+            }
+        }
+    }
+
+    /// Everything buffered, as one flight behind those before it.
+    fn take_flight(&self, state: &mut State, durable: bool) -> Option<Arc<Flight>> {
+        if state.dirty.is_empty() || state.held {
+            return None;
+        }
+        let file = self.this.upgrade()?;
+        let memory = state.memory.split(state.dirty.bytes());
+        let runs = state.dirty.take();
+        state.dirty_since = None;
+        let previous = state.flights.back().cloned();
+        let flight = Flight::new(file, runs, state.written_ns, durable, previous, memory);
+        state.flights.push_back(Arc::clone(&flight));
+        Some(flight)
+    }
+
+    /// Sends everything buffered on its way, without waiting; callable from any thread.
+    pub(crate) fn start_flush(&self, durable: bool) {
+        let flight = {
+            let mut state = self.lock();
+            self.take_flight(&mut state, durable)
+        };
+        if let Some(flight) = flight {
+            self.engine.writer.submit(&self.engine, flight);
+        }
+    }
+
+    /// Waits until everything buffered so far is committed or has failed; errors stay for the next
+    /// one who asks for them.
+    pub(crate) async fn settle(&self, durable: bool) {
+        loop {
+            let released = self.released.notified();
+            self.start_flush(durable);
+            let (last, blocked) = {
+                let state = self.lock();
+                (state.flights.back().cloned(), state.held && !state.dirty.is_empty())
+            };
+            match last {
+                Some(last) => last.wait().await,
+                None if blocked => {
+                    let _ = clock::timeout(crate::retry::TRY_TIME, released).await;
+                }
+                None => return,
+            }
+            if !blocked {
+                return;
+            }
+        }
+    }
+
+    /// What close(2) promises: everything is stored and committed. Reports background errors once.
+    /// With `durable_close` it promises what [`Self::fsync`] does.
+    pub async fn flush(&self) -> Result<()> {
+        if self.engine.config.durable_close {
+            return self.fsync().await;
+        }
+        self.settle(false).await;
+        self.take_error()
+    }
+
+    /// What fsync(2) promises: everything committed, and surviving the power loss of all machines
+    /// and the loss of all but one of those that stored it. Reports background errors once.
+    pub async fn fsync(&self) -> Result<()> {
+        self.settle(true).await;
+        self.take_error()?;
+        self.engine.writer.sync_file(&self.engine, self.inode).await
+    }
+}
+
+fn check(offset: u64, len: usize) -> Result<()> {
+    match offset.checked_add(len as u64) {
+        Some(end) if end <= FILE_SIZE_MAX => Ok(()),
+        _ => Err(ClientError::new(ErrorKind::FileTooLarge, "a write past 2^63 - 1")),
+    }
+}

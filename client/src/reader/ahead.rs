@@ -1,0 +1,156 @@
+//! Which reads are sequential, and how far ahead of them to fetch. Several readers of one file are
+//! told apart by where they are.
+
+use cairn_proto::ByteRange;
+
+/// Readers of one file that are followed at once.
+const STREAMS: usize = 4;
+/// Kernels send the reads of one stream from several threads: they arrive this much out of order.
+const DISORDER: u64 = 2 << 20;
+/// The window of a stream that has just begun.
+const WINDOW_MIN: u64 = 512 << 10;
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Stream {
+    /// Where the next read is expected.
+    next: u64,
+    /// Up to where was fetched.
+    ahead: u64,
+    window: u64,
+    used: u64,
+}
+
+/// The sequential readers of one file.
+#[derive(Debug, Default)]
+pub(crate) struct ReadAhead {
+    streams: Vec<Stream>,
+    reads: u64,
+}
+
+impl ReadAhead {
+    /// Takes note of a read and says what to fetch ahead of it. Nothing reaches past `size`.
+    pub(crate) fn on_read(&mut self, offset: u64, len: u64, size: u64, window_max: u64) -> Option<ByteRange> {
+        if window_max == 0 || len == 0 {
+            return None;
+        }
+        self.reads += 1;
+        let end = offset + len;
+        let near = |stream: &&mut Stream| {
+            offset <= stream.next + DISORDER && offset + DISORDER >= stream.next && stream.window > 0
+                || offset == stream.next
+        };
+        let Some(stream) = self.streams.iter_mut().find(near) else {
+            self.begin(offset, end);
+            return (offset == 0).then(|| self.on_first(end, size, window_max)).flatten();
+        };
+        stream.used = self.reads;
+        let advanced = end > stream.next;
+        stream.next = stream.next.max(end);
+        if !advanced {
+            return None;
+        }
+        let grown = if stream.window == 0 { WINDOW_MIN } else { stream.window * 2 };
+        // Grows with each window that was used up, not with each read.
+        if stream.window == 0 || stream.next + stream.window / 2 >= stream.ahead {
+            stream.window = grown.min(window_max);
+        }
+        stream.fetch(size)
+    }
+
+    fn begin(&mut self, offset: u64, end: u64) {
+        let stream = Stream { next: end, ahead: end, window: 0, used: self.reads };
+        let _ = offset;
+        if self.streams.len() < STREAMS {
+            self.streams.push(stream);
+        } else if let Some(oldest) = self.streams.iter_mut().min_by_key(|stream| stream.used) {
+            *oldest = stream;
+        }
+    }
+
+    /// A file that is read from its beginning is most likely read to its end.
+    fn on_first(&mut self, end: u64, size: u64, window_max: u64) -> Option<ByteRange> {
+        let stream = self.streams.iter_mut().find(|stream| stream.next == end && stream.window == 0)?;
+        stream.window = WINDOW_MIN.min(window_max);
+        stream.fetch(size)
+    }
+
+    /// What was said to be fetched was not; it is said again later.
+    pub(crate) fn not_fetched(&mut self, range: ByteRange) {
+        for stream in &mut self.streams {
+            if stream.ahead == range.end() {
+                stream.ahead = range.start();
+            }
+        }
+    }
+}
+
+impl Stream {
+    fn fetch(&mut self, size: u64) -> Option<ByteRange> {
+        let start = self.ahead.max(self.next);
+        let end = (self.next + self.window).min(size);
+        // In large steps, unless the file ends.
+        let enough = end.saturating_sub(start) >= self.window / 4 || end == size;
+        let range = ByteRange::between(start, end).filter(|_| enough)?;
+        self.ahead = end;
+        Some(range)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 1 << 30;
+    const MAX: u64 = 32 << 20;
+
+    #[test]
+    fn a_sequential_reader_gets_a_growing_window_without_gaps() {
+        let mut ahead = ReadAhead::default();
+        let read = 128 << 10;
+        let mut fetched = read; // the first read itself
+        let mut furthest = 0;
+        for index in 0..2000 {
+            let offset = index * read;
+            if let Some(range) = ahead.on_read(offset, read, SIZE, MAX) {
+                assert_eq!(range.start(), fetched.max(offset + read));
+                fetched = range.end();
+            }
+            furthest = furthest.max(fetched.saturating_sub(offset));
+        }
+        assert!(furthest > MAX / 2 && furthest <= MAX + read, "{furthest}");
+    }
+
+    #[test]
+    fn random_readers_get_nothing() {
+        let mut ahead = ReadAhead::default();
+        for index in 1..1000u64 {
+            let offset = (index * 7_919_999_983) % SIZE;
+            assert_eq!(ahead.on_read(offset, 4096, SIZE, MAX), None);
+        }
+    }
+
+    #[test]
+    fn two_readers_and_disorder_are_still_sequential() {
+        let mut ahead = ReadAhead::default();
+        let read = 128 << 10;
+        let mut ranges = [0u64; 2];
+        for index in 0..400u64 {
+            let swapped = index ^ 1;
+            for (reader, base) in [(0, 0), (1, SIZE / 2)] {
+                if let Some(range) = ahead.on_read(base + swapped * read, read, SIZE, MAX) {
+                    ranges[reader] = range.end();
+                }
+            }
+        }
+        assert!(ranges[0] > 400 * read && ranges[1] > SIZE / 2 + 400 * read, "{ranges:?}");
+    }
+
+    #[test]
+    fn nothing_past_the_end_and_nothing_when_off() {
+        let mut ahead = ReadAhead::default();
+        let range = ahead.on_read(0, 4096, 10_000, MAX).unwrap();
+        assert_eq!((range.start(), range.end()), (4096, 10_000));
+        assert_eq!(ahead.on_read(4096, 4096, 10_000, MAX), None);
+        assert_eq!(ReadAhead::default().on_read(0, 4096, SIZE, 0), None);
+    }
+}
