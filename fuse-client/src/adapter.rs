@@ -173,7 +173,7 @@ fn fopen_flags(opened: &Opened, flags: i32) -> FopenFlags {
         answer |= FopenFlags::FOPEN_KEEP_CACHE;
     }
     if flags & libc::O_DIRECT != 0 {
-        answer |= FopenFlags::FOPEN_DIRECT_IO;
+        answer |= FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
     }
     if flags & libc::O_ACCMODE == libc::O_RDONLY {
         answer |= FopenFlags::FOPEN_NOFLUSH;

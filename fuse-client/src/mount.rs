@@ -52,7 +52,8 @@ pub async fn mount(
     shutdown: &Shutdown,
 ) -> Result<Mounted, MountError> {
     let (wanted, nonempty) = (config.mountpoint.clone(), config.nonempty);
-    let path = on_thread(move || mountpoint::prepare(&wanted, nonempty)).await??;
+    let prepare = on_thread(move || mountpoint::prepare(&wanted, nonempty));
+    let path = in_time(&config.mountpoint, prepare).await???;
     let vfs = Vfs::new(Arc::clone(&client), config.attr_timeout);
     let adapter = Adapter::new(vfs, Runtime::current());
     let ended = start_session(adapter, path.clone(), &config).await?;
@@ -94,8 +95,15 @@ async fn start_session(
     if let Err(source) = spawned {
         return Err(MountError::Unreadable { path: config.mountpoint.clone(), source });
     }
-    result.await.map_err(|_| MountError::Stopped)??;
+    let result = in_time(&config.mountpoint, result).await?;
+    result.map_err(|_| MountError::Stopped)??;
     Ok(receiver)
+}
+
+/// Waits for what the kernel or its helper does with `path`, which may hang (a dead server there).
+async fn in_time<T>(path: &Path, work: impl Future<Output = T>) -> Result<T, MountError> {
+    let late = |_| MountError::NotAnswering { path: path.to_owned(), seconds: USABLE_WITHIN.as_secs() };
+    clock::timeout(USABLE_WITHIN, work).await.map_err(late)
 }
 
 fn session_config(config: &MountConfig) -> Config {
@@ -138,15 +146,9 @@ impl Mounted {
             Ok(())
         });
         tokio::select! {
-            checked = clock::timeout(USABLE_WITHIN, check) => match checked {
-                Ok(Ok(Ok(()))) => Ok(()),
-                Ok(Ok(Err(source))) => Err(MountError::Unreadable { path: self.path.clone(), source }),
-                Ok(Err(error)) => Err(error),
-                Err(_) => {
-                    let seconds = USABLE_WITHIN.as_secs();
-                    Err(MountError::NotAnswering { path: self.path.clone(), seconds })
-                }
-            },
+            checked = in_time(&self.path, check) => {
+                checked??.map_err(|source| MountError::Unreadable { path: self.path.clone(), source })
+            }
             () = shutdown.requested() => Err(MountError::Stopped),
         }
     }

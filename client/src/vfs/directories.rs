@@ -4,6 +4,7 @@
 //! cookie `c` is behind which position `c + 2` starts, as long as the directory lives.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use cairn_proto::{ErrorKind, InodeId};
 use cairn_runtime::clock::{self, Instant};
@@ -126,10 +127,9 @@ impl DirEntries {
             next: entry.cookie + DOTS,
             entry: entry.attr.as_ref().map(|attr| {
                 let newest = self.vfs.inodes.newest(attr, until);
-                Entry {
-                    valid: if self.outdated { std::time::Duration::ZERO } else { newest.valid },
-                    ..newest
-                }
+                // The name may be gone, whatever is known of the inode.
+                let valid = if self.outdated { Duration::ZERO } else { newest.valid };
+                Entry { valid, ..newest }
             }),
         }
     }

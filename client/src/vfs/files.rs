@@ -33,11 +33,10 @@ pub struct OpenFlags {
 
 impl OpenFlags {
     fn mode(self) -> Mode {
-        match (self.write, self.append, self.read) {
-            (false, ..) => Mode::Read,
-            (true, true, readable) => Mode::Append { readable },
-            (true, false, true) => Mode::ReadWrite,
-            (true, false, false) => Mode::Write,
+        match (self.write, self.append) {
+            (false, _) => Mode::Read,
+            (true, true) => Mode::Append,
+            (true, false) => Mode::Write,
         }
     }
 
@@ -182,7 +181,7 @@ impl Vfs {
 
     /// Reads what is in memory. The answer is shorter than `len` only at the end of the file.
     pub fn try_read(&self, handle: HandleId, offset: u64, len: usize) -> Option<Result<Bytes>> {
-        match self.readable(handle) {
+        match self.handles.file(handle, "be read") {
             Ok(file) => file.content.try_read(offset, len).map(|result| result.map_err(VfsError::from)),
             Err(error) => Some(Err(error)),
         }
@@ -190,16 +189,8 @@ impl Vfs {
 
     /// Reads `len` bytes; fewer only at the end of the file.
     pub async fn read(&self, handle: HandleId, offset: u64, len: usize) -> Result<Bytes> {
-        let file = self.readable(handle)?;
+        let file = self.handles.file(handle, "be read")?;
         Ok(file.content.read(offset, len).await?)
-    }
-
-    fn readable(&self, handle: HandleId) -> Result<FileRef> {
-        let file = self.handles.file(handle, "read")?;
-        // The kernel reads a page before it writes a part of it, also through a handle that was
-        // opened for writing alone, so the mode is not asked here; the kernel checks it.
-        debug_assert!(file.mode.reads() || file.mode.writes());
-        Ok(file)
     }
 
     /// Buffers a write when there is room for it now.
@@ -351,7 +342,7 @@ impl Vfs {
         length: u64,
         caller: &Caller,
     ) -> Result<u64> {
-        let from = self.readable(source)?;
+        let from = self.handles.file(source, "be read")?;
         let to = self.writable(target)?;
         let length = length.min(from.content.size().saturating_sub(source_offset));
         if length == 0 {
@@ -373,7 +364,7 @@ impl Vfs {
 /// Where a write goes.
 fn place(file: &FileHandle, offset: u64, len: usize, origin: WriteOrigin) -> Result<u64> {
     let offset = match (file.mode, origin) {
-        (Mode::Append { .. }, WriteOrigin::Call) => file.content.size(),
+        (Mode::Append, WriteOrigin::Call) => file.content.size(),
         _ => offset,
     };
     end_of(offset, len as u64)?;

@@ -25,19 +25,14 @@ impl fmt::Display for HandleId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     Read,
+    /// Writing, and reading: the kernel may read a page before it writes a part of it, also through a
+    /// handle that was opened for writing alone.
     Write,
-    ReadWrite,
     /// Every write goes to the end.
-    Append {
-        readable: bool,
-    },
+    Append,
 }
 
 impl Mode {
-    pub(super) fn reads(self) -> bool {
-        matches!(self, Self::Read | Self::ReadWrite | Self::Append { readable: true })
-    }
-
     pub(super) fn writes(self) -> bool {
         self != Self::Read
     }

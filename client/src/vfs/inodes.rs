@@ -125,7 +125,10 @@ impl InodeTable {
         let until = asked + self.valid;
         let mut state = self.lock();
         if let Some(open) = state.open.get(&attr.inode) {
-            open.content.refresh(&attr, None);
+            match own {
+                Some(_) => open.content.refresh_own(&attr),
+                None => open.content.refresh(&attr, None),
+            }
         }
         let inode = attr.inode;
         let (attr, until) = match state.get(inode) {
@@ -134,8 +137,7 @@ impl InodeTable {
                 (known.attr.clone(), known.until)
             }
             None => {
-                let known = Known { attr: attr.clone(), until, pages: None, xattrs: None, listing: None };
-                state.insert(inode, known);
+                state.insert(inode, Known::new(attr.clone(), until));
                 (attr, until)
             }
         };
@@ -143,16 +145,23 @@ impl InodeTable {
         Entry { attr: state.overlay(attr), valid }
     }
 
-    /// As [`Self::adopt`] for an entry of a listing fetched earlier; keeps nothing that is not
-    /// known yet, so that listing a large directory does not push out what is in use.
+    /// As [`Self::adopt`] for an entry of a listing, whose attributes may be shown until `until`.
     pub(super) fn newest(&self, attr: &Attr, until: Instant) -> Entry {
+        let now = clock::now();
         let mut state = self.lock();
         let (attr, until) = match state.get(attr.inode) {
             Some(known) if known.attr.version > attr.version => (known.attr.clone(), known.until),
+            Some(known) if until > known.until => {
+                known.take(attr.clone(), until, None);
+                (attr.clone(), until)
+            }
+            None if until > now => {
+                state.insert(attr.inode, Known::new(attr.clone(), until));
+                (attr.clone(), until)
+            }
             _ => (attr.clone(), until),
         };
-        let valid = until.saturating_duration_since(clock::now());
-        Entry { attr: state.overlay(attr), valid }
+        Entry { attr: state.overlay(attr), valid: until.saturating_duration_since(now) }
     }
 
     /// Whether `name` is known not to be in `parent`.
@@ -247,6 +256,10 @@ impl InodeTable {
 }
 
 impl Known {
+    fn new(attr: Attr, until: Instant) -> Self {
+        Self { attr, until, pages: None, xattrs: None, listing: None }
+    }
+
     fn take(&mut self, attr: Attr, until: Instant, own: Option<Change<'_>>) {
         if attr.version < self.attr.version {
             return;

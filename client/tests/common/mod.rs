@@ -1,0 +1,71 @@
+//! A whole cluster in this process: one coordinator and three datanodes on loopback.
+
+use std::sync::Arc;
+
+use cairn_client::{Client, ClientConfig};
+use cairn_coordinator::CoordinatorConfig;
+use cairn_datanode::DatanodeConfig;
+use cairn_runtime::config::ByteSize;
+use cairn_runtime::shutdown::Shutdown;
+use tempfile::TempDir;
+
+/// Datanodes of the cluster.
+const DATANODES: usize = 3;
+
+/// A running cluster; its data goes when it is dropped.
+pub struct Cluster {
+    pub address: String,
+    data: TempDir,
+    shutdown: Shutdown,
+    coordinator: cairn_coordinator::Running,
+    datanodes: Vec<cairn_datanode::Running>,
+}
+
+impl Cluster {
+    pub async fn start() -> anyhow::Result<Self> {
+        let data = tempfile::tempdir()?;
+        let shutdown = Shutdown::new();
+        let config = CoordinatorConfig {
+            listen: "127.0.0.1:0".into(),
+            data: data.path().join("coordinator"),
+            metrics_listen: None,
+            ..CoordinatorConfig::default()
+        };
+        let coordinator = cairn_coordinator::start(config, shutdown.clone()).await?;
+        let address = coordinator.address.to_string();
+        let mut datanodes = Vec::new();
+        for index in 0..DATANODES {
+            let config = DatanodeConfig {
+                listen: "127.0.0.1:0".into(),
+                coordinator: address.clone(),
+                data: vec![data.path().join(format!("datanode-{index}"))],
+                reserve: ByteSize::mib(64),
+                segment_size: ByteSize::mib(64),
+                metrics_listen: None,
+                ..DatanodeConfig::default()
+            };
+            datanodes.push(cairn_datanode::start(config, shutdown.clone()).await?);
+        }
+        Ok(Self { address, data, shutdown, coordinator, datanodes })
+    }
+
+    /// One more client with a session of its own.
+    pub async fn client(&self) -> anyhow::Result<Arc<Client>> {
+        let config = ClientConfig {
+            coordinator: self.address.clone(),
+            memory: ByteSize::mib(128),
+            ..ClientConfig::default()
+        };
+        Ok(Client::connect(config, "test".into(), &self.shutdown).await?)
+    }
+
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.shutdown.request();
+        for datanode in self.datanodes {
+            datanode.wait().await?;
+        }
+        self.coordinator.wait().await?;
+        self.data.close()?;
+        Ok(())
+    }
+}
