@@ -1,1 +1,37 @@
-//! placeholder
+//! The coordinator: keeps names, inodes, extents, chunk placement and membership; never file data.
+//!
+//! A request passes `service` (gRPC) → `ops` (one file for each operation) → `store` (SQLite or
+//! memory). Mutations are jobs of one `executor`, which groups them into durable transactions;
+//! reads see committed state beside it. `sessions` knows the mounted clients, `membership` the
+//! datanodes and replica sets, `maintenance` does what time demands.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), cairn_coordinator::CoordinatorError> {
+//! use cairn_coordinator::{CoordinatorConfig, start};
+//! use cairn_runtime::shutdown::Shutdown;
+//!
+//! let shutdown = Shutdown::new();
+//! let running = start(CoordinatorConfig::default(), shutdown.clone()).await?;
+//! println!("{}", running.address);
+//! shutdown.request();
+//! running.wait().await
+//! # }
+//! ```
+
+mod config;
+mod context;
+mod error;
+mod executor;
+mod maintenance;
+mod membership;
+mod metrics;
+mod ops;
+mod server;
+mod service;
+mod sessions;
+mod slots;
+mod status;
+mod store;
+
+pub use config::{CoordinatorConfig, Engine};
+pub use server::{CoordinatorError, Running, start};

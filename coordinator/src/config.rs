@@ -1,0 +1,150 @@
+//! Settings of the coordinator.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cairn_proto::limits::{CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN};
+use cairn_runtime::config::{ByteSize, ConfigError, Validate};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Where metadata is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// A file `meta.db` in the data directory.
+    #[default]
+    Sqlite,
+    /// Nowhere: everything is lost when the process ends. For tests and simulation.
+    Memory,
+}
+
+/// Settings of the coordinator. Times are written like `10s`, sizes like `8 MiB`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CoordinatorConfig {
+    /// Address of the gRPC server, host:port; port 0 takes a free one.
+    pub listen: String,
+    /// Directory of the metadata store; made when it is missing.
+    pub data: PathBuf,
+    /// Address for `/metrics`, `/healthz` and `/readyz`; none: they are off.
+    pub metrics_listen: Option<String>,
+    /// Where metadata is kept.
+    pub engine: Engine,
+    /// The cluster that the store must belong to; none: whichever it is.
+    pub cluster: Option<Uuid>,
+    /// How long a mount may be silent before its session ends, 1 s to 10 min.
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
+    /// How often datanodes report, 50 ms to 1 min.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat: Duration,
+    /// A datanode silent for so long gets no new chunks; more than `heartbeat`.
+    #[serde(with = "humantime_serde")]
+    pub suspect_after: Duration,
+    /// A datanode silent for so long counts as absent; at least `suspect_after`.
+    #[serde(with = "humantime_serde")]
+    pub down_after: Duration,
+    /// Copies of each chunk, 1 to 16.
+    pub replicas: u32,
+    /// Copies without which no write is acknowledged, 1 to `replicas`.
+    pub min_replicas: u32,
+    /// Bytes of a chunk unless a client asks for another size, 64 KiB to 64 MiB.
+    pub chunk_size: ByteSize,
+    /// How long granted chunk ids can be used, 1 s to 1 day.
+    #[serde(with = "humantime_serde")]
+    pub plan_time: Duration,
+    /// How long chunks are kept after the last file that used them, up to 365 days.
+    #[serde(with = "humantime_serde")]
+    pub garbage_grace: Duration,
+    /// Whether changes of metadata survive a power cut when they are answered.
+    pub metadata_sync: bool,
+    /// Allows `listen` to be reachable from other machines although nothing is encrypted.
+    pub insecure: bool,
+}
+
+impl Default for CoordinatorConfig {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:7070".into(),
+            data: "/var/lib/cairn/coordinator".into(),
+            metrics_listen: None,
+            engine: Engine::Sqlite,
+            cluster: None,
+            lease: Duration::from_secs(10),
+            heartbeat: Duration::from_secs(1),
+            suspect_after: Duration::from_secs(3),
+            down_after: Duration::from_secs(10),
+            replicas: 3,
+            min_replicas: 2,
+            chunk_size: ByteSize(CHUNK_SIZE_DEFAULT),
+            plan_time: Duration::from_secs(600),
+            garbage_grace: Duration::from_secs(600),
+            metadata_sync: true,
+            insecure: false,
+        }
+    }
+}
+
+impl Validate for CoordinatorConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let address = "host:port was expected, such as 127.0.0.1:7070";
+        check_address("listen", &self.listen, address)?;
+        if let Some(listen) = &self.metrics_listen {
+            check_address("metrics_listen", listen, address)?;
+        }
+        if self.data.as_os_str().is_empty() {
+            return Err(ConfigError::out_of_range("data", "\"\"", "a directory was expected"));
+        }
+        let second = Duration::from_secs(1);
+        let minute = 60 * second;
+        let times = [
+            ("lease", self.lease, second, 10 * minute),
+            ("heartbeat", self.heartbeat, second / 20, minute),
+            ("plan_time", self.plan_time, second, 24 * 60 * minute),
+            ("garbage_grace", self.garbage_grace, Duration::ZERO, 365 * 24 * 60 * minute),
+            ("down_after", self.down_after, self.suspect_after, 60 * minute),
+        ];
+        for (key, value, min, max) in times {
+            if value < min || value > max {
+                let expected = format!("{min:?} to {max:?} was expected");
+                return Err(ConfigError::out_of_range(key, format!("{value:?}"), expected));
+            }
+        }
+        if self.suspect_after <= self.heartbeat {
+            let expected = format!("more than heartbeat = {:?} was expected", self.heartbeat);
+            return Err(ConfigError::out_of_range(
+                "suspect_after",
+                format!("{:?}", self.suspect_after),
+                expected,
+            ));
+        }
+        if !(1..=REPLICAS_MAX).contains(&self.replicas) {
+            let expected = format!("1 to {REPLICAS_MAX} was expected");
+            return Err(ConfigError::out_of_range("replicas", self.replicas, expected));
+        }
+        if !(1..=self.replicas).contains(&self.min_replicas) {
+            let expected = format!("1 to replicas = {} was expected", self.replicas);
+            return Err(ConfigError::out_of_range("min_replicas", self.min_replicas, expected));
+        }
+        if !(CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(&self.chunk_size.as_u64()) {
+            let expected = "64 KiB to 64 MiB was expected";
+            return Err(ConfigError::out_of_range("chunk_size", self.chunk_size, expected));
+        }
+        Ok(())
+    }
+}
+
+/// Most copies of a chunk that can be asked for.
+const REPLICAS_MAX: u32 = 16;
+
+fn check_address(key: &'static str, value: &str, expected: &str) -> Result<(), ConfigError> {
+    let port = value.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+    match port.map(str::parse::<u16>) {
+        Some(Ok(_)) => Ok(()),
+        _ => Err(ConfigError::out_of_range(key, format!("{value:?}"), expected)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

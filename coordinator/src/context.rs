@@ -1,0 +1,54 @@
+//! What operations need to know besides rows: who is connected, and the rules of this cluster.
+
+use cairn_proto::limits::{CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MIN};
+
+use crate::config::CoordinatorConfig;
+use crate::membership::Cluster;
+use crate::sessions::Sessions;
+
+/// The rules that the configuration sets for operations.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Policy {
+    /// Copies of each chunk.
+    pub(crate) replicas: u32,
+    /// Copies without which a chunk is not acknowledged.
+    pub(crate) min_replicas: u32,
+    /// Bytes of a chunk, unless the client asks for another size.
+    pub(crate) chunk_size: u64,
+    /// How long a plan can be used, ns.
+    pub(crate) plan_ns: i64,
+    /// How long a chunk stays after the last extent that used it, ns.
+    pub(crate) garbage_ns: i64,
+}
+
+impl Policy {
+    pub(crate) fn new(config: &CoordinatorConfig) -> Self {
+        Self {
+            replicas: config.replicas,
+            min_replicas: config.min_replicas,
+            chunk_size: config.chunk_size.as_u64().max(CHUNK_SIZE_MIN),
+            plan_ns: cairn_runtime::clock::nanos(config.plan_time),
+            garbage_ns: cairn_runtime::clock::nanos(config.garbage_grace),
+        }
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            replicas: 3,
+            min_replicas: 2,
+            chunk_size: CHUNK_SIZE_DEFAULT,
+            plan_ns: 600_000_000_000,
+            garbage_ns: 600_000_000_000,
+        }
+    }
+}
+
+/// Shared by the executor and the services.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) policy: Policy,
+    pub(crate) sessions: Sessions,
+    pub(crate) cluster: Cluster,
+}

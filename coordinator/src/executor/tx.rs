@@ -1,0 +1,239 @@
+//! What an operation executes against: committed rows, overlaid with the changes of its group.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use cairn_proto::{ErrorKind, InodeId};
+use cairn_runtime::clock;
+
+use crate::context::Context;
+use crate::error::OpError;
+use crate::sessions::NOBODY;
+use crate::slots::SlotCache;
+use crate::store::{
+    Batch, Count, Counter, Inode, Key, Kind, Orphan, Record, Row, Scan, ScanRange, StoreError, Table, Writer,
+};
+
+/// Rows remembered from earlier groups. As the only writer the executor may trust them.
+const CACHE_ROWS: usize = 16_384;
+
+/// Rows as they are after everything executed so far.
+pub(crate) struct Tx {
+    store: Box<dyn Writer>,
+    /// Changes of this group; `None` deletes.
+    pending: BTreeMap<Key, Option<Row>>,
+    /// What `pending` held before each change of the job under way.
+    undo: Vec<(Key, Option<Option<Row>>)>,
+    cache: HashMap<Key, Option<Row>>,
+    now_ns: i64,
+    /// Inodes without names whose extents are still to be removed, step by step.
+    pub(crate) reap: BTreeSet<InodeId>,
+    pub(crate) slots: SlotCache,
+    pub(crate) context: Arc<Context>,
+}
+
+impl Tx {
+    pub(crate) fn new(store: Box<dyn Writer>, context: Arc<Context>) -> Self {
+        Self {
+            store,
+            pending: BTreeMap::new(),
+            undo: Vec::new(),
+            cache: HashMap::new(),
+            now_ns: clock::wall_ns(),
+            reap: BTreeSet::new(),
+            slots: SlotCache::default(),
+            context,
+        }
+    }
+
+    /// The time of the job under way, ns since the epoch. Never runs backwards.
+    pub(crate) fn now_ns(&self) -> i64 {
+        self.now_ns
+    }
+
+    /// Rows that the group has changed.
+    pub(crate) fn changed_rows(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Runs one job: when it fails, nothing of it stays.
+    pub(crate) fn attempt<T>(
+        &mut self,
+        run: impl FnOnce(&mut Self) -> Result<T, OpError>,
+    ) -> Result<T, OpError> {
+        self.now_ns = clock::wall_ns().max(self.now_ns);
+        let result = self.nested(run);
+        self.undo.clear();
+        result
+    }
+
+    /// Runs a part of a job: when it fails, nothing of this part stays.
+    pub(crate) fn nested<T>(
+        &mut self,
+        run: impl FnOnce(&mut Self) -> Result<T, OpError>,
+    ) -> Result<T, OpError> {
+        let mark = self.undo.len();
+        let result = run(self);
+        if result.is_err() {
+            while self.undo.len() > mark {
+                match self.undo.pop() {
+                    Some((key, Some(before))) => drop(self.pending.insert(key, before)),
+                    Some((key, None)) => drop(self.pending.remove(&key)),
+                    None => break,
+                }
+            }
+        }
+        result
+    }
+
+    /// Whether the job under way has changed any row.
+    pub(crate) fn has_changes(&self) -> bool {
+        !self.undo.is_empty()
+    }
+
+    /// Writes the changes of the group.
+    pub(super) fn commit(&mut self) -> Result<(), StoreError> {
+        let pending = std::mem::take(&mut self.pending);
+        if pending.is_empty() {
+            self.context.sessions.clear_condemned();
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        for (key, row) in pending {
+            if self.cache.len() >= CACHE_ROWS {
+                self.cache.clear();
+            }
+            self.cache.insert(key.clone(), row.clone());
+            match row {
+                Some(row) => batch.puts.push(row),
+                None => batch.deletes.push(key),
+            }
+        }
+        let committed = self.store.commit(&batch);
+        if committed.is_err() {
+            self.forget();
+        } else {
+            self.context.cluster.publish();
+        }
+        self.context.sessions.clear_condemned();
+        committed
+    }
+
+    /// Drops what is remembered of a group that was not written.
+    fn forget(&mut self) {
+        self.cache.clear();
+        self.slots.clear();
+        let sets = crate::store::list(&*self.store, &Scan::all(Table::ReplicaSet));
+        let orphans = crate::store::list::<Orphan>(&*self.store, &Scan::all(Table::Orphan));
+        match (sets, orphans) {
+            (Ok(sets), Ok(orphans)) => {
+                self.context.cluster.reset_sets(sets);
+                let nobodys = orphans.iter().filter(|row| row.session == NOBODY);
+                self.reap = nobodys.map(|row| row.inode).collect();
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::error!(%error, "replica sets and orphans can not be read again");
+            }
+        }
+    }
+
+    pub(crate) fn get(&mut self, key: &Key) -> Result<Option<Row>, StoreError> {
+        if let Some(row) = self.pending.get(key) {
+            return Ok(row.clone());
+        }
+        if let Some(row) = self.cache.get(key) {
+            return Ok(row.clone());
+        }
+        let row = self.store.get(key)?;
+        if self.cache.len() >= CACHE_ROWS {
+            self.cache.clear();
+        }
+        self.cache.insert(key.clone(), row.clone());
+        Ok(row)
+    }
+
+    pub(crate) fn find<R: Record>(&mut self, key: &Key) -> Result<Option<R>, StoreError> {
+        Ok(self.get(key)?.and_then(R::from_row))
+    }
+
+    /// Rows of a range, with the changes of the group.
+    pub(crate) fn list<R: Record>(&mut self, scan: &Scan) -> Result<Vec<R>, StoreError> {
+        let table = scan.table();
+        let changed: Vec<(Key, Option<Row>)> = match &scan.range {
+            ScanRange::Between(first, last) if first <= last => {
+                self.pending.range(first..=last).map(|(key, row)| (key.clone(), row.clone())).collect()
+            }
+            ScanRange::Between(..) => return Ok(Vec::new()),
+            ScanRange::All(_) => {
+                let of_table = self.pending.iter().filter(|(key, _)| key.table() == table);
+                of_table.map(|(key, row)| (key.clone(), row.clone())).collect()
+            }
+        };
+        if changed.is_empty() {
+            return crate::store::list(&*self.store, scan);
+        }
+        // Of the stored rows at most `changed` fall away, so this many are always enough.
+        let stored = self.store.scan(&scan.clone().limit(scan.limit.saturating_add(changed.len())))?;
+        let mut rows: BTreeMap<Key, Row> = stored.into_iter().map(|row| (row.key(), row)).collect();
+        for (key, row) in changed {
+            match row {
+                Some(row) => drop(rows.insert(key, row)),
+                None => drop(rows.remove(&key)),
+            }
+        }
+        let rows = rows.into_values();
+        Ok(if scan.reverse {
+            rows.rev().take(scan.limit).filter_map(R::from_row).collect()
+        } else {
+            rows.take(scan.limit).filter_map(R::from_row).collect()
+        })
+    }
+
+    pub(crate) fn put(&mut self, row: impl Into<Row>) {
+        let row = row.into();
+        let key = row.key();
+        let before = self.pending.insert(key.clone(), Some(row));
+        self.undo.push((key, before));
+    }
+
+    pub(crate) fn delete(&mut self, key: Key) {
+        let before = self.pending.insert(key.clone(), None);
+        self.undo.push((key, before));
+    }
+
+    /// Adds to a counter.
+    pub(crate) fn count(&mut self, name: Count, change: i64) -> Result<(), StoreError> {
+        if change == 0 {
+            return Ok(());
+        }
+        let old = self.find::<Counter>(&Key::Counter(name))?.map_or(0, |row| row.value);
+        let value = old.saturating_add_signed(change);
+        self.put(Counter { name, value });
+        Ok(())
+    }
+
+    /// Takes `count` consecutive ids and returns the first. They are never given again.
+    pub(crate) fn take_ids(&mut self, name: Count, count: u64) -> Result<u64, OpError> {
+        let first = self.find::<Counter>(&Key::Counter(name))?.map_or(1, |row| row.value);
+        let next = first.checked_add(count).filter(|&next| next <= i64::MAX as u64);
+        let next = next.ok_or_else(|| OpError::new(ErrorKind::NoSpace, "all ids are used up"))?;
+        self.put(Counter { name, value: next });
+        Ok(first)
+    }
+
+    /// The inode that a handle names. `StaleHandle`: it is gone.
+    pub(crate) fn inode(&mut self, id: InodeId) -> Result<Inode, OpError> {
+        let stale = || OpError::new(ErrorKind::StaleHandle, format!("inode {id} is gone"));
+        self.find(&Key::Inode(id))?.ok_or_else(stale)
+    }
+
+    /// A directory in which names are looked up or changed. `NotFound`: it is gone.
+    pub(crate) fn directory(&mut self, id: InodeId) -> Result<Inode, OpError> {
+        let gone = || OpError::new(ErrorKind::NotFound, format!("directory {id} is gone"));
+        let inode: Inode = self.find(&Key::Inode(id))?.ok_or_else(gone)?;
+        match inode.kind {
+            Kind::Directory => Ok(inode),
+            _ => Err(OpError::new(ErrorKind::NotDirectory, format!("inode {id} is no directory"))),
+        }
+    }
+}

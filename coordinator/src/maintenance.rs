@@ -1,0 +1,81 @@
+//! What happens by itself: leases that run out, datanodes that fall silent, plans that expire,
+//! large files that are deleted step by step.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use cairn_runtime::clock;
+
+use crate::error::OpError;
+use crate::membership::state::{Event, NodeState};
+use crate::metrics;
+use crate::ops;
+use crate::service::Shared;
+
+/// How often overdue work is looked for.
+const ROUND: Duration = Duration::from_millis(500);
+/// Rounds between two looks for expired plans: a minute.
+const PLAN_ROUNDS: u64 = 120;
+/// Longest sleep of the watch over datanodes; a registration brings the deadline nearer.
+const WATCH: Duration = Duration::from_millis(250);
+/// Steps of deletion in one round, so that other jobs get their turn.
+const REAP_STEPS: usize = 64;
+
+/// Starts the tasks. They hold no strong reference while they sleep, and end with the service.
+pub(crate) fn start(shared: &Arc<Shared>) {
+    let shutdown = shared.shutdown.clone();
+    let (rounds, watch) = (Arc::downgrade(shared), Arc::downgrade(shared));
+    let stop = shutdown.requested();
+    shutdown.spawn(async move {
+        tokio::select! { () = run_rounds(rounds) => {}, () = stop => {} }
+    });
+    let stop = shutdown.requested();
+    shutdown.spawn(async move {
+        tokio::select! { () = watch_datanodes(watch) => {}, () = stop => {} }
+    });
+}
+
+async fn watch_datanodes(shared: Weak<Shared>) {
+    loop {
+        let Some(deadline) = shared.upgrade().map(|shared| shared.context.cluster.next_deadline()) else {
+            return;
+        };
+        let latest = clock::now() + WATCH;
+        clock::sleep_until(deadline.map_or(latest, |deadline| deadline.min(latest))).await;
+        let Some(shared) = shared.upgrade() else { return };
+        let _ = shared.context.cluster.apply(Event::Deadline { now: clock::now() });
+    }
+}
+
+async fn run_rounds(shared: Weak<Shared>) {
+    for round in 1u64.. {
+        clock::sleep(ROUND).await;
+        let Some(shared) = shared.upgrade() else { return };
+        if let Err(error) = run_round(&shared, round).await {
+            tracing::warn!(%error, "a round of maintenance failed; it is tried again");
+        }
+    }
+}
+
+async fn run_round(shared: &Shared, round: u64) -> Result<(), OpError> {
+    for session in shared.context.sessions.overdue() {
+        let ended = shared.executor.run(move |tx| ops::open::end_session(tx, session, true)).await?;
+        if ended {
+            tracing::warn!(session = %session, "session ended: its lease ran out");
+        }
+    }
+    for _ in 0..REAP_STEPS {
+        if !shared.executor.run(ops::open::reap_step).await? {
+            break;
+        }
+    }
+    if round.is_multiple_of(PLAN_ROUNDS) {
+        shared.executor.run(ops::plan::forget_expired).await?;
+    }
+    metrics::sessions(shared.context.sessions.len());
+    let [up, suspect, down] = [NodeState::Up, NodeState::Suspect, NodeState::Down].map(|state| {
+        shared.context.cluster.members().nodes.values().filter(|entry| entry.state == state).count()
+    });
+    metrics::nodes(up, suspect, down);
+    Ok(())
+}

@@ -1,0 +1,333 @@
+//! The standing of each datanode, as one state machine without clock or I/O.
+//!
+//! ```text
+//!             heartbeat
+//!        ┌──────────────────┬─────────────┐
+//!        ▼                  │             │
+//!       up ── silent ──▶ suspect ─ silent ▶ down
+//!        │    (or its stream broke)       ▲
+//!        └─────────── leaving ────────────┘
+//! ```
+//! A datanode known from the store alone starts as `suspect`. One node id has one live process: a
+//! second incarnation is refused as long as the first one's stream of heartbeats stands.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use cairn_proto::{ErrorKind, NodeId, ReplicaSetId, v1};
+use cairn_runtime::clock::Instant;
+use uuid::Uuid;
+
+use crate::error::OpError;
+use crate::store::{Datanode, ReplicaSet};
+
+/// How long silence is borne.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timing {
+    pub(crate) suspect_after: Duration,
+    pub(crate) down_after: Duration,
+}
+
+/// The standing of a datanode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NodeState {
+    Up,
+    Suspect,
+    Down,
+}
+
+/// What a datanode reports of itself with each heartbeat.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Report {
+    pub(crate) capacity: u64,
+    pub(crate) used: u64,
+    pub(crate) disks: Vec<v1::DiskHealth>,
+}
+
+/// One datanode.
+#[derive(Debug, Clone)]
+pub(crate) struct NodeEntry {
+    pub(crate) row: Datanode,
+    pub(crate) state: NodeState,
+    pub(crate) report: Report,
+    pub(crate) last_seen_ns: i64,
+    last_seen: Instant,
+    incarnation: Option<Uuid>,
+    /// Number of the stream that its heartbeats come on, while it stands.
+    stream: Option<u64>,
+}
+
+impl NodeEntry {
+    pub(crate) fn free(&self) -> u64 {
+        self.report.capacity.saturating_sub(self.report.used)
+    }
+}
+
+/// What can happen to the membership.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A process says which datanode it is. `Busy`: another process is that one.
+    Registered {
+        row: Datanode,
+        incarnation: Uuid,
+        report: Report,
+        now: Instant,
+        now_ns: i64,
+    },
+    /// A heartbeat. `NotFound`: it has not registered. `Busy`: another process has taken its place.
+    Beat {
+        node: NodeId,
+        incarnation: Uuid,
+        stream: u64,
+        report: Report,
+        now: Instant,
+        now_ns: i64,
+    },
+    /// An orderly stop.
+    Leaving {
+        node: NodeId,
+        incarnation: Uuid,
+    },
+    StreamLost {
+        node: NodeId,
+        stream: u64,
+        now: Instant,
+    },
+    /// Time has passed.
+    Deadline {
+        now: Instant,
+    },
+}
+
+/// All datanodes and replica sets.
+#[derive(Debug)]
+pub(crate) struct Members {
+    pub(crate) nodes: BTreeMap<NodeId, NodeEntry>,
+    pub(crate) sets: BTreeMap<ReplicaSetId, ReplicaSet>,
+    /// Raised by any change of any set; kept in the store.
+    pub(crate) epoch: u64,
+    /// Raised by any change at all, from 1 in each reign.
+    pub(crate) revision: u64,
+    dirty: bool,
+    timing: Timing,
+}
+
+impl Members {
+    /// From the rows of the store.
+    pub(crate) fn new(
+        timing: Timing,
+        nodes: Vec<Datanode>,
+        sets: Vec<ReplicaSet>,
+        epoch: u64,
+        now: Instant,
+    ) -> Self {
+        let entry = |row: Datanode| {
+            let report = Report { capacity: row.capacity, used: row.used, disks: Vec::new() };
+            let last_seen_ns = row.last_seen_ns;
+            let state = NodeState::Suspect;
+            (
+                row.id,
+                NodeEntry {
+                    row,
+                    state,
+                    report,
+                    last_seen_ns,
+                    last_seen: now,
+                    incarnation: None,
+                    stream: None,
+                },
+            )
+        };
+        Self {
+            nodes: nodes.into_iter().map(entry).collect(),
+            sets: sets.into_iter().map(|set| (set.id, set)).collect(),
+            epoch,
+            revision: 1,
+            dirty: false,
+            timing,
+        }
+    }
+
+    /// Applies one event. A refused one changes nothing.
+    pub(crate) fn apply(&mut self, event: Event) -> Result<(), OpError> {
+        match event {
+            Event::Registered { row, incarnation, report, now, now_ns } => {
+                self.register(row, incarnation, report, now, now_ns)
+            }
+            Event::Beat { node, incarnation, stream, report, now, now_ns } => {
+                self.beat(node, incarnation, stream, report, now, now_ns)
+            }
+            Event::Leaving { node, incarnation } => {
+                if let Some(entry) = self.nodes.get_mut(&node)
+                    && entry.incarnation == Some(incarnation)
+                {
+                    entry.stream = None;
+                    self.set_state(node, NodeState::Down);
+                }
+                Ok(())
+            }
+            Event::StreamLost { node, stream, now } => {
+                if let Some(entry) = self.nodes.get_mut(&node)
+                    && entry.stream == Some(stream)
+                {
+                    entry.stream = None;
+                    entry.last_seen = now;
+                    if entry.state == NodeState::Up {
+                        self.set_state(node, NodeState::Suspect);
+                    }
+                }
+                Ok(())
+            }
+            Event::Deadline { now } => {
+                self.on_deadline(now);
+                Ok(())
+            }
+        }
+    }
+
+    fn register(
+        &mut self,
+        row: Datanode,
+        incarnation: Uuid,
+        report: Report,
+        now: Instant,
+        now_ns: i64,
+    ) -> Result<(), OpError> {
+        let node = row.id;
+        if let Some(entry) = self.nodes.get(&node) {
+            let other = entry.incarnation.is_some_and(|other| other != incarnation);
+            if other && entry.stream.is_some() {
+                return Err(busy(node, &entry.row.address));
+            }
+        }
+        let entry = NodeEntry {
+            row,
+            state: NodeState::Up,
+            report,
+            last_seen_ns: now_ns,
+            last_seen: now,
+            incarnation: Some(incarnation),
+            stream: None,
+        };
+        tracing::info!(node = %node, address = %entry.row.address, "datanode registered");
+        self.nodes.insert(node, entry);
+        self.changed();
+        Ok(())
+    }
+
+    fn beat(
+        &mut self,
+        node: NodeId,
+        incarnation: Uuid,
+        stream: u64,
+        report: Report,
+        now: Instant,
+        now_ns: i64,
+    ) -> Result<(), OpError> {
+        let entry = self.nodes.get_mut(&node).ok_or_else(|| {
+            OpError::new(ErrorKind::NotFound, format!("datanode {} has not registered", node.short()))
+        })?;
+        if entry.incarnation.is_some_and(|known| known != incarnation) {
+            return Err(busy(node, &entry.row.address));
+        }
+        let faults = |report: &Report| {
+            report.disks.iter().map(|disk| (disk.fault.clone(), disk.writable)).collect::<Vec<_>>()
+        };
+        let disks_changed = faults(&entry.report) != faults(&report);
+        entry.incarnation = Some(incarnation);
+        entry.stream = Some(stream);
+        entry.last_seen = now;
+        entry.last_seen_ns = now_ns;
+        entry.report = report;
+        if disks_changed {
+            self.changed();
+        }
+        self.set_state(node, NodeState::Up);
+        Ok(())
+    }
+
+    fn on_deadline(&mut self, now: Instant) {
+        let late: Vec<_> = self
+            .nodes
+            .iter()
+            .filter_map(|(&node, entry)| {
+                let silent = now.saturating_duration_since(entry.last_seen);
+                let state = match entry.state {
+                    NodeState::Up | NodeState::Suspect if silent >= self.timing.down_after => NodeState::Down,
+                    NodeState::Up if silent >= self.timing.suspect_after => NodeState::Suspect,
+                    state => state,
+                };
+                (state != entry.state).then_some((node, state))
+            })
+            .collect();
+        for (node, state) in late {
+            self.set_state(node, state);
+        }
+    }
+
+    /// When silence changes something next.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let deadline = |entry: &NodeEntry| match entry.state {
+            NodeState::Up => Some(entry.last_seen + self.timing.suspect_after),
+            NodeState::Suspect => Some(entry.last_seen + self.timing.down_after),
+            NodeState::Down => None,
+        };
+        self.nodes.values().filter_map(deadline).min()
+    }
+
+    fn set_state(&mut self, node: NodeId, state: NodeState) {
+        let Some(entry) = self.nodes.get_mut(&node) else { return };
+        if entry.state == state {
+            return;
+        }
+        match state {
+            NodeState::Up => tracing::info!(node = %node, address = %entry.row.address, "datanode is up"),
+            NodeState::Suspect => {
+                tracing::warn!(node = %node, address = %entry.row.address, "datanode is silent");
+            }
+            NodeState::Down => {
+                tracing::warn!(node = %node, address = %entry.row.address, "datanode is down");
+            }
+        }
+        entry.state = state;
+        self.changed();
+    }
+
+    /// Takes new sets, with the epoch that they raise. For the executor, which stores them.
+    pub(crate) fn add_sets(&mut self, sets: Vec<ReplicaSet>, epoch: u64) {
+        self.sets.extend(sets.into_iter().map(|set| (set.id, set)));
+        self.epoch = epoch;
+        self.changed();
+    }
+
+    pub(super) fn reset_sets(&mut self, sets: Vec<ReplicaSet>) {
+        self.sets = sets.into_iter().map(|set| (set.id, set)).collect();
+        self.changed();
+    }
+
+    fn changed(&mut self) {
+        self.revision += 1;
+        self.dirty = true;
+    }
+
+    /// Whether something has changed since this was last asked.
+    pub(super) fn take_dirty(&mut self) -> bool {
+        std::mem::take(&mut self.dirty)
+    }
+
+    pub(crate) fn is_up(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|entry| entry.state == NodeState::Up)
+    }
+}
+
+fn busy(node: NodeId, address: &str) -> OpError {
+    let message = format!(
+        "datanode {} is already running at {address}; stop that process, or give this one a data \
+         directory of its own",
+        node.short()
+    );
+    OpError::new(ErrorKind::Busy, message)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,47 @@
+//! Names of the coordinator's metrics, with their units and meaning.
+
+use std::time::Duration;
+
+/// Time from taking a group of jobs until it is committed, seconds.
+const GROUP_SECONDS: &str = "coordinator_group_commit_seconds";
+/// Jobs executed.
+const JOBS: &str = "coordinator_jobs_total";
+/// Rows written.
+const ROWS: &str = "coordinator_rows_written_total";
+/// Time to answer a request, seconds, by method.
+const REQUEST_SECONDS: &str = "coordinator_request_seconds";
+/// Requests refused, by method and kind of error.
+const REFUSED: &str = "coordinator_requests_refused_total";
+/// Sessions that are open.
+const SESSIONS: &str = "coordinator_sessions";
+/// Datanodes, by state.
+const NODES: &str = "coordinator_datanodes";
+
+/// A group of jobs was committed.
+pub(crate) fn group(jobs: usize, rows: usize, took: Duration) {
+    metrics::histogram!(GROUP_SECONDS).record(took.as_secs_f64());
+    metrics::counter!(JOBS).increment(jobs as u64);
+    metrics::counter!(ROWS).increment(rows as u64);
+}
+
+/// A request was answered.
+pub(crate) fn request(method: &'static str, took: Duration) {
+    metrics::histogram!(REQUEST_SECONDS, "method" => method).record(took.as_secs_f64());
+}
+
+/// A request was refused.
+pub(crate) fn refused(method: &'static str, kind: cairn_proto::ErrorKind) {
+    metrics::counter!(REFUSED, "method" => method, "kind" => format!("{kind:?}")).increment(1);
+}
+
+/// How many sessions are open.
+pub(crate) fn sessions(count: usize) {
+    metrics::gauge!(SESSIONS).set(count as f64);
+}
+
+/// How many datanodes are up, suspect and down.
+pub(crate) fn nodes(up: usize, suspect: usize, down: usize) {
+    for (state, count) in [("up", up), ("suspect", suspect), ("down", down)] {
+        metrics::gauge!(NODES, "state" => state).set(count as f64);
+    }
+}

@@ -1,0 +1,29 @@
+//! fallocate(2). Room is not set aside: chunks are placed when they are written.
+
+use super::access::{Caller, without_privileges};
+use super::chunks::LiveChanges;
+use super::{Allocate, Applied, clone_range, extents};
+use crate::error::OpError;
+use crate::executor::Tx;
+
+pub(super) fn allocate(tx: &mut Tx, op: &Allocate, caller: &Caller) -> Result<Applied, OpError> {
+    let mut inode = tx.inode(op.inode)?;
+    clone_range::need_file(&inode)?;
+    let grows = !op.keep_size && op.range.end() > inode.size;
+    if op.make_hole {
+        let mut live = LiveChanges::default();
+        extents::cut(tx, &mut inode, op.range, &mut live)?;
+        live.apply(tx)?;
+    }
+    if grows {
+        inode.size = op.range.end();
+    }
+    if !caller.is_root() {
+        inode.mode = without_privileges(inode.mode);
+    }
+    if op.make_hole || grows {
+        inode.modified(tx.now_ns());
+        tx.put(inode.clone());
+    }
+    Ok(Applied::inode(inode))
+}

@@ -1,0 +1,34 @@
+//! Sessions and the files they hold open: beginnings and ends.
+
+use cairn_proto::{InodeId, SessionId};
+
+use super::remove;
+use crate::error::OpError;
+use crate::executor::Tx;
+use crate::store::{Key, Scan, Session, Slot};
+
+pub(crate) use super::remove::reap_step;
+
+/// Records a new session.
+pub(crate) fn begin_session(tx: &mut Tx, id: SessionId, description: String) -> Result<(), OpError> {
+    tx.context.sessions.open(id, description.clone())?;
+    tx.put(Session { id, description, opened_ns: tx.now_ns() });
+    Ok(())
+}
+
+/// Ends a session and what hangs on it: reply slots, and orphans that nobody else holds. With
+/// `only_overdue` it goes on if it has shown itself meanwhile. Returns whether it ended.
+pub(crate) fn end_session(tx: &mut Tx, id: SessionId, only_overdue: bool) -> Result<bool, OpError> {
+    let Some(orphans) = tx.context.sessions.end(id, only_overdue) else { return Ok(false) };
+    tx.slots.end(id);
+    tx.delete(Key::Session(id));
+    let slots: Vec<Slot> = tx.list(&Scan::between(Key::Slot(id, 0), Key::Slot(id, u32::MAX)))?;
+    slots.iter().for_each(|slot| tx.delete(Key::Slot(id, slot.slot)));
+    release(tx, id, &orphans)?;
+    Ok(true)
+}
+
+/// A session has closed these orphans.
+pub(crate) fn release(tx: &mut Tx, session: SessionId, orphans: &[InodeId]) -> Result<(), OpError> {
+    orphans.iter().try_for_each(|&inode| remove::release(tx, inode, session))
+}

@@ -1,0 +1,127 @@
+//! Reads of names and attributes, from committed state.
+
+use cairn_proto::{ErrorKind, FileName, InodeId};
+
+use super::access::{Caller, EXECUTE};
+use super::directory;
+use crate::context::Policy;
+use crate::error::OpError;
+use crate::membership::state::{Members, NodeEntry, NodeState};
+use crate::store::{self, Count, Dentry, Inode, Key, Kind, Reader, Xattr};
+
+/// Inode ids are 63 bits wide.
+const INODES_MAX: u64 = i64::MAX as u64;
+
+/// `StaleHandle`: the inode is gone.
+pub(crate) fn inode(reader: &dyn Reader, id: InodeId) -> Result<Inode, OpError> {
+    let stale = || OpError::new(ErrorKind::StaleHandle, format!("inode {id} is gone"));
+    store::find(reader, &Key::Inode(id))?.ok_or_else(stale)
+}
+
+fn searchable(reader: &dyn Reader, id: InodeId, caller: &Caller) -> Result<Inode, OpError> {
+    let gone = || OpError::new(ErrorKind::NotFound, format!("directory {id} is gone"));
+    let parent: Inode = store::find(reader, &Key::Inode(id))?.ok_or_else(gone)?;
+    if parent.kind != Kind::Directory {
+        return Err(OpError::new(ErrorKind::NotDirectory, format!("inode {id} is no directory")));
+    }
+    caller.need(&parent, EXECUTE)?;
+    Ok(parent)
+}
+
+/// The inode that a name stands for.
+pub(crate) fn lookup(
+    reader: &dyn Reader,
+    parent: InodeId,
+    name: &FileName,
+    caller: &Caller,
+) -> Result<Inode, OpError> {
+    searchable(reader, parent, caller)?;
+    let entry: Option<Dentry> = store::find(reader, &Key::Dentry(parent, name.to_bytes()))?;
+    let entry = entry.ok_or_else(|| directory::no_entry(parent, name))?;
+    // Without a snapshot the inode may have gone since its name was read.
+    store::find(reader, &Key::Inode(entry.child))?.ok_or_else(|| directory::no_entry(parent, name))
+}
+
+/// The directory above.
+pub(crate) fn lookup_parent(reader: &dyn Reader, id: InodeId, caller: &Caller) -> Result<Inode, OpError> {
+    let here = searchable(reader, id, caller)?;
+    inode(reader, InodeId::new(here.parent)?)
+}
+
+/// All extended attributes.
+pub(crate) fn xattrs(reader: &dyn Reader, id: InodeId) -> Result<(Inode, Vec<Xattr>), OpError> {
+    let inode = inode(reader, id)?;
+    let xattrs = match inode.xattrs {
+        0 => Vec::new(),
+        _ => store::list(reader, &super::xattr::all_of(id))?,
+    };
+    Ok((inode, xattrs))
+}
+
+/// A page of a directory.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) directory: Inode,
+    pub(crate) entries: Vec<(Dentry, Option<Inode>)>,
+    /// Nothing follows.
+    pub(crate) end: bool,
+}
+
+/// Entries behind a cookie, at most `limit` of them and about `bytes_max` bytes.
+pub(crate) fn read_dir(
+    reader: &dyn Reader,
+    id: InodeId,
+    after: u64,
+    limit: usize,
+    inodes: bool,
+    bytes_max: usize,
+) -> Result<Page, OpError> {
+    let directory = inode(reader, id)?;
+    if directory.kind != Kind::Directory {
+        return Err(OpError::new(ErrorKind::NotDirectory, format!("inode {id} is no directory")));
+    }
+    let expected = usize::try_from(directory.size).unwrap_or(limit).min(limit);
+    let mut entries = Vec::with_capacity(expected);
+    let mut bytes = 0;
+    let mut cut = false;
+    reader.read_dir(id, after, limit, inodes, &mut |entry, inode| {
+        bytes += entry.name.len() + ENTRY_BYTES;
+        bytes += inode.as_ref().map_or(0, |inode| inode.symlink_target.len() + ATTR_BYTES);
+        entries.push((entry, inode));
+        cut = bytes >= bytes_max;
+        !cut
+    })?;
+    let end = !cut && entries.len() < limit;
+    Ok(Page { directory, entries, end })
+}
+
+/// An entry on the wire besides its name, at most.
+const ENTRY_BYTES: usize = 48;
+/// Attributes on the wire besides a symlink's target, at most.
+const ATTR_BYTES: usize = 160;
+
+/// Room in the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Room {
+    pub(crate) capacity: u64,
+    pub(crate) used: u64,
+    pub(crate) available: u64,
+    pub(crate) inodes: u64,
+    pub(crate) inodes_max: u64,
+}
+
+/// statfs(2): what users can store, which is a part of what disks can hold.
+pub(crate) fn stat_fs(reader: &dyn Reader, members: &Members, policy: &Policy) -> Result<Room, OpError> {
+    let present = || members.nodes.values().filter(|entry| entry.state != NodeState::Down);
+    // With fewer datanodes than copies, each holds one.
+    let copies = u64::from(policy.replicas).min(present().count() as u64).max(1);
+    let capacity: u64 = present().map(|entry| entry.report.capacity).fold(0, u64::saturating_add);
+    let free: u64 = present().map(NodeEntry::free).fold(0, u64::saturating_add);
+    Ok(Room {
+        capacity: capacity / copies,
+        used: store::count(reader, Count::Bytes)?,
+        available: free / copies,
+        inodes: store::count(reader, Count::Inodes)?,
+        inodes_max: INODES_MAX,
+    })
+}

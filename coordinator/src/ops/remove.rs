@@ -1,0 +1,105 @@
+//! What becomes of an inode that loses a name.
+//!
+//! With the last name it is deleted, unless a session holds it open: then it becomes an orphan, one
+//! row for each holder, and is deleted with the last of them. A file of many extents is deleted in
+//! steps, so that no single transaction grows without bound; meanwhile nobody is its holder.
+
+use cairn_proto::{InodeId, SessionId};
+
+use super::chunks::LiveChanges;
+use super::extents;
+use crate::error::OpError;
+use crate::executor::Tx;
+use crate::sessions::NOBODY;
+use crate::store::{Count, Inode, Key, Kind, Orphan, Scan, Xattr};
+
+/// Extents that one step removes.
+const STEP_EXTENTS: usize = 4096;
+
+/// Takes one name from an inode whose entry is gone; returns it as it is now.
+pub(super) fn drop_name(tx: &mut Tx, mut inode: Inode) -> Result<Inode, OpError> {
+    inode.nlink = if inode.is_directory() { 0 } else { inode.nlink.saturating_sub(1) };
+    inode.changed(tx.now_ns());
+    if inode.nlink > 0 {
+        tx.put(inode.clone());
+        return Ok(inode);
+    }
+    let holders = tx.context.sessions.orphan(inode.id);
+    if holders.is_empty() {
+        delete(tx, inode.clone())?;
+    } else {
+        let since_ns = tx.now_ns();
+        for session in holders {
+            tx.put(Orphan { inode: inode.id, session, since_ns });
+        }
+        tx.put(inode.clone());
+    }
+    Ok(inode)
+}
+
+/// A session no longer holds an orphan; the inode goes with the last holder.
+pub(crate) fn release(tx: &mut Tx, id: InodeId, session: SessionId) -> Result<(), OpError> {
+    tx.context.sessions.orphan_released(id, session);
+    let key = Key::Orphan(id, session);
+    if tx.get(&key)?.is_none() {
+        return Ok(());
+    }
+    tx.delete(key);
+    if !holders(tx, id, 1)?.is_empty() {
+        return Ok(());
+    }
+    match tx.find::<Inode>(&Key::Inode(id))? {
+        Some(inode) if inode.nlink == 0 => delete(tx, inode),
+        _ => Ok(()),
+    }
+}
+
+fn holders(tx: &mut Tx, inode: InodeId, limit: usize) -> Result<Vec<Orphan>, OpError> {
+    let last = SessionId::from_uuid(uuid::Uuid::max());
+    Ok(tx.list(&Scan::between(Key::Orphan(inode, NOBODY), Key::Orphan(inode, last)).limit(limit))?)
+}
+
+/// Removes an inode that nobody names or holds: at once when it has few extents, else in steps.
+fn delete(tx: &mut Tx, inode: Inode) -> Result<(), OpError> {
+    if !step(tx, inode.clone())? {
+        tx.put(Orphan { inode: inode.id, session: NOBODY, since_ns: tx.now_ns() });
+        tx.reap.insert(inode.id);
+    }
+    Ok(())
+}
+
+/// Removes some extents of an inode, and with the last of them the inode itself: then true.
+fn step(tx: &mut Tx, mut inode: Inode) -> Result<bool, OpError> {
+    if inode.kind == Kind::File {
+        let mut live = LiveChanges::default();
+        let removed = extents::remove_first(tx, &mut inode, STEP_EXTENTS, &mut live)?;
+        live.apply(tx)?;
+        if removed == STEP_EXTENTS {
+            tx.put(inode);
+            return Ok(false);
+        }
+    }
+    if inode.xattrs > 0 {
+        let xattrs: Vec<Xattr> = tx.list(&super::xattr::all_of(inode.id))?;
+        xattrs.into_iter().for_each(|xattr| tx.delete(Key::Xattr(xattr.inode, xattr.name)));
+    }
+    tx.delete(Key::Inode(inode.id));
+    tx.count(Count::Inodes, -1)?;
+    Ok(true)
+}
+
+/// Goes on with one inode that is being deleted in steps; false when there is none.
+pub(crate) fn reap_step(tx: &mut Tx) -> Result<bool, OpError> {
+    let Some(&id) = tx.reap.first() else { return Ok(false) };
+    let queued = tx.get(&Key::Orphan(id, NOBODY))?.is_some();
+    let done = match tx.find::<Inode>(&Key::Inode(id))? {
+        // Whoever queued it may have failed in the end: then it still has a name.
+        Some(inode) if queued && inode.nlink == 0 => step(tx, inode)?,
+        _ => true,
+    };
+    if done {
+        tx.delete(Key::Orphan(id, NOBODY));
+        tx.reap.remove(&id);
+    }
+    Ok(!tx.reap.is_empty())
+}

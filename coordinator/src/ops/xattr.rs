@@ -1,0 +1,118 @@
+//! setxattr(2) and removexattr(2), with the rules of xattr(7).
+
+use bytes::Bytes;
+use cairn_proto::limits::{NAME_MAX, XATTR_LIST_MAX, XATTR_SIZE_MAX};
+use cairn_proto::{ErrorKind, InodeId};
+
+use super::Applied;
+use super::access::{Caller, STICKY, WRITE};
+use crate::error::OpError;
+use crate::executor::Tx;
+use crate::store::{Inode, Key, Kind, Scan, Xattr};
+
+/// Values of one inode together, bytes; more would not fit one answer.
+const VALUES_MAX: usize = 1 << 20;
+/// The only attribute that the kernel removes on behalf of whoever writes.
+const CAPABILITY: &[u8] = b"security.capability";
+
+/// A value for a name.
+#[derive(Debug, Clone)]
+pub(crate) struct SetXattr {
+    pub(crate) inode: InodeId,
+    pub(crate) name: Bytes,
+    pub(crate) value: Bytes,
+    /// `Exists` when the name is there.
+    pub(crate) create: bool,
+    /// `NoData` when it is not.
+    pub(crate) replace: bool,
+}
+
+/// Scan for all attributes of an inode.
+pub(super) fn all_of(inode: InodeId) -> Scan {
+    let last = Bytes::from_static(&[0xff; NAME_MAX + 1]);
+    Scan::between(Key::Xattr(inode, Bytes::new()), Key::Xattr(inode, last))
+}
+
+pub(super) fn set(tx: &mut Tx, op: &SetXattr, caller: &Caller) -> Result<Applied, OpError> {
+    let mut inode = tx.inode(op.inode)?;
+    may_change(&inode, &op.name, caller)?;
+    if op.value.len() > XATTR_SIZE_MAX {
+        let message = format!("{} bytes; {XATTR_SIZE_MAX} are possible", op.value.len());
+        return Err(OpError::new(ErrorKind::TooBig, message));
+    }
+    let key = Key::Xattr(inode.id, op.name.clone());
+    let known = tx.find::<Xattr>(&key)?;
+    match (&known, op.create, op.replace) {
+        (Some(_), true, _) => return Err(OpError::new(ErrorKind::Exists, "the attribute is there already")),
+        (None, _, true) => return Err(no_data()),
+        _ => {}
+    }
+    check_room(tx, &inode, op)?;
+    if known.is_none() {
+        inode.xattrs += 1;
+    }
+    tx.put(Xattr { inode: inode.id, name: op.name.clone(), value: op.value.clone() });
+    inode.changed(tx.now_ns());
+    tx.put(inode.clone());
+    Ok(Applied::inode(inode))
+}
+
+pub(super) fn remove(tx: &mut Tx, id: InodeId, name: &Bytes, caller: &Caller) -> Result<Applied, OpError> {
+    let mut inode = tx.inode(id)?;
+    if name != CAPABILITY || !caller.may(&inode, WRITE) {
+        may_change(&inode, name, caller)?;
+    }
+    let key = Key::Xattr(id, name.clone());
+    if tx.get(&key)?.is_none() {
+        return Err(no_data());
+    }
+    tx.delete(key);
+    inode.xattrs = inode.xattrs.saturating_sub(1);
+    inode.changed(tx.now_ns());
+    tx.put(inode.clone());
+    Ok(Applied::inode(inode))
+}
+
+fn no_data() -> OpError {
+    OpError::new(ErrorKind::NoData, "no such attribute")
+}
+
+fn may_change(inode: &Inode, name: &[u8], caller: &Caller) -> Result<(), OpError> {
+    let denied = |message: &str| Err(OpError::new(ErrorKind::NotPermitted, message));
+    if name.len() > NAME_MAX {
+        return Err(OpError::new(ErrorKind::OutOfRange, format!("a name of {} bytes", name.len())));
+    }
+    let namespace = name.split(|&byte| byte == b'.').next().unwrap_or_default();
+    if name.contains(&0) || name.len() <= namespace.len() + 1 {
+        return Err(OpError::invalid("an attribute's name is a namespace, a dot and a word"));
+    }
+    match namespace {
+        b"user" if !matches!(inode.kind, Kind::File | Kind::Directory) => {
+            denied("only files and directories have user attributes")
+        }
+        b"user" if inode.is_directory() && inode.mode & STICKY != 0 && !caller.owns(inode) => {
+            denied("the directory is sticky and belongs to others")
+        }
+        b"user" => caller.need(inode, WRITE),
+        b"trusted" | b"security" if caller.is_root() => Ok(()),
+        b"trusted" | b"security" => denied("only root changes these attributes"),
+        // Access control lists are not enforced, so pretending to keep them would be unsafe.
+        _ => Err(OpError::new(ErrorKind::NotSupported, "user., trusted. and security. are possible")),
+    }
+}
+
+fn check_room(tx: &mut Tx, inode: &Inode, op: &SetXattr) -> Result<(), OpError> {
+    let others: Vec<Xattr> = match inode.xattrs {
+        0 => Vec::new(),
+        _ => tx.list(&all_of(inode.id))?,
+    };
+    let others = others.iter().filter(|xattr| xattr.name != op.name);
+    let start = (op.name.len() + 1, op.value.len());
+    let (names, values) = others
+        .fold(start, |(names, values), xattr| (names + xattr.name.len() + 1, values + xattr.value.len()));
+    if names > XATTR_LIST_MAX || values > VALUES_MAX {
+        let message = format!("inode {} has no room for more attributes", inode.id);
+        return Err(OpError::new(ErrorKind::NoSpace, message));
+    }
+    Ok(())
+}

@@ -1,0 +1,245 @@
+//! From a configuration to a running coordinator, and its orderly end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use cairn_proto::limits::MESSAGE_SIZE_MAX;
+use cairn_proto::v1::coordinator_server::CoordinatorServer;
+use cairn_proto::{ClusterId, ErrorKind};
+use cairn_runtime::config::{ConfigError, Validate};
+use cairn_runtime::shutdown::Shutdown;
+use cairn_runtime::telemetry;
+use cairn_runtime::threads::Pool;
+use cairn_runtime::{clock, net, random};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::config::{CoordinatorConfig, Engine};
+use crate::context::{Context, Policy};
+use crate::executor::{Executor, Tx};
+use crate::maintenance;
+use crate::membership::state::Members;
+use crate::membership::{Cluster, timing};
+use crate::service::{Service, Shared};
+use crate::sessions::{NOBODY, Sessions};
+use crate::store::memory::MemoryStore;
+use crate::store::sqlite::{self, SqliteOptions};
+use crate::store::{self, Count, Orphan, Scan, Store, StoreError, Table};
+
+/// Threads for long reads, and for opening the store.
+const POOL_THREADS: usize = 2;
+/// Long reads that may wait.
+const POOL_QUEUE: usize = 256;
+/// Connections end, and the store closes, within this time after the end was requested.
+const CLOSE_TIME: Duration = Duration::from_secs(10);
+
+/// Why the coordinator can not run.
+#[derive(Debug, thiserror::Error)]
+pub enum CoordinatorError {
+    /// A setting that can not be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The metadata store can not be opened; the sentence says why and what to do.
+    #[error("{message}")]
+    Store {
+        /// What to act on.
+        kind: ErrorKind,
+        /// What to show.
+        message: String,
+    },
+    /// A socket or thread could not be had.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// The gRPC server failed.
+    #[error("the gRPC server ended: {0}")]
+    Server(#[from] tonic::transport::Error),
+    /// Metrics could not be set up.
+    #[error("{0}")]
+    Telemetry(String),
+    /// The executor has ended before the rest.
+    #[error("the executor has ended unexpectedly; its log says why")]
+    Executor,
+    /// Connections or the store did not close in time.
+    #[error("the coordinator did not close within {0:?}")]
+    Slow(Duration),
+}
+
+impl CoordinatorError {
+    /// What to act on.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Config(_) => ErrorKind::InvalidArgument,
+            Self::Store { kind, .. } => *kind,
+            Self::Io(_) | Self::Server(_) => ErrorKind::Io,
+            Self::Telemetry(_) | Self::Executor => ErrorKind::Internal,
+            Self::Slow(_) => ErrorKind::TimedOut,
+        }
+    }
+}
+
+impl From<StoreError> for CoordinatorError {
+    fn from(error: StoreError) -> Self {
+        Self::Store { kind: error.kind(), message: error.to_string() }
+    }
+}
+
+/// A coordinator that serves.
+#[derive(Debug)]
+pub struct Running {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Where `/metrics`, `/healthz` and `/readyz` are.
+    pub metrics_address: Option<SocketAddr>,
+    /// Its cluster.
+    pub cluster: ClusterId,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    executor_end: oneshot::Receiver<()>,
+    shutdown: Shutdown,
+}
+
+impl Running {
+    /// Resolves when the end was requested, all requests are answered and the store is closed.
+    pub async fn wait(self) -> Result<(), CoordinatorError> {
+        let Self { mut server, mut executor_end, shutdown, .. } = self;
+        let mut early = false;
+        tokio::select! {
+            () = shutdown.requested() => {}
+            _ = &mut executor_end => early = true,
+        }
+        if early {
+            shutdown.request();
+            return Err(CoordinatorError::Executor);
+        }
+        let closing = async {
+            let served = (&mut server).await;
+            // The server held the last handles of the executor, which closes the store.
+            let _ = executor_end.await;
+            served
+        };
+        match clock::timeout(CLOSE_TIME, closing).await {
+            Ok(Ok(served)) => Ok(served?),
+            Ok(Err(join)) => Err(CoordinatorError::Io(std::io::Error::other(join))),
+            Err(_) => {
+                server.abort();
+                Err(CoordinatorError::Slow(CLOSE_TIME))
+            }
+        }
+    }
+}
+
+/// Opens the store and serves until `shutdown` is requested.
+pub async fn start(config: CoordinatorConfig, shutdown: Shutdown) -> Result<Running, CoordinatorError> {
+    config.validate()?;
+    telemetry::init_metrics().map_err(CoordinatorError::Telemetry)?;
+    let listener = listen(&config.listen, config.insecure).await?;
+    let address = listener.local_addr()?;
+    let pool = Pool::start("coordinator", POOL_THREADS, POOL_QUEUE)?;
+    let opening = config.clone();
+    let opened = pool
+        .run(move || open(&opening))
+        .await
+        .map_err(|error| CoordinatorError::Io(std::io::Error::other(error)))??;
+    let cluster = opened.context.cluster.id();
+    let Opened { context, readers, tx } = opened;
+    let (executor, executor_end) = Executor::start(tx)?;
+    let shared = Arc::new(Shared {
+        context,
+        executor,
+        readers,
+        pool,
+        shutdown: shutdown.clone(),
+        heartbeat: config.heartbeat,
+        started_ns: clock::wall_ns(),
+        streams: AtomicU64::new(1),
+    });
+    let metrics_address = serve_metrics(&config, &shared, &shutdown).await?;
+    maintenance::start(&shared);
+    let server = serve(listener, shared, &shutdown).await;
+    tracing::info!(%address, %cluster, "coordinator serves");
+    Ok(Running { address, metrics_address, cluster, server, executor_end, shutdown })
+}
+
+async fn listen(address: &str, insecure: bool) -> Result<TcpListener, CoordinatorError> {
+    let listener = net::listen(address).await?;
+    let bound = listener.local_addr()?;
+    if !insecure && !net::is_loopback(bound) {
+        let expected = "an address of this machine alone, such as 127.0.0.1:7070, was expected, because nothing \
+                        is encrypted yet; `insecure = true` allows others";
+        return Err(ConfigError::out_of_range("listen", address, expected).into());
+    }
+    Ok(listener)
+}
+
+/// A store with all that is read from it at the start.
+struct Opened {
+    context: Arc<Context>,
+    readers: Arc<dyn store::Readers>,
+    tx: Tx,
+}
+
+fn open(config: &CoordinatorConfig) -> Result<Opened, StoreError> {
+    let new_cluster = ClusterId::from_uuid(config.cluster.unwrap_or_else(random::uuid));
+    let now_ns = clock::wall_ns();
+    let Store { writer, readers, cluster, term } = match config.engine {
+        Engine::Memory => MemoryStore::default().open(new_cluster, now_ns)?,
+        Engine::Sqlite => sqlite::open(&SqliteOptions {
+            directory: config.data.clone(),
+            sync: config.metadata_sync,
+            cluster: config.cluster.map(ClusterId::from_uuid),
+            new_cluster,
+            now_ns,
+        })?,
+    };
+    let orphans: Vec<Orphan> = store::list(&*writer, &Scan::all(Table::Orphan))?;
+    let sessions = store::list(&*writer, &Scan::all(Table::Session))?;
+    let members = Members::new(
+        timing(config.suspect_after, config.down_after),
+        store::list(&*writer, &Scan::all(Table::Datanode))?,
+        store::list(&*writer, &Scan::all(Table::ReplicaSet))?,
+        store::count(&*writer, Count::Epoch)?,
+        clock::now(),
+    );
+    let context = Arc::new(Context {
+        policy: Policy::new(config),
+        sessions: Sessions::new(config.lease, sessions, &orphans),
+        cluster: Cluster::new(cluster, term, members),
+    });
+    let mut tx = Tx::new(writer, Arc::clone(&context));
+    tx.reap = orphans.iter().filter(|row| row.session == NOBODY).map(|row| row.inode).collect();
+    Ok(Opened { context, readers, tx })
+}
+
+async fn serve_metrics(
+    config: &CoordinatorConfig,
+    shared: &Arc<Shared>,
+    shutdown: &Shutdown,
+) -> Result<Option<SocketAddr>, CoordinatorError> {
+    let Some(address) = &config.metrics_listen else { return Ok(None) };
+    let listener = net::listen(address).await?;
+    // A weak reference, so that the HTTP server does not keep the store open.
+    let shared = Arc::downgrade(shared);
+    let ready = Arc::new(move || match shared.upgrade() {
+        Some(shared) if !shared.executor.has_failed() => Ok(()),
+        Some(_) => Err("the disk of the metadata store has failed".to_owned()),
+        None => Err("the coordinator is stopping".to_owned()),
+    });
+    Ok(Some(telemetry::serve_http(listener, ready, shutdown)?))
+}
+
+async fn serve(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    shutdown: &Shutdown,
+) -> JoinHandle<Result<(), tonic::transport::Error>> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<CoordinatorServer<Service>>().await;
+    let service = CoordinatorServer::new(Service(shared))
+        .max_decoding_message_size(MESSAGE_SIZE_MAX)
+        .max_encoding_message_size(MESSAGE_SIZE_MAX);
+    let server = net::server().trace_fn(telemetry::request_span).add_service(health).add_service(service);
+    let stop = shutdown.requested();
+    shutdown.spawn(server.serve_with_incoming_shutdown(net::incoming(listener), stop))
+}

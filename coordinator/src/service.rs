@@ -1,0 +1,201 @@
+//! The gRPC edge: decodes and checks what arrives, calls one function, encodes the answer.
+//!
+//! Single rows are read right here, on the worker thread that has the request: they come from
+//! memory in a few microseconds, and a hop to another thread would cost a lone caller several times
+//! that. Long listings and layouts go to a pool of threads.
+
+mod content;
+mod membership;
+mod metadata;
+mod session;
+mod wire;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use cairn_proto::v1::coordinator_server::Coordinator;
+use cairn_proto::{ErrorKind, status_from, v1};
+use cairn_runtime::clock;
+use cairn_runtime::shutdown::Shutdown;
+use cairn_runtime::threads::Pool;
+use futures::Stream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::context::Context;
+use crate::error::OpError;
+use crate::executor::Executor;
+use crate::metrics;
+use crate::store::{Reader, Readers};
+
+/// What every request may need.
+pub(crate) struct Shared {
+    pub(crate) context: Arc<Context>,
+    pub(crate) executor: Executor,
+    pub(crate) readers: Arc<dyn Readers>,
+    /// For reads of many rows.
+    pub(crate) pool: Pool,
+    pub(crate) shutdown: Shutdown,
+    /// How often datanodes shall report.
+    pub(crate) heartbeat: std::time::Duration,
+    pub(crate) started_ns: i64,
+    /// Numbers streams of heartbeats, so that the end of an old one is told from that of a new one.
+    pub(crate) streams: AtomicU64,
+}
+
+impl Shared {
+    /// Reads on this thread: a few rows.
+    fn read<T>(
+        &self,
+        consistent: bool,
+        read: impl FnOnce(&dyn Reader) -> Result<T, OpError>,
+    ) -> Result<T, OpError> {
+        let reader = self.readers.reader(consistent)?;
+        read(&*reader)
+    }
+
+    /// Reads on a thread of the pool: many rows.
+    async fn read_many<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&dyn Reader) -> Result<T, OpError> + Send + 'static,
+    ) -> Result<T, OpError> {
+        let readers = Arc::clone(&self.readers);
+        let work = move || {
+            let reader = readers.reader(true)?;
+            read(&*reader)
+        };
+        let busy =
+            |error: cairn_runtime::threads::PoolBusy| OpError::new(ErrorKind::Overloaded, error.to_string());
+        self.pool.run(work).await.map_err(busy)?
+    }
+}
+
+/// The service.
+#[derive(Clone)]
+pub(crate) struct Service(pub(crate) Arc<Shared>);
+
+/// Measures a request and turns its error into a status.
+async fn answer<T>(
+    method: &'static str,
+    request: impl Future<Output = Result<T, OpError>>,
+) -> Result<Response<T>, Status> {
+    let began = clock::now();
+    let result = request.await;
+    metrics::request(method, began.elapsed());
+    result.map(Response::new).map_err(|error| refuse(method, &error))
+}
+
+/// The status of an error; what asks for a person is logged here, once.
+fn refuse(method: &'static str, error: &OpError) -> Status {
+    let kind = error.kind();
+    metrics::refused(method, kind);
+    match kind {
+        ErrorKind::Corrupt | ErrorKind::Io | ErrorKind::Internal => {
+            tracing::error!(method, %error, "a request failed");
+        }
+        _ => tracing::debug!(method, ?kind, %error, "a request was refused"),
+    }
+    status_from(kind, error.to_string())
+}
+
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Coordinator for Service {
+    async fn lookup(
+        &self,
+        request: Request<v1::LookupRequest>,
+    ) -> Result<Response<v1::LookupResponse>, Status> {
+        answer("Lookup", metadata::lookup(&self.0, request.into_inner())).await
+    }
+
+    async fn get_attr(
+        &self,
+        request: Request<v1::GetAttrRequest>,
+    ) -> Result<Response<v1::GetAttrResponse>, Status> {
+        answer("GetAttr", metadata::get_attr(&self.0, request.into_inner())).await
+    }
+
+    async fn read_dir(
+        &self,
+        request: Request<v1::ReadDirRequest>,
+    ) -> Result<Response<v1::ReadDirResponse>, Status> {
+        answer("ReadDir", metadata::read_dir(&self.0, request.into_inner())).await
+    }
+
+    async fn get_xattrs(
+        &self,
+        request: Request<v1::GetXattrsRequest>,
+    ) -> Result<Response<v1::GetXattrsResponse>, Status> {
+        answer("GetXattrs", metadata::get_xattrs(&self.0, request.into_inner())).await
+    }
+
+    async fn stat_fs(&self, _: Request<v1::StatFsRequest>) -> Result<Response<v1::StatFsResponse>, Status> {
+        answer("StatFs", metadata::stat_fs(&self.0)).await
+    }
+
+    async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
+        answer("Apply", metadata::apply(&self.0, request.into_inner())).await
+    }
+
+    async fn upload_file(
+        &self,
+        request: Request<v1::UploadFileRequest>,
+    ) -> Result<Response<v1::UploadFileResponse>, Status> {
+        answer("UploadFile", content::upload_file(&self.0, request.into_inner())).await
+    }
+
+    async fn confirm_upload(
+        &self,
+        request: Request<v1::ConfirmUploadRequest>,
+    ) -> Result<Response<v1::ConfirmUploadResponse>, Status> {
+        answer("ConfirmUpload", content::confirm_upload(&self.0, request.into_inner())).await
+    }
+
+    async fn download_file(
+        &self,
+        request: Request<v1::DownloadFileRequest>,
+    ) -> Result<Response<v1::DownloadFileResponse>, Status> {
+        answer("DownloadFile", content::download_file(&self.0, request.into_inner())).await
+    }
+
+    type SessionStream = Replies<v1::SessionResponse>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        answer("Session", session::open(Arc::clone(&self.0), request.into_inner())).await
+    }
+
+    async fn register_data_node(
+        &self,
+        request: Request<v1::RegisterDataNodeRequest>,
+    ) -> Result<Response<v1::RegisterDataNodeResponse>, Status> {
+        answer("RegisterDataNode", membership::register(&self.0, request.into_inner())).await
+    }
+
+    type HeartbeatStream = Replies<v1::HeartbeatResponse>;
+
+    async fn heartbeat(
+        &self,
+        request: Request<Streaming<v1::HeartbeatRequest>>,
+    ) -> Result<Response<Self::HeartbeatStream>, Status> {
+        answer("Heartbeat", membership::heartbeat(Arc::clone(&self.0), request.into_inner())).await
+    }
+
+    async fn list_nodes(
+        &self,
+        _: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        answer("ListNodes", membership::list_nodes(&self.0)).await
+    }
+
+    async fn get_status(
+        &self,
+        _: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        answer("GetStatus", membership::get_status(&self.0)).await
+    }
+}

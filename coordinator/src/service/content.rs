@@ -1,0 +1,130 @@
+//! File content: plans, commits, layouts.
+
+use cairn_proto::limits::LIST_MAX;
+use cairn_proto::{ByteRange, ErrorKind, FileName, v1};
+
+use super::{Shared, wire};
+use crate::error::OpError;
+use crate::ops::layout::{Layout, layout};
+use crate::ops::{self, OpenBy};
+use crate::sessions::Open;
+use crate::slots::{self, Method};
+
+/// Extents of a layout unless the client says otherwise.
+const EXTENTS_DEFAULT: usize = 1024;
+/// Layouts of more extents are read on a thread of the pool.
+const EXTENTS_HERE: usize = 2048;
+
+pub(super) async fn upload_file(
+    shared: &Shared,
+    request: v1::UploadFileRequest,
+) -> Result<v1::UploadFileResponse, OpError> {
+    let map_revision = request.map_revision;
+    check_path(&request.path)?;
+    let plan = wire::plan(request, shared.context.policy.chunk_size)?;
+    let chunk_size = plan.chunk_size;
+    let plans = shared.executor.run(move |tx| ops::plan::plan(tx, &plan)).await?;
+    let range = |plan: &crate::store::Plan| v1::PlanRange {
+        first: plan.first.get(),
+        count: plan.count,
+        set: plan.replica_set.get(),
+        epoch: plan.epoch,
+        token: bytes::Bytes::new(),
+    };
+    Ok(v1::UploadFileResponse {
+        ranges: plans.iter().map(range).collect(),
+        expires_in_ms: u64::try_from(shared.context.policy.plan_ns / 1_000_000).unwrap_or(0),
+        map: shared.context.cluster.map_if_newer(map_revision),
+        chunk_size,
+    })
+}
+
+/// Each part of a path is a name.
+fn check_path(path: &bytes::Bytes) -> Result<(), OpError> {
+    for part in path.split(|&byte| byte == b'/').filter(|part| !part.is_empty()) {
+        FileName::new(path.slice_ref(part))?;
+    }
+    Ok(())
+}
+
+pub(super) async fn confirm_upload(
+    shared: &Shared,
+    mut request: v1::ConfirmUploadRequest,
+) -> Result<v1::ConfirmUploadResponse, OpError> {
+    let id = wire::request_id(request.id.take())?;
+    let decoded = wire::confirm(id.session, request);
+    shared
+        .executor
+        .run(move |tx| {
+            slots::once(tx, &id, Method::ConfirmUpload, |tx| {
+                let results = ops::commit::confirm(tx, &decoded?)?;
+                Ok(v1::ConfirmUploadResponse { results: results.into_iter().map(wire::result).collect() })
+            })
+        })
+        .await
+}
+
+pub(super) async fn download_file(
+    shared: &Shared,
+    request: v1::DownloadFileRequest,
+) -> Result<v1::DownloadFileResponse, OpError> {
+    let inode = wire::inode_id(request.inode)?;
+    let range = match request.length {
+        0 => None,
+        _ => Some(readable(request.offset, request.length)?),
+    };
+    let extents_max = match request.extents_max as usize {
+        0 => EXTENTS_DEFAULT,
+        n if n <= LIST_MAX => n,
+        n => return Err(OpError::invalid(format!("{n} extents; at most {LIST_MAX} are possible"))),
+    };
+    let open = request.open.map(wire::open_by).transpose()?;
+    // First the registration, then the look: an unlink in between finds the holder.
+    if let Some(OpenBy { session, sequence }) = open {
+        shared.context.sessions.register(session, Open { inode, sequence })?;
+    }
+    let read = move |reader: &dyn crate::store::Reader| layout(reader, inode, range, extents_max);
+    let found =
+        if extents_max <= EXTENTS_HERE { shared.read(true, read) } else { shared.read_many(read).await };
+    let found = found.and_then(|found| still_there(shared, found, open));
+    if let (Err(_), Some(OpenBy { session, sequence })) = (&found, open) {
+        shared.context.sessions.close(session, &[Open { inode, sequence }]);
+    }
+    Ok(response(found?, shared.context.cluster.map_if_newer(request.map_revision)))
+}
+
+/// A range to read may reach past the largest offset; nothing lies there.
+fn readable(offset: u64, length: u64) -> Result<ByteRange, OpError> {
+    let end = offset.saturating_add(length).min(cairn_proto::limits::FILE_SIZE_MAX);
+    ByteRange::between(offset, end)
+        .ok_or_else(|| OpError::new(ErrorKind::FileTooLarge, format!("offset {offset} is past 2^63 - 1")))
+}
+
+/// An inode without names can be opened again only by a session that holds it.
+fn still_there(shared: &Shared, found: Layout, open: Option<OpenBy>) -> Result<Layout, OpError> {
+    match open {
+        Some(OpenBy { session, .. })
+            if found.inode.nlink == 0 && !shared.context.sessions.holds_orphan(session, found.inode.id) =>
+        {
+            Err(OpError::new(ErrorKind::StaleHandle, format!("inode {} is removed", found.inode.id)))
+        }
+        _ => Ok(found),
+    }
+}
+
+fn response(layout: Layout, map: Option<v1::ClusterMap>) -> v1::DownloadFileResponse {
+    let chunk = |(chunk, missing): (crate::store::Chunk, Vec<cairn_proto::NodeId>)| v1::ChunkRef {
+        chunk: chunk.id.get(),
+        set: chunk.replica_set.get(),
+        length: chunk.length,
+        crc32c: chunk.crc32c,
+        missing: missing.into_iter().map(cairn_proto::NodeId::to_wire).collect(),
+    };
+    v1::DownloadFileResponse {
+        attr: Some(wire::attr(layout.inode)),
+        extents: layout.extents.iter().map(wire::extent).collect(),
+        chunks: layout.chunks.into_iter().map(chunk).collect(),
+        covered: layout.covered,
+        map,
+    }
+}

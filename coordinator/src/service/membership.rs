@@ -1,0 +1,243 @@
+//! Datanodes: registration, heartbeats; and what people ask about the cluster.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use cairn_proto::{ClusterId, ErrorKind, NodeId, v1};
+use cairn_runtime::clock;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+use uuid::Uuid;
+
+use super::{Replies, Shared, refuse};
+use crate::error::OpError;
+use crate::membership::state::{Event, Report};
+use crate::ops;
+use crate::status;
+use crate::store::{Count, Datanode, Labels};
+
+/// Answers under way to one datanode.
+const ANSWERS: usize = 16;
+/// A datanode that takes nothing for so long is given up.
+const SEND_TIME: Duration = Duration::from_secs(10);
+/// Heartbeats that may be missing before the stream itself is given up.
+const SILENT_BEATS: u32 = 30;
+const LABELS_MAX: usize = 16;
+const DISKS_MAX: usize = 256;
+/// Longest address, label, version or fault, bytes.
+const TEXT_MAX: usize = 1024;
+
+pub(super) async fn register(
+    shared: &Shared,
+    request: v1::RegisterDataNodeRequest,
+) -> Result<v1::RegisterDataNodeResponse, OpError> {
+    let cluster = &shared.context.cluster;
+    let id = NodeId::from_wire(&request.node)?;
+    let incarnation = incarnation(&request.incarnation)?;
+    if !request.cluster.is_empty() {
+        let theirs = ClusterId::from_wire(&request.cluster)?;
+        if theirs != cluster.id() {
+            let message = format!(
+                "the datanode's data belongs to cluster {theirs}, this is {}; give it that cluster's \
+                 coordinator, or an empty data directory",
+                cluster.id()
+            );
+            return Err(OpError::new(ErrorKind::WrongCluster, message));
+        }
+    }
+    check_address(&request.address)?;
+    let report = report(request.capacity, request.used, request.disks)?;
+    let row = Datanode {
+        id,
+        address: request.address,
+        metrics_address: text("metrics_address", request.metrics_address)?,
+        labels: labels(request.labels)?,
+        capacity: report.capacity,
+        used: report.used,
+        version: text("version", request.version)?,
+        last_seen_ns: clock::wall_ns(),
+    };
+    let (now, now_ns) = (clock::now(), clock::wall_ns());
+    cluster.apply(Event::Registered { row: row.clone(), incarnation, report, now, now_ns })?;
+    shared.executor.run(move |tx| ops::members::record(tx, row)).await?;
+    Ok(v1::RegisterDataNodeResponse {
+        cluster: cluster.id().to_wire(),
+        map: Some(v1::ClusterMap::clone(&cluster.map())),
+        heartbeat_ms: u64::try_from(shared.heartbeat.as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+fn incarnation(bytes: &[u8]) -> Result<Uuid, OpError> {
+    Uuid::from_slice(bytes).map_err(|_| {
+        OpError::invalid(format!("incarnation has {} bytes; a UUID of 16 was expected", bytes.len()))
+    })
+}
+
+fn text(what: &str, text: String) -> Result<String, OpError> {
+    if text.len() > TEXT_MAX {
+        return Err(OpError::invalid(format!("{what} has {} bytes; {TEXT_MAX} are possible", text.len())));
+    }
+    Ok(text)
+}
+
+fn check_address(address: &str) -> Result<(), OpError> {
+    let split = address.rsplit_once(':').filter(|(host, _)| !host.is_empty() && address.len() <= TEXT_MAX);
+    match split.map(|(_, port)| port.parse::<u16>()) {
+        Some(Ok(port)) if port > 0 => Ok(()),
+        _ => Err(OpError::invalid(format!("address {address:?}; host:port was expected"))),
+    }
+}
+
+fn labels(labels: std::collections::BTreeMap<String, String>) -> Result<Labels, OpError> {
+    if labels.len() > LABELS_MAX {
+        return Err(OpError::invalid(format!("{} labels; {LABELS_MAX} are possible", labels.len())));
+    }
+    let plain = |text: &str| text.len() <= TEXT_MAX && !text.contains(char::is_control);
+    match labels
+        .iter()
+        .find(|(name, value)| name.is_empty() || name.contains('=') || !plain(name) || !plain(value))
+    {
+        None => Ok(Labels(labels)),
+        Some((name, _)) => Err(OpError::invalid(format!("label {name:?}: names without '=' and plain text"))),
+    }
+}
+
+/// Sizes beyond the largest that can be stored are cut; a full disk is not an error.
+fn report(capacity: u64, used: u64, disks: Vec<v1::DiskHealth>) -> Result<Report, OpError> {
+    if disks.len() > DISKS_MAX {
+        return Err(OpError::invalid(format!("{} disks; {DISKS_MAX} are possible", disks.len())));
+    }
+    if disks.iter().any(|disk| disk.path.len() > 4 * TEXT_MAX || disk.fault.len() > 4 * TEXT_MAX) {
+        return Err(OpError::invalid("a disk's path or fault is too long"));
+    }
+    let capacity = capacity.min(i64::MAX as u64);
+    Ok(Report { capacity, used: used.min(capacity), disks })
+}
+
+pub(super) async fn heartbeat(
+    shared: Arc<Shared>,
+    requests: Streaming<v1::HeartbeatRequest>,
+) -> Result<Replies<v1::HeartbeatResponse>, OpError> {
+    let (answers, stream) = mpsc::channel(ANSWERS);
+    let number = shared.streams.fetch_add(1, Ordering::Relaxed);
+    let beats = Beats { shared: Arc::clone(&shared), requests, answers, number, node: None, revision: 0 };
+    shared.shutdown.spawn(beats.run());
+    Ok(Box::pin(ReceiverStream::new(stream)))
+}
+
+/// One stream of heartbeats.
+struct Beats {
+    shared: Arc<Shared>,
+    requests: Streaming<v1::HeartbeatRequest>,
+    answers: mpsc::Sender<Result<v1::HeartbeatResponse, Status>>,
+    number: u64,
+    /// Who sends them; known from the first.
+    node: Option<NodeId>,
+    /// Of the map that the datanode has.
+    revision: u64,
+}
+
+impl Beats {
+    async fn run(mut self) {
+        let mut maps = self.shared.context.cluster.subscribe();
+        let stop = self.shared.shutdown.requested();
+        tokio::pin!(stop);
+        loop {
+            let sent = tokio::select! {
+                () = &mut stop => break,
+                request = self.requests.message() => match request {
+                    Ok(Some(request)) => self.on_beat(request),
+                    Ok(None) | Err(_) => break,
+                },
+                changed = maps.changed(), if self.node.is_some() => match changed {
+                    Ok(()) => Ok(()),
+                    Err(_) => break,
+                },
+                () = clock::sleep(self.shared.heartbeat * SILENT_BEATS) => break,
+            };
+            if let Err(error) = sent {
+                let status = refuse("Heartbeat", &error);
+                let _ = clock::timeout(SEND_TIME, self.answers.send(Err(status))).await;
+                break;
+            }
+            if !self.reply().await {
+                break;
+            }
+        }
+        if let Some(node) = self.node {
+            self.shared.context.cluster.stream_lost(node, self.number);
+        }
+    }
+
+    fn on_beat(&mut self, request: v1::HeartbeatRequest) -> Result<(), OpError> {
+        let node = NodeId::from_wire(&request.node)?;
+        let incarnation = incarnation(&request.incarnation)?;
+        if self.node.is_some_and(|known| known != node) {
+            return Err(OpError::invalid("a stream of heartbeats belongs to one datanode"));
+        }
+        let cluster = &self.shared.context.cluster;
+        if request.leaving {
+            return cluster.apply(Event::Leaving { node, incarnation });
+        }
+        let report = report(request.capacity, request.used, request.disks)?;
+        let (now, now_ns) = (clock::now(), clock::wall_ns());
+        cluster.apply(Event::Beat { node, incarnation, stream: self.number, report, now, now_ns })?;
+        if self.node.is_none() {
+            self.revision = request.map_revision;
+        }
+        self.node = Some(node);
+        Ok(())
+    }
+
+    /// The term, and the map when it is newer than the datanode's. False: nobody listens.
+    async fn reply(&mut self) -> bool {
+        let cluster = &self.shared.context.cluster;
+        let map = cluster.map_if_newer(self.revision);
+        if let Some(map) = &map {
+            self.revision = map.revision;
+        }
+        let response = v1::HeartbeatResponse { map, term: cluster.term() };
+        matches!(clock::timeout(SEND_TIME, self.answers.send(Ok(response))).await, Ok(Ok(())))
+    }
+}
+
+pub(super) async fn list_nodes(shared: &Shared) -> Result<v1::ListNodesResponse, OpError> {
+    Ok(v1::ListNodesResponse { map: Some(shared.context.cluster.fresh_map()) })
+}
+
+pub(super) async fn get_status(shared: &Shared) -> Result<v1::GetStatusResponse, OpError> {
+    let counts = [Count::Inodes, Count::Bytes, Count::Chunks, Count::Garbage, Count::Faults];
+    let [inodes, bytes, chunks, garbage_chunks, faults] = shared.read(true, |reader| {
+        let mut values = [0; 5];
+        for (value, count) in values.iter_mut().zip(counts) {
+            *value = crate::store::count(reader, count)?;
+        }
+        Ok(values)
+    })?;
+    let cluster = &shared.context.cluster;
+    let sessions = shared.context.sessions.list();
+    let health =
+        status::health(&cluster.members(), &shared.context.policy, faults, shared.executor.has_failed());
+    let session_info = |session: &crate::sessions::SessionView| v1::SessionInfo {
+        session: session.id.to_wire(),
+        description: session.description.clone(),
+        last_seen_ns: session.last_seen_ns,
+        open_files: u32::try_from(session.open_files).unwrap_or(u32::MAX),
+    };
+    Ok(v1::GetStatusResponse {
+        map: Some(cluster.fresh_map()),
+        health,
+        inodes,
+        bytes,
+        chunks,
+        garbage_chunks,
+        faults,
+        sessions: u32::try_from(sessions.len()).unwrap_or(u32::MAX),
+        version: cairn_runtime::VERSION.into(),
+        schema: crate::store::SCHEMA,
+        started_ns: shared.started_ns,
+        session_list: sessions.iter().map(session_info).collect(),
+    })
+}

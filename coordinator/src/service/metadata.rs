@@ -1,0 +1,105 @@
+//! Names and attributes.
+
+use cairn_proto::limits::MESSAGE_SIZE_MAX;
+use cairn_proto::{FileName, v1};
+
+use super::{Shared, wire};
+use crate::error::OpError;
+use crate::ops;
+use crate::slots::{self, Method};
+
+/// Entries of one page at most.
+const PAGE_ENTRIES_MAX: usize = 65_536;
+/// Pages of more entries are read on a thread of the pool.
+const PAGE_ENTRIES_HERE: usize = 512;
+/// A page ends when it has about so many bytes, well below what a message can have.
+const PAGE_BYTES_MAX: usize = MESSAGE_SIZE_MAX / 2;
+
+pub(super) async fn lookup(
+    shared: &Shared,
+    request: v1::LookupRequest,
+) -> Result<v1::LookupResponse, OpError> {
+    let parent = wire::inode_id(request.parent)?;
+    let caller = wire::caller(request.credentials)?;
+    let inode = if request.name.as_ref() == b".." {
+        shared.read(false, |reader| ops::read::lookup_parent(reader, parent, &caller))?
+    } else {
+        let name = FileName::new(request.name)?;
+        shared.read(false, |reader| ops::read::lookup(reader, parent, &name, &caller))?
+    };
+    Ok(v1::LookupResponse { attr: Some(wire::attr(inode)) })
+}
+
+pub(super) async fn get_attr(
+    shared: &Shared,
+    request: v1::GetAttrRequest,
+) -> Result<v1::GetAttrResponse, OpError> {
+    let id = wire::inode_id(request.inode)?;
+    let inode = shared.read(false, |reader| ops::read::inode(reader, id))?;
+    Ok(v1::GetAttrResponse { attr: Some(wire::attr(inode)) })
+}
+
+pub(super) async fn read_dir(
+    shared: &Shared,
+    request: v1::ReadDirRequest,
+) -> Result<v1::ReadDirResponse, OpError> {
+    let id = wire::inode_id(request.inode)?;
+    if request.limit == 0 {
+        return Err(OpError::invalid("a page of 0 entries"));
+    }
+    let limit = (request.limit as usize).min(PAGE_ENTRIES_MAX);
+    let v1::ReadDirRequest { after, attributes, .. } = request;
+    let read = move |reader: &dyn crate::store::Reader| {
+        let page = ops::read::read_dir(reader, id, after, limit, attributes, PAGE_BYTES_MAX)?;
+        Ok(v1::ReadDirResponse {
+            entries: page.entries.into_iter().map(wire::dir_entry).collect(),
+            end: page.end,
+            directory: Some(wire::attr(page.directory)),
+        })
+    };
+    // Most directories are small, whatever page is asked for.
+    let small = limit <= PAGE_ENTRIES_HERE
+        || shared.read(false, |reader| ops::read::inode(reader, id))?.size <= PAGE_ENTRIES_HERE as u64;
+    if small { shared.read(true, read) } else { shared.read_many(read).await }
+}
+
+pub(super) async fn get_xattrs(
+    shared: &Shared,
+    request: v1::GetXattrsRequest,
+) -> Result<v1::GetXattrsResponse, OpError> {
+    let id = wire::inode_id(request.inode)?;
+    let (inode, xattrs) = shared.read(true, |reader| ops::read::xattrs(reader, id))?;
+    let xattrs = xattrs.into_iter().map(|xattr| v1::Xattr { name: xattr.name, value: xattr.value });
+    Ok(v1::GetXattrsResponse { xattrs: xattrs.collect(), version: inode.version })
+}
+
+pub(super) async fn stat_fs(shared: &Shared) -> Result<v1::StatFsResponse, OpError> {
+    let room = shared.read(true, |reader| {
+        ops::read::stat_fs(reader, &shared.context.cluster.members(), &shared.context.policy)
+    })?;
+    Ok(v1::StatFsResponse {
+        capacity: room.capacity,
+        used: room.used,
+        available: room.available,
+        inodes: room.inodes,
+        inodes_max: room.inodes_max,
+    })
+}
+
+pub(super) async fn apply(shared: &Shared, request: v1::ApplyRequest) -> Result<v1::ApplyResponse, OpError> {
+    let id = wire::request_id(request.id)?;
+    // What is wrong with the rest is found out inside, so that the sequence counts as used.
+    let decoded = wire::caller(request.credentials)
+        .and_then(|caller| Ok((caller, wire::mutations(request.mutations)?)));
+    shared
+        .executor
+        .run(move |tx| {
+            slots::once(tx, &id, Method::Apply, |tx| {
+                let (caller, mutations) = decoded?;
+                let run = |mutation: Result<ops::Mutation, OpError>| ops::apply(tx, &mutation?, &caller);
+                let results = mutations.into_iter().map(run).map(wire::result).collect();
+                Ok(v1::ApplyResponse { results })
+            })
+        })
+        .await
+}

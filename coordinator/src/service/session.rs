@@ -1,0 +1,183 @@
+//! The life line of a mounted client: hello, keep-alive, closes, changes of the map, goodbye.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cairn_proto::{ErrorKind, SessionId, v1};
+use cairn_runtime::{clock, random};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::{Replies, Shared, refuse, wire};
+use crate::error::OpError;
+use crate::ops;
+
+/// Slots that a session may use; as many requests it can have under way.
+const SLOTS: u32 = 64;
+/// The first message must come by then.
+const HELLO_TIME: Duration = Duration::from_secs(5);
+/// A client that takes nothing for so long is given up; its session lives on until its lease ends.
+const SEND_TIME: Duration = Duration::from_secs(10);
+/// Answers under way to one client.
+const ANSWERS: usize = 16;
+/// Longest description, bytes.
+const DESCRIPTION_MAX: usize = 1024;
+
+pub(super) async fn open(
+    shared: Arc<Shared>,
+    mut requests: Streaming<v1::SessionRequest>,
+) -> Result<Replies<v1::SessionResponse>, OpError> {
+    let first = clock::timeout(HELLO_TIME, requests.message())
+        .await
+        .map_err(|_| OpError::new(ErrorKind::TimedOut, "no hello came"))?
+        .map_err(|status| OpError::new(ErrorKind::Protocol, status.message()))?;
+    let Some(v1::session_request::Message::Hello(hello)) = first.and_then(|request| request.message) else {
+        return Err(OpError::invalid("the first message of a session is its hello"));
+    };
+    let welcome = greet(&shared, hello).await?;
+    let session = SessionId::from_wire(&welcome.session)?;
+    let revision = welcome.map.as_ref().map_or(0, |map| map.revision);
+    let (answers, stream) = mpsc::channel(ANSWERS);
+    let _ = answers.try_send(Ok(response(v1::session_response::Message::Welcome(welcome))));
+    let life = Life { shared: Arc::clone(&shared), session, requests, answers, revision };
+    shared.shutdown.spawn(life.run());
+    Ok(Box::pin(ReceiverStream::new(stream)))
+}
+
+fn response(message: v1::session_response::Message) -> v1::SessionResponse {
+    v1::SessionResponse { message: Some(message) }
+}
+
+async fn greet(shared: &Shared, hello: v1::ClientHello) -> Result<v1::Welcome, OpError> {
+    if hello.description.len() > DESCRIPTION_MAX {
+        let message =
+            format!("a description of {} bytes; {DESCRIPTION_MAX} are possible", hello.description.len());
+        return Err(OpError::invalid(message));
+    }
+    let resumed = !hello.session.is_empty();
+    let session = if resumed {
+        let session = SessionId::from_wire(&hello.session)?;
+        let opens = wire::opens(hello.open)?;
+        let dropped = shared.context.sessions.resume(session, &opens)?;
+        release(shared, session, dropped).await?;
+        tracing::info!(session = %session, description = hello.description, "session goes on");
+        session
+    } else {
+        let session = SessionId::from_uuid(random::uuid());
+        let description = hello.description.clone();
+        shared.executor.run(move |tx| ops::open::begin_session(tx, session, description)).await?;
+        tracing::info!(session = %session, description = hello.description, version = hello.version, "session opened");
+        session
+    };
+    Ok(v1::Welcome {
+        session: session.to_wire(),
+        lease_ms: u64::try_from(shared.context.sessions.lease().as_millis()).unwrap_or(u64::MAX),
+        cluster: shared.context.cluster.id().to_wire(),
+        map: Some(v1::ClusterMap::clone(&shared.context.cluster.map())),
+        slots: SLOTS,
+        resumed,
+    })
+}
+
+async fn release(
+    shared: &Shared,
+    session: SessionId,
+    orphans: Vec<cairn_proto::InodeId>,
+) -> Result<(), OpError> {
+    if orphans.is_empty() {
+        return Ok(());
+    }
+    shared.executor.run(move |tx| ops::open::release(tx, session, &orphans)).await
+}
+
+/// One stream of a session.
+struct Life {
+    shared: Arc<Shared>,
+    session: SessionId,
+    requests: Streaming<v1::SessionRequest>,
+    answers: mpsc::Sender<Result<v1::SessionResponse, Status>>,
+    /// Of the map that the client has from this stream.
+    revision: u64,
+}
+
+/// Whether the stream goes on.
+enum Next {
+    Listen,
+    Close,
+}
+
+impl Life {
+    async fn run(mut self) {
+        let mut maps = self.shared.context.cluster.subscribe();
+        let stop = self.shared.shutdown.requested();
+        tokio::pin!(stop);
+        loop {
+            let lease = self.shared.context.sessions.lease();
+            let done = tokio::select! {
+                () = &mut stop => Ok(Next::Close),
+                request = self.requests.message() => match request {
+                    Ok(Some(request)) => self.on_request(request).await,
+                    Ok(None) | Err(_) => Ok(Next::Close),
+                },
+                changed = maps.changed() => match changed {
+                    Ok(()) => self.send_map().await,
+                    Err(_) => Ok(Next::Close),
+                },
+                () = clock::sleep(lease) => {
+                    self.shared.context.sessions.check(self.session).map(|()| Next::Listen)
+                }
+            };
+            match done {
+                Ok(Next::Listen) => {}
+                Ok(Next::Close) => break,
+                Err(error) => {
+                    let status = refuse("Session", &error);
+                    let _ = clock::timeout(SEND_TIME, self.answers.send(Err(status))).await;
+                    break;
+                }
+            }
+        }
+    }
+
+    async fn on_request(&mut self, request: v1::SessionRequest) -> Result<Next, OpError> {
+        use v1::session_request::Message;
+        match request.message {
+            Some(Message::KeepAlive(_)) => {
+                self.shared.context.sessions.renew(self.session)?;
+                let map_revision = self.revision;
+                self.send(v1::session_response::Message::KeepAlive(v1::KeepAlive { map_revision })).await
+            }
+            Some(Message::Closed(closed)) => {
+                let closed = wire::opens(closed.files)?;
+                let orphans = self.shared.context.sessions.close(self.session, &closed);
+                release(&self.shared, self.session, orphans).await?;
+                Ok(Next::Listen)
+            }
+            Some(Message::Goodbye(_)) => {
+                let session = self.session;
+                self.shared.executor.run(move |tx| ops::open::end_session(tx, session, false)).await?;
+                tracing::info!(session = %session, "session closed");
+                Ok(Next::Close)
+            }
+            Some(Message::Hello(_)) => Err(OpError::invalid("a session says hello once")),
+            None => Err(OpError::invalid("a message that this build does not know")),
+        }
+    }
+
+    async fn send_map(&mut self) -> Result<Next, OpError> {
+        let map = self.shared.context.cluster.map();
+        if map.revision == self.revision {
+            return Ok(Next::Listen);
+        }
+        self.revision = map.revision;
+        self.send(v1::session_response::Message::Map(v1::ClusterMap::clone(&map))).await
+    }
+
+    async fn send(&self, message: v1::session_response::Message) -> Result<Next, OpError> {
+        match clock::timeout(SEND_TIME, self.answers.send(Ok(response(message)))).await {
+            Ok(Ok(())) => Ok(Next::Listen),
+            Ok(Err(_)) | Err(_) => Ok(Next::Close),
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! Who is connected: sessions with their leases, and which inodes each of them holds open.
+//!
+//! The rows of sessions are in the store; this is what else is known of them. After a restart every
+//! recorded session counts as "may hold anything open" until it has returned and said what it
+//! holds, or its lease has run out.
+//!
+//! One mutex guards it all, held for map look-ups only. The executor asks it when an inode loses
+//! its last name; opens are registered by readers beside the executor. So that an open can not slip
+//! in between "nobody holds it" and the commit that deletes the inode, the executor *condemns* the
+//! inode under the same mutex, and opens of condemned inodes are refused.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use cairn_proto::{ErrorKind, InodeId, SessionId};
+use cairn_runtime::clock::{self, Instant};
+use uuid::Uuid;
+
+use crate::error::OpError;
+use crate::store::{Orphan, Session};
+
+/// Sessions at once; more are refused with `Overloaded`.
+pub(crate) const SESSIONS_MAX: usize = 4096;
+/// Inodes that one session may hold open.
+pub(crate) const OPENS_MAX: usize = 1 << 20;
+/// Stands for "nobody" in rows of orphans: the inode is being removed step by step.
+pub(crate) const NOBODY: SessionId = SessionId::from_uuid(Uuid::nil());
+
+/// One open as its session names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Open {
+    pub(crate) inode: InodeId,
+    pub(crate) sequence: u64,
+}
+
+#[derive(Debug)]
+struct Live {
+    description: String,
+    last_seen: Instant,
+    last_seen_ns: i64,
+    /// Recorded by an earlier reign.
+    recovered: bool,
+    /// Has said what it holds open.
+    returned: bool,
+    /// Inode → sequence of its last open.
+    opens: HashMap<InodeId, u64>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    live: BTreeMap<SessionId, Live>,
+    holders: HashMap<InodeId, Vec<SessionId>>,
+    /// Rows of orphans, as executed.
+    orphans: HashSet<(InodeId, SessionId)>,
+    condemned: HashSet<InodeId>,
+}
+
+/// What is shown of a session.
+#[derive(Debug, Clone)]
+pub(crate) struct SessionView {
+    pub(crate) id: SessionId,
+    pub(crate) description: String,
+    pub(crate) last_seen_ns: i64,
+    pub(crate) open_files: usize,
+}
+
+/// All sessions.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    inner: Mutex<Inner>,
+    lease: Duration,
+}
+
+impl Sessions {
+    /// From the rows of the store; every session gets a whole lease to return.
+    pub(crate) fn new(lease: Duration, sessions: Vec<Session>, orphans: &[Orphan]) -> Self {
+        let now = clock::now();
+        let recovered = |row: Session| {
+            let live = Live {
+                description: row.description,
+                last_seen: now,
+                last_seen_ns: row.opened_ns,
+                recovered: true,
+                returned: false,
+                opens: HashMap::new(),
+            };
+            (row.id, live)
+        };
+        let inner = Inner {
+            live: sessions.into_iter().map(recovered).collect(),
+            orphans: orphans.iter().map(|row| (row.inode, row.session)).collect(),
+            ..Inner::default()
+        };
+        Self { inner: Mutex::new(inner), lease }
+    }
+
+    pub(crate) fn lease(&self) -> Duration {
+        self.lease
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `SessionExpired`: it is over, or never was.
+    pub(crate) fn check(&self, session: SessionId) -> Result<(), OpError> {
+        if self.lock().live.contains_key(&session) { Ok(()) } else { Err(expired(session)) }
+    }
+
+    /// Whether the session was opened in an earlier reign.
+    pub(crate) fn is_recovered(&self, session: SessionId) -> bool {
+        self.lock().live.get(&session).is_some_and(|live| live.recovered)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().live.len()
+    }
+
+    pub(crate) fn list(&self) -> Vec<SessionView> {
+        let view = |(&id, live): (&SessionId, &Live)| SessionView {
+            id,
+            description: live.description.clone(),
+            last_seen_ns: live.last_seen_ns,
+            open_files: live.opens.len(),
+        };
+        self.lock().live.iter().map(view).collect()
+    }
+
+    /// A new session. `Overloaded`: there are too many.
+    pub(crate) fn open(&self, session: SessionId, description: String) -> Result<(), OpError> {
+        let mut inner = self.lock();
+        if inner.live.len() >= SESSIONS_MAX {
+            let message = format!("{SESSIONS_MAX} sessions are open; no more are possible");
+            return Err(OpError::new(ErrorKind::Overloaded, message));
+        }
+        let live = Live {
+            description,
+            last_seen: clock::now(),
+            last_seen_ns: clock::wall_ns(),
+            recovered: false,
+            returned: true,
+            opens: HashMap::new(),
+        };
+        inner.live.insert(session, live);
+        Ok(())
+    }
+
+    /// A session comes back and says what it holds open. Returns the orphans that it no longer does.
+    pub(crate) fn resume(&self, session: SessionId, opens: &[Open]) -> Result<Vec<InodeId>, OpError> {
+        let mut inner = self.lock();
+        let live = inner.live.get_mut(&session).ok_or_else(|| expired(session))?;
+        live.last_seen = clock::now();
+        live.last_seen_ns = clock::wall_ns();
+        live.returned = true;
+        for open in opens.iter().take(OPENS_MAX) {
+            inner.add(session, *open);
+        }
+        let held: HashSet<InodeId> = opens.iter().map(|open| open.inode).collect();
+        let of_session =
+            inner.orphans.iter().filter(|(inode, holder)| *holder == session && !held.contains(inode));
+        Ok(of_session.map(|(inode, _)| *inode).collect())
+    }
+
+    /// The session shows a sign of life.
+    pub(crate) fn renew(&self, session: SessionId) -> Result<(), OpError> {
+        let mut inner = self.lock();
+        let live = inner.live.get_mut(&session).ok_or_else(|| expired(session))?;
+        live.last_seen = clock::now();
+        live.last_seen_ns = clock::wall_ns();
+        Ok(())
+    }
+
+    /// Sessions whose lease has run out.
+    pub(crate) fn overdue(&self) -> Vec<SessionId> {
+        let inner = self.lock();
+        let late = inner.live.iter().filter(|(_, live)| live.last_seen.elapsed() > self.lease);
+        late.map(|(&session, _)| session).collect()
+    }
+
+    /// Ends a session (with `only_overdue`, unless it has shown itself meanwhile): its requests are
+    /// refused from here on. Returns the orphans that it held, or `None` when it goes on.
+    pub(crate) fn end(&self, session: SessionId, only_overdue: bool) -> Option<Vec<InodeId>> {
+        let mut inner = self.lock();
+        let live = inner.live.get(&session)?;
+        if only_overdue && live.last_seen.elapsed() <= self.lease {
+            return None;
+        }
+        let live = inner.live.remove(&session)?;
+        for inode in live.opens.keys() {
+            inner.drop_holder(*inode, session);
+        }
+        let of_session = inner.orphans.iter().filter(|(_, holder)| *holder == session);
+        Some(of_session.map(|(inode, _)| *inode).collect())
+    }
+
+    /// Notes that a session opens an inode. `StaleHandle`: the inode is being deleted.
+    pub(crate) fn register(&self, session: SessionId, open: Open) -> Result<(), OpError> {
+        let mut inner = self.lock();
+        if inner.condemned.contains(&open.inode) {
+            let message = format!("inode {} has just been removed", open.inode);
+            return Err(OpError::new(ErrorKind::StaleHandle, message));
+        }
+        let live = inner.live.get(&session).ok_or_else(|| expired(session))?;
+        if live.opens.len() >= OPENS_MAX && !live.opens.contains_key(&open.inode) {
+            let message = format!("a session can hold {OPENS_MAX} files open");
+            return Err(OpError::new(ErrorKind::Overloaded, message));
+        }
+        inner.add(session, open);
+        Ok(())
+    }
+
+    /// Notes that opens up to the named ones are over. Returns the orphans among them.
+    pub(crate) fn close(&self, session: SessionId, closed: &[Open]) -> Vec<InodeId> {
+        let mut inner = self.lock();
+        let mut orphans = Vec::new();
+        for open in closed {
+            let Some(live) = inner.live.get_mut(&session) else { break };
+            match live.opens.get(&open.inode) {
+                Some(&last) if last > open.sequence => continue,
+                Some(_) => drop(live.opens.remove(&open.inode)),
+                None => {}
+            }
+            inner.drop_holder(open.inode, session);
+            if inner.orphans.contains(&(open.inode, session)) {
+                orphans.push(open.inode);
+            }
+        }
+        orphans
+    }
+
+    /// Whether the session holds an inode that has no name any more.
+    pub(crate) fn holds_orphan(&self, session: SessionId, inode: InodeId) -> bool {
+        self.lock().orphans.contains(&(inode, session))
+    }
+
+    /// For the executor, when an inode has lost its last name: the sessions that hold it open, now
+    /// noted as holders of an orphan. When there are none, the inode is condemned.
+    pub(crate) fn orphan(&self, inode: InodeId) -> Vec<SessionId> {
+        let mut inner = self.lock();
+        let mut holders = inner.holders.get(&inode).cloned().unwrap_or_default();
+        let absent = inner.live.iter().filter(|(_, live)| !live.returned).map(|(&session, _)| session);
+        holders.extend(absent.collect::<Vec<_>>());
+        holders.sort_unstable();
+        holders.dedup();
+        if holders.is_empty() {
+            inner.condemned.insert(inode);
+        }
+        for &session in &holders {
+            inner.orphans.insert((inode, session));
+        }
+        holders
+    }
+
+    /// For the executor: the row of an orphan is gone.
+    pub(crate) fn orphan_released(&self, inode: InodeId, session: SessionId) {
+        self.lock().orphans.remove(&(inode, session));
+    }
+
+    /// For the executor: what was condemned is deleted, or will not be.
+    pub(crate) fn clear_condemned(&self) {
+        self.lock().condemned.clear();
+    }
+}
+
+impl Inner {
+    fn add(&mut self, session: SessionId, open: Open) {
+        let Some(live) = self.live.get_mut(&session) else { return };
+        let last = live.opens.entry(open.inode).or_insert(0);
+        *last = open.sequence.max(*last);
+        let holders = self.holders.entry(open.inode).or_default();
+        if !holders.contains(&session) {
+            holders.push(session);
+        }
+    }
+
+    fn drop_holder(&mut self, inode: InodeId, session: SessionId) {
+        if let Some(holders) = self.holders.get_mut(&inode) {
+            holders.retain(|&holder| holder != session);
+            if holders.is_empty() {
+                self.holders.remove(&inode);
+            }
+        }
+    }
+}
+
+fn expired(session: SessionId) -> OpError {
+    OpError::new(ErrorKind::SessionExpired, format!("session {} is over", session.short()))
+}

@@ -1,0 +1,172 @@
+//! Exactly once: each session numbers its mutating requests in slots, and the reply to the last one
+//! of each slot is stored in the transaction that executed it.
+//!
+//! A request that changes no row is not stored (its group may need no commit at all); its reply is
+//! remembered in memory. So after a restart the sequence in the store may lag behind the client's,
+//! and the first request of each slot may jump ahead then.
+
+use std::collections::HashMap;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use cairn_proto::limits::SLOTS_MAX;
+use cairn_proto::{ErrorKind, SessionId, WireError};
+use prost::Message;
+
+use crate::error::OpError;
+use crate::executor::Tx;
+use crate::store::{Key, Slot};
+
+/// Replies longer than this are read from the store again instead of being remembered, bytes.
+const REPLY_REMEMBERED_MAX: usize = 16 << 10;
+
+/// Names one mutating request for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RequestId {
+    pub(crate) session: SessionId,
+    pub(crate) slot: u32,
+    pub(crate) sequence: u64,
+}
+
+impl RequestId {
+    /// Checks what came from the wire.
+    pub(crate) fn new(session: SessionId, slot: u32, sequence: u64) -> Result<Self, OpError> {
+        if slot >= SLOTS_MAX {
+            return Err(OpError::invalid(format!("slot {slot}; 0 to {} are possible", SLOTS_MAX - 1)));
+        }
+        if sequence == 0 || sequence > i64::MAX as u64 {
+            return Err(OpError::invalid(format!("sequence {sequence}; they start at 1")));
+        }
+        Ok(Self { session, slot, sequence })
+    }
+}
+
+/// Which method a reply belongs to; the first byte of what is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Method {
+    Apply = 1,
+    ConfirmUpload = 2,
+}
+
+#[derive(Debug)]
+enum Outcome {
+    Reply(Bytes),
+    Refused(WireError),
+    /// In the store.
+    Stored,
+}
+
+#[derive(Debug)]
+struct LastRequest {
+    sequence: u64,
+    outcome: Outcome,
+}
+
+/// The last request of each slot, as far as known to this process.
+#[derive(Debug, Default)]
+pub(crate) struct SlotCache {
+    last: HashMap<SessionId, HashMap<u32, LastRequest>>,
+    /// Something was forgotten, so a slot that is not known may have been used.
+    incomplete: bool,
+}
+
+impl SlotCache {
+    /// Forgets everything: the replies of a group that was not committed are void.
+    pub(crate) fn clear(&mut self) {
+        self.last.clear();
+        self.incomplete = true;
+    }
+
+    /// Forgets a session that has ended.
+    pub(crate) fn end(&mut self, session: SessionId) {
+        self.last.remove(&session);
+    }
+
+    fn remember(&mut self, id: &RequestId, outcome: Outcome) {
+        let slots = self.last.entry(id.session).or_default();
+        slots.insert(id.slot, LastRequest { sequence: id.sequence, outcome });
+    }
+}
+
+/// Runs `run` unless its request was executed before; then gives the reply of that time.
+///
+/// `SessionExpired`: the session is over. `StaleSequence`: the slot is already further.
+/// `InvalidArgument`: a sequence was left out.
+pub(crate) fn once<R: Message + Default>(
+    tx: &mut Tx,
+    id: &RequestId,
+    method: Method,
+    run: impl FnOnce(&mut Tx) -> Result<R, OpError>,
+) -> Result<R, OpError> {
+    tx.context.sessions.check(id.session)?;
+    if let Some(reply) = earlier_reply(tx, id)? {
+        return decode(&reply, method);
+    }
+    match tx.nested(run) {
+        Ok(reply) => {
+            let mut bytes = BytesMut::with_capacity(1 + reply.encoded_len());
+            bytes.put_u8(method as u8);
+            reply.encode_raw(&mut bytes);
+            let bytes = bytes.freeze();
+            let mut outcome = Outcome::Reply(bytes.clone());
+            if tx.has_changes() {
+                if bytes.len() > REPLY_REMEMBERED_MAX {
+                    outcome = Outcome::Stored;
+                }
+                let RequestId { session, slot, sequence } = *id;
+                tx.put(Slot { session, slot, sequence, reply: bytes });
+            }
+            tx.slots.remember(id, outcome);
+            Ok(reply)
+        }
+        Err(error) => {
+            // The store's own failures may pass; the same request may then be tried again.
+            if !matches!(error, OpError::Store(_)) {
+                tx.slots.remember(id, Outcome::Refused(error.to_wire()));
+            }
+            Err(error)
+        }
+    }
+}
+
+fn decode<R: Message + Default>(reply: &[u8], method: Method) -> Result<R, OpError> {
+    match reply.split_first() {
+        Some((&tag, reply)) if tag == method as u8 => R::decode(reply)
+            .map_err(|error| OpError::new(ErrorKind::Internal, format!("a stored reply: {error}"))),
+        _ => Err(OpError::invalid("this sequence was used for a request of another kind")),
+    }
+}
+
+/// The reply of the same request, when it was executed before.
+fn earlier_reply(tx: &mut Tx, id: &RequestId) -> Result<Option<Bytes>, OpError> {
+    let known = tx.slots.last.get(&id.session).and_then(|slots| slots.get(&id.slot));
+    let last = match known {
+        Some(last) if last.sequence == id.sequence => match &last.outcome {
+            Outcome::Reply(reply) => return Ok(Some(reply.clone())),
+            Outcome::Refused(error) => return Err(error.clone().into()),
+            Outcome::Stored => last.sequence,
+        },
+        Some(last) => last.sequence,
+        None => 0,
+    };
+    let mut jump_allowed = false;
+    let last = if known.is_some() && last != id.sequence {
+        last
+    } else {
+        jump_allowed = tx.slots.incomplete || tx.context.sessions.is_recovered(id.session);
+        match tx.find::<Slot>(&Key::Slot(id.session, id.slot))? {
+            Some(row) if row.sequence == id.sequence => return Ok(Some(row.reply)),
+            Some(row) => row.sequence,
+            None => 0,
+        }
+    };
+    if id.sequence < last {
+        let message = format!("slot {} is at sequence {last}, {} is over", id.slot, id.sequence);
+        return Err(OpError::new(ErrorKind::StaleSequence, message));
+    }
+    if id.sequence > last + 1 && !jump_allowed {
+        let message = format!("slot {} is at sequence {last}, {} leaves some out", id.slot, id.sequence);
+        return Err(OpError::invalid(message));
+    }
+    Ok(None)
+}

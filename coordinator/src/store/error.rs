@@ -1,0 +1,44 @@
+//! Why the store could not do something.
+
+use cairn_proto::ErrorKind;
+
+use super::Key;
+
+/// Why the store could not do something.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// A row that does not fit its checksum.
+    #[error("the row of table {table} with {key} does not fit its checksum; restore it from a backup")]
+    Corrupt { table: &'static str, key: String },
+    /// The disk of the store is full; nothing was changed.
+    #[error("the disk of the metadata store is full; make room on it")]
+    Full,
+    /// A sync failed, or the store was used after that.
+    #[error("the disk of the metadata store has failed; restart the coordinator once it works: {0}")]
+    Failed(String),
+    /// Another coordinator has begun a later term.
+    #[error("this coordinator's term {ours} has ended: term {found} has begun")]
+    Fenced { ours: u64, found: u64 },
+    /// The engine reports an error.
+    #[error("the metadata store failed while it was to {task}: {source}")]
+    Engine { task: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
+    /// The directory can not be used.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+impl StoreError {
+    pub(crate) fn corrupt(key: &Key) -> Self {
+        Self::Corrupt { table: key.table().name(), key: key.to_string() }
+    }
+
+    pub(crate) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Corrupt { .. } => ErrorKind::Corrupt,
+            Self::Full => ErrorKind::NoSpace,
+            Self::Failed(_) | Self::Engine { .. } => ErrorKind::Io,
+            Self::Fenced { .. } => ErrorKind::NotActive,
+            Self::Unusable(_) => ErrorKind::InvalidArgument,
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! An engine in memory: for tests and simulation. A commit is as atomic as elsewhere, and lasts as
+//! long as the process.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use cairn_proto::{ClusterId, InodeId};
+
+use super::{
+    Batch, Count, Counter, Dentry, Inode, Key, Reader, Readers, Row, Scan, ScanRange, Snapshot, Store,
+    StoreError, Table, Writer, first_rows,
+};
+
+#[derive(Debug, Default, Clone)]
+struct Tables {
+    rows: BTreeMap<Table, BTreeMap<Key, Row>>,
+    /// (directory, cookie) → key of the entry.
+    cookies: BTreeMap<(InodeId, u64), Key>,
+}
+
+impl Tables {
+    fn put(&mut self, row: Row) {
+        let key = row.key();
+        self.delete(&key);
+        if let Row::Dentry(entry) = &row {
+            self.cookies.insert((entry.parent, entry.cookie), key.clone());
+        }
+        self.rows.entry(key.table()).or_default().insert(key, row);
+    }
+
+    fn delete(&mut self, key: &Key) {
+        let old = self.rows.get_mut(&key.table()).and_then(|table| table.remove(key));
+        if let Some(Row::Dentry(entry)) = old {
+            self.cookies.remove(&(entry.parent, entry.cookie));
+        }
+    }
+}
+
+/// The store itself; clones share it, so that a test can open it again.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct MemoryStore {
+    tables: Arc<RwLock<Arc<Tables>>>,
+}
+
+impl MemoryStore {
+    /// Opens it in a new term; makes it when it is empty.
+    pub(crate) fn open(&self, new_cluster: ClusterId, now_ns: i64) -> Result<Store, StoreError> {
+        let mut writer = MemoryWriter { store: self.clone(), term: 0 };
+        let cluster = match super::find::<super::Cluster>(&*self.tables(), &Key::Cluster(1))? {
+            Some(row) => row.cluster,
+            None => {
+                self.change(|tables| {
+                    first_rows(new_cluster, now_ns).into_iter().for_each(|row| tables.put(row))
+                });
+                new_cluster
+            }
+        };
+        writer.term = super::count(&writer, Count::Term)? + 1;
+        let term = Counter { name: Count::Term, value: writer.term };
+        self.change(|tables| tables.put(term.into()));
+        let term = writer.term;
+        Ok(Store { writer: Box::new(writer), readers: Arc::new(self.clone()), cluster, term })
+    }
+
+    fn tables(&self) -> Arc<Tables> {
+        Arc::clone(&self.tables.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Tables)) {
+        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        change(Arc::make_mut(&mut tables));
+    }
+}
+
+impl Readers for MemoryStore {
+    fn reader(&self, _consistent: bool) -> Result<Snapshot, StoreError> {
+        Ok(Box::new(self.tables()))
+    }
+}
+
+impl Reader for Arc<Tables> {
+    fn get(&self, key: &Key) -> Result<Option<Row>, StoreError> {
+        (**self).get(key)
+    }
+    fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
+        (**self).scan(scan)
+    }
+    fn read_dir(
+        &self,
+        parent: InodeId,
+        after: u64,
+        limit: usize,
+        inodes: bool,
+        visit: &mut dyn FnMut(Dentry, Option<Inode>) -> bool,
+    ) -> Result<(), StoreError> {
+        (**self).read_dir(parent, after, limit, inodes, visit)
+    }
+}
+
+impl Reader for Tables {
+    fn get(&self, key: &Key) -> Result<Option<Row>, StoreError> {
+        Ok(self.rows.get(&key.table()).and_then(|table| table.get(key)).cloned())
+    }
+
+    fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
+        let Some(table) = self.rows.get(&scan.table()) else { return Ok(Vec::new()) };
+        let rows: Box<dyn DoubleEndedIterator<Item = &Row>> = match &scan.range {
+            ScanRange::All(_) => Box::new(table.values()),
+            ScanRange::Between(first, last) if first <= last => {
+                Box::new(table.range(first..=last).map(|(_, row)| row))
+            }
+            ScanRange::Between(..) => return Ok(Vec::new()),
+        };
+        Ok(if scan.reverse {
+            rows.rev().take(scan.limit).cloned().collect()
+        } else {
+            rows.take(scan.limit).cloned().collect()
+        })
+    }
+
+    fn read_dir(
+        &self,
+        parent: InodeId,
+        after: u64,
+        limit: usize,
+        inodes: bool,
+        visit: &mut dyn FnMut(Dentry, Option<Inode>) -> bool,
+    ) -> Result<(), StoreError> {
+        let Some(first) = after.checked_add(1) else { return Ok(()) };
+        for (_, key) in self.cookies.range((parent, first)..=(parent, u64::MAX)).take(limit) {
+            let Some(entry) = super::find::<Dentry>(self, key)? else { continue };
+            let inode = match inodes {
+                true => super::find::<Inode>(self, &Key::Inode(entry.child))?,
+                false => None,
+            };
+            if !visit(entry, inode) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct MemoryWriter {
+    store: MemoryStore,
+    term: u64,
+}
+
+impl Reader for MemoryWriter {
+    fn get(&self, key: &Key) -> Result<Option<Row>, StoreError> {
+        self.store.tables().get(key)
+    }
+    fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
+        self.store.tables().scan(scan)
+    }
+    fn read_dir(
+        &self,
+        parent: InodeId,
+        after: u64,
+        limit: usize,
+        inodes: bool,
+        visit: &mut dyn FnMut(Dentry, Option<Inode>) -> bool,
+    ) -> Result<(), StoreError> {
+        self.store.tables().read_dir(parent, after, limit, inodes, visit)
+    }
+}
+
+impl Writer for MemoryWriter {
+    fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        let found = super::count(self, Count::Term)?;
+        if found != self.term {
+            return Err(StoreError::Fenced { ours: self.term, found });
+        }
+        self.store.change(|tables| {
+            batch.deletes.iter().for_each(|key| tables.delete(key));
+            batch.puts.iter().for_each(|row| tables.put(row.clone()));
+        });
+        Ok(())
+    }
+}

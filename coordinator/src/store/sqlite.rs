@@ -1,0 +1,402 @@
+//! The SQLite engine: one file `meta.db` in WAL mode.
+//!
+//! A commit is one transaction with `synchronous=FULL`, so it is durable when it returns. Readers
+//! are pooled read-only connections that see committed state and never wait for the writer. Each
+//! row ends in a column `crc` over its other columns, verified on every read, because a flipped bit
+//! in an SQLite file mostly changes results without any error.
+
+mod schema;
+mod sql;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cairn_proto::{ClusterId, InodeId};
+use cairn_runtime::disk::RealDisk;
+use rusqlite::types::ToSqlOutput;
+use rusqlite::{Connection, ErrorCode, OpenFlags, ToSql};
+
+use super::value::{Columns, RowChecksum, Value, ValueRef};
+use super::{
+    Batch, Count, Dentry, Inode, Key, Reader, Readers, Record, Row, Scan, ScanRange, Snapshot, Store,
+    StoreError, Table, Writer,
+};
+use sql::TableSql;
+
+/// Page cache of the writer, KiB. With those of the readers it leaves most of 200 MiB free.
+const WRITER_CACHE_KIB: i64 = 32 << 10;
+/// Page cache of each reader, KiB.
+const READER_CACHE_KIB: i64 = 8 << 10;
+/// Idle readers that are kept; more are closed after use.
+const READERS_KEPT: usize = 4;
+/// Pages in the log after which they are copied into the database: 16 MiB.
+const CHECKPOINT_PAGES: i64 = 4000;
+/// The log file is cut to this after a checkpoint, bytes.
+const LOG_SIZE_MAX: i64 = 64 << 20;
+/// Prepared statements kept by a connection: a few for each table.
+const STATEMENTS: usize = 128;
+
+/// How to open the store.
+#[derive(Debug, Clone)]
+pub(crate) struct SqliteOptions {
+    /// Directory; made when it is missing.
+    pub(crate) directory: PathBuf,
+    /// Whether a commit waits until it would survive a power cut.
+    pub(crate) sync: bool,
+    /// The cluster that is expected, if one is.
+    pub(crate) cluster: Option<ClusterId>,
+    /// Identity for a store that is made.
+    pub(crate) new_cluster: ClusterId,
+    pub(crate) now_ns: i64,
+}
+
+/// Opens the store in a new term; makes it in an empty directory.
+///
+/// `Unusable`: the directory is locked, holds something else, a newer schema or another cluster.
+pub(crate) fn open(options: &SqliteOptions) -> Result<Store, StoreError> {
+    let lock = RealDisk::open(&options.directory).map_err(|error| StoreError::Unusable(error.to_string()))?;
+    let file = options.directory.join(schema::FILE);
+    let fresh = schema::check_directory(&lock, &options.directory)?;
+    let mut connection = Connection::open(&file).map_err(engine("open its file"))?;
+    configure(&connection, WRITER_CACHE_KIB, options.sync)?;
+    let identity = schema::prepare(&mut connection, options, fresh)?;
+    let tables: Arc<[TableSql]> = Table::ALL.iter().map(|&table| TableSql::new(table)).collect();
+    let readers = SqliteReaders { file, idle: Arc::new(Mutex::new(Vec::new())), tables: Arc::clone(&tables) };
+    let reading = Connected { connection, tables };
+    let writer = SqliteWriter { reading, term: identity.term, failed: None, _lock: lock };
+    Ok(Store {
+        writer: Box::new(writer),
+        readers: Arc::new(readers),
+        cluster: identity.cluster,
+        term: identity.term,
+    })
+}
+
+fn configure(connection: &Connection, cache_kib: i64, sync: bool) -> Result<(), StoreError> {
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    let pragmas = format!(
+        "PRAGMA journal_mode = WAL;
+         PRAGMA synchronous = {};
+         PRAGMA cache_size = -{cache_kib};
+         PRAGMA mmap_size = 0;
+         PRAGMA temp_store = MEMORY;
+         PRAGMA busy_timeout = 5000;
+         PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};
+         PRAGMA journal_size_limit = {LOG_SIZE_MAX};",
+        if sync { "FULL" } else { "NORMAL" },
+    );
+    connection.execute_batch(&pragmas).map_err(engine("set itself up"))
+}
+
+/// Translates an error of SQLite that happened during `task`.
+fn engine(task: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
+    move |error| match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => StoreError::Full,
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            StoreError::Corrupt { table: "(file structure)", key: error.to_string() }
+        }
+        _ => StoreError::Engine { task, source: Box::new(error) },
+    }
+}
+
+impl ToSql for Value {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            Self::Int(value) => rusqlite::types::ValueRef::Integer(*value),
+            Self::Text(value) => rusqlite::types::ValueRef::Text(value.as_bytes()),
+            Self::Blob(value) => rusqlite::types::ValueRef::Blob(value),
+        }))
+    }
+}
+
+/// Columns of a result row from `first` on.
+struct RowColumns<'a, 'stmt> {
+    row: &'a rusqlite::Row<'stmt>,
+    first: usize,
+}
+
+impl Columns for RowColumns<'_, '_> {
+    fn column(&self, index: usize) -> Option<ValueRef<'_>> {
+        match self.row.get_ref(self.first + index).ok()? {
+            rusqlite::types::ValueRef::Integer(value) => Some(ValueRef::Int(value)),
+            rusqlite::types::ValueRef::Blob(value) => Some(ValueRef::Blob(value)),
+            rusqlite::types::ValueRef::Text(value) => std::str::from_utf8(value).ok().map(ValueRef::Text),
+            rusqlite::types::ValueRef::Null | rusqlite::types::ValueRef::Real(_) => None,
+        }
+    }
+}
+
+/// A connection that reads.
+#[derive(Debug)]
+struct Connected {
+    connection: Connection,
+    tables: Arc<[TableSql]>,
+}
+
+impl Connected {
+    fn sql(&self, table: Table) -> &TableSql {
+        // `tables` was made from `Table::ALL`, whose order is that of the enum.
+        &self.tables[table as usize]
+    }
+
+    /// Verifies and decodes the columns of one row; `None` when they do not fit their checksum.
+    fn decode(&self, table: Table, row: &rusqlite::Row<'_>, first: usize) -> Option<Row> {
+        let columns = RowColumns { row, first };
+        let count = self.sql(table).columns;
+        let mut checksum = RowChecksum::new(table.name());
+        for index in 0..count {
+            checksum.add(columns.column(index)?);
+        }
+        (columns.column(count)? == ValueRef::Int(checksum.finish())).then_some(())?;
+        Row::decode(table, &columns)
+    }
+
+    /// Says which row is damaged, as well as its key columns still can.
+    fn damaged(&self, table: Table, row: &rusqlite::Row<'_>, first: usize) -> StoreError {
+        let keys = table.key_columns().iter().enumerate().map(|(index, (name, _))| {
+            let value = row.get_ref(first + index).map(|value| format!("{value:?}"));
+            format!("{name} {}", value.unwrap_or_else(|_| "?".into()))
+        });
+        StoreError::Corrupt { table: table.name(), key: keys.collect::<Vec<_>>().join(", ") }
+    }
+}
+
+impl Reader for Connected {
+    fn get(&self, key: &Key) -> Result<Option<Row>, StoreError> {
+        let failed = engine("read a row");
+        let table = key.table();
+        let mut statement = self.connection.prepare_cached(&self.sql(table).get).map_err(&failed)?;
+        let mut rows = statement.query(rusqlite::params_from_iter(key.values())).map_err(&failed)?;
+        match rows.next().map_err(&failed)? {
+            Some(row) => self.decode(table, row, 0).map(Some).ok_or_else(|| StoreError::corrupt(key)),
+            None => Ok(None),
+        }
+    }
+
+    fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
+        let failed = engine("scan rows");
+        let table = scan.table();
+        let sql = self.sql(table);
+        let (text, mut values) = match &scan.range {
+            ScanRange::All(_) => (if scan.reverse { &sql.all_down } else { &sql.all_up }, Vec::new()),
+            ScanRange::Between(first, last) => {
+                let mut values = first.values();
+                values.extend(last.values().pop());
+                (if scan.reverse { &sql.range_down } else { &sql.range_up }, values)
+            }
+        };
+        values.push(Value::Int(i64::try_from(scan.limit).unwrap_or(i64::MAX)));
+        let mut statement = self.connection.prepare_cached(text).map_err(&failed)?;
+        let mut rows = statement.query(rusqlite::params_from_iter(values)).map_err(&failed)?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next().map_err(&failed)? {
+            found.push(self.decode(table, row, 0).ok_or_else(|| self.damaged(table, row, 0))?);
+        }
+        Ok(found)
+    }
+
+    fn read_dir(
+        &self,
+        parent: InodeId,
+        after: u64,
+        limit: usize,
+        inodes: bool,
+        visit: &mut dyn FnMut(Dentry, Option<Inode>) -> bool,
+    ) -> Result<(), StoreError> {
+        let failed = engine("list a directory");
+        let text = if inodes { sql::read_dir_with_inodes() } else { sql::read_dir() };
+        let bounded = |value: u64| Value::Int(i64::try_from(value).unwrap_or(i64::MAX));
+        let values = [bounded(parent.get()), bounded(after), bounded(limit as u64)];
+        let mut statement = self.connection.prepare_cached(text).map_err(&failed)?;
+        let mut rows = statement.query(rusqlite::params_from_iter(values)).map_err(&failed)?;
+        let behind_dentry = self.sql(Table::Dentry).columns + 1;
+        while let Some(row) = rows.next().map_err(&failed)? {
+            let entry = self.decode(Table::Dentry, row, 0).and_then(Dentry::from_row);
+            let entry = entry.ok_or_else(|| self.damaged(Table::Dentry, row, 0))?;
+            let inode = match inodes {
+                false => None,
+                true => {
+                    let inode = self.decode(Table::Inode, row, behind_dentry).and_then(Inode::from_row);
+                    Some(inode.ok_or_else(|| StoreError::corrupt(&Key::Inode(entry.child)))?)
+                }
+            };
+            if !visit(entry, inode) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The one connection that writes, and the lock on the directory.
+struct SqliteWriter {
+    reading: Connected,
+    term: u64,
+    /// Why a commit ended in doubt; nothing is written after that.
+    failed: Option<String>,
+    _lock: RealDisk,
+}
+
+impl Reader for SqliteWriter {
+    fn get(&self, key: &Key) -> Result<Option<Row>, StoreError> {
+        self.reading.get(key)
+    }
+    fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
+        self.reading.scan(scan)
+    }
+    fn read_dir(
+        &self,
+        parent: InodeId,
+        after: u64,
+        limit: usize,
+        inodes: bool,
+        visit: &mut dyn FnMut(Dentry, Option<Inode>) -> bool,
+    ) -> Result<(), StoreError> {
+        self.reading.read_dir(parent, after, limit, inodes, visit)
+    }
+}
+
+impl SqliteWriter {
+    fn write(&self, batch: &Batch) -> Result<(), StoreError> {
+        let failed = engine("write rows");
+        let found = super::count(&self.reading, Count::Term)?;
+        if found != self.term {
+            return Err(StoreError::Fenced { ours: self.term, found });
+        }
+        let connection = &self.reading.connection;
+        for key in &batch.deletes {
+            let text = &self.reading.sql(key.table()).delete;
+            let mut statement = connection.prepare_cached(text).map_err(&failed)?;
+            statement.execute(rusqlite::params_from_iter(key.values())).map_err(&failed)?;
+        }
+        for row in &batch.puts {
+            let table = row.key().table();
+            let mut statement = connection.prepare_cached(&self.reading.sql(table).put).map_err(&failed)?;
+            statement.execute(rusqlite::params_from_iter(checked_values(table, row))).map_err(&failed)?;
+        }
+        Ok(())
+    }
+
+    fn run(&self, text: &'static str) -> Result<(), StoreError> {
+        let failed = engine("commit");
+        self.reading.connection.prepare_cached(text).and_then(|mut s| s.execute([])).map_err(failed)?;
+        Ok(())
+    }
+}
+
+/// The columns of a row with its checksum behind them.
+fn checked_values(table: Table, row: &Row) -> Vec<Value> {
+    let mut values = row.values();
+    let mut checksum = RowChecksum::new(table.name());
+    values.iter().for_each(|value| checksum.add(value.as_ref()));
+    values.push(Value::Int(checksum.finish()));
+    values
+}
+
+impl Writer for SqliteWriter {
+    fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        if let Some(why) = &self.failed {
+            return Err(StoreError::Failed(why.clone()));
+        }
+        self.run("BEGIN IMMEDIATE")?;
+        let written = self.write(batch);
+        let committed = written.and_then(|()| self.run("COMMIT"));
+        let Err(error) = committed else { return Ok(()) };
+        // Already rolled back by SQLite after some errors, by us after the others.
+        if !self.reading.connection.is_autocommit() {
+            let _ = self.run("ROLLBACK");
+        }
+        if matches!(error, StoreError::Engine { .. }) {
+            // A failed sync: what became of the pages is unknown, so nothing may follow.
+            self.failed = Some(error.to_string());
+        }
+        Err(error)
+    }
+}
+
+/// Read-only connections, reused.
+struct SqliteReaders {
+    file: PathBuf,
+    idle: Arc<Mutex<Vec<Connected>>>,
+    tables: Arc<[TableSql]>,
+}
+
+impl SqliteReaders {
+    fn connect(&self) -> Result<Connected, StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection =
+            Connection::open_with_flags(&self.file, flags).map_err(engine("open its file for reading"))?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS);
+        let pragmas = format!(
+            "PRAGMA cache_size = -{READER_CACHE_KIB}; PRAGMA mmap_size = 0; PRAGMA busy_timeout = 5000;"
+        );
+        connection.execute_batch(&pragmas).map_err(engine("set up a reader"))?;
+        Ok(Connected { connection, tables: Arc::clone(&self.tables) })
+    }
+}
+
+impl Readers for SqliteReaders {
+    fn reader(&self, consistent: bool) -> Result<Snapshot, StoreError> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let reading = idle.map_or_else(|| self.connect(), Ok)?;
+        if consistent {
+            reading
+                .connection
+                .prepare_cached("BEGIN")
+                .and_then(|mut statement| statement.execute([]))
+                .map_err(engine("begin to read"))?;
+        }
+        Ok(Box::new(Pooled { reading: Some(reading), idle: Arc::clone(&self.idle) }))
+    }
+}
+
+/// A reader that goes back to its pool.
+struct Pooled {
+    /// Always there until it is dropped.
+    reading: Option<Connected>,
+    idle: Arc<Mutex<Vec<Connected>>>,
+}
+
+impl Pooled {
+    fn reading(&self) -> Result<&Connected, StoreError> {
+        self.reading.as_ref().ok_or_else(|| StoreError::Failed("a reader was used after its end".into()))
+    }
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        let Some(reading) = self.reading.take() else { return };
+        if !reading.connection.is_autocommit() {
+            let ended = reading.connection.prepare_cached("ROLLBACK").and_then(|mut s| s.execute([]));
+            if ended.is_err() {
+                return;
+            }
+        }
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < READERS_KEPT {
+            idle.push(reading);
+        }
+    }
+}
+
+impl Reader for Pooled {
+    fn get(&self, key: &Key) -> Result<Option<Row>, StoreError> {
+        self.reading()?.get(key)
+    }
+    fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
+        self.reading()?.scan(scan)
+    }
+    fn read_dir(
+        &self,
+        parent: InodeId,
+        after: u64,
+        limit: usize,
+        inodes: bool,
+        visit: &mut dyn FnMut(Dentry, Option<Inode>) -> bool,
+    ) -> Result<(), StoreError> {
+        self.reading()?.read_dir(parent, after, limit, inodes, visit)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,154 @@
+//! Making a store, recognizing one, and bringing an older one to the present schema.
+
+use std::path::Path;
+
+use cairn_proto::ClusterId;
+use cairn_runtime::disk::{Disk, RealDisk};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
+
+use super::super::value::{RowChecksum, ValueRef};
+use super::super::{Cluster, Count, Counter, Key, Row, SCHEMA, StoreError, Table, first_rows};
+use super::sql::{INDEXES, TableSql};
+use super::{RowColumns, SqliteOptions, checked_values, engine};
+
+/// The file of the database.
+pub(super) const FILE: &str = "meta.db";
+/// What else may lie in a directory that is still to become a store.
+const HARMLESS: &[&str] = &["LOCK", "lost+found"];
+
+/// Step `n` brings schema `n + 1` to `n + 2`, in the transaction that also raises its number.
+const MIGRATIONS: &[fn(&Transaction<'_>) -> rusqlite::Result<()>] = &[];
+
+/// Whose store it is, and which reign began by opening it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Identity {
+    pub(super) cluster: ClusterId,
+    pub(super) term: u64,
+}
+
+/// Whether the store is still to be made. A directory that holds something else is refused, so that
+/// a mistyped path does not begin a second, empty cluster.
+pub(super) fn check_directory(disk: &RealDisk, path: &Path) -> Result<bool, StoreError> {
+    let unreadable = |error| StoreError::Unusable(format!("can not read {}: {error}", path.display()));
+    let names = disk.list(Path::new("")).map_err(unreadable)?;
+    if names.iter().any(|name| name == FILE) {
+        return Ok(false);
+    }
+    match names.iter().find(|name| !HARMLESS.iter().any(|known| name == known)) {
+        None => Ok(true),
+        Some(other) => Err(StoreError::Unusable(format!(
+            "{} holds no metadata store ({FILE}) but other files, such as {}; name the coordinator's \
+             directory, or an empty one to begin a new cluster",
+            path.display(),
+            other.display()
+        ))),
+    }
+}
+
+/// Makes or checks the store and begins a new term, durably.
+pub(super) fn prepare(
+    connection: &mut Connection,
+    options: &SqliteOptions,
+    fresh: bool,
+) -> Result<Identity, StoreError> {
+    let failed = engine("prepare its tables");
+    let transaction =
+        connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&failed)?;
+    // A crash while the store was made leaves a file without tables.
+    let made = transaction
+        .query_row("SELECT 1 FROM sqlite_schema WHERE name = 'cluster'", [], |_| Ok(()))
+        .optional()
+        .map_err(&failed)?
+        .is_some();
+    if !made {
+        create(&transaction, options).map_err(&failed)?;
+    }
+    let place = options.directory.display();
+    let identity: Cluster =
+        read(&transaction, Table::Cluster, "id = 1", &Key::Cluster(1))?.ok_or_else(|| {
+            StoreError::Unusable(format!("{place}/{FILE} holds no cluster; restore it from a backup"))
+        })?;
+    if identity.schema > SCHEMA {
+        return Err(StoreError::Unusable(format!(
+            "{place} was written by a newer version (schema {}; this build knows {SCHEMA}); \
+             install that version",
+            identity.schema
+        )));
+    }
+    if let Some(expected) = options.cluster.filter(|&expected| expected != identity.cluster) {
+        return Err(StoreError::Unusable(format!(
+            "{place} belongs to cluster {}, but {expected} is expected; choose its directory, or change \
+             the setting `cluster`",
+            identity.cluster
+        )));
+    }
+    migrate(&transaction, &identity).map_err(&failed)?;
+    let term = raise_term(&transaction)?;
+    transaction.commit().map_err(&failed)?;
+    if fresh {
+        tracing::info!(cluster = %identity.cluster, path = %place, "a new metadata store");
+    }
+    Ok(Identity { cluster: identity.cluster, term })
+}
+
+fn create(transaction: &Transaction<'_>, options: &SqliteOptions) -> rusqlite::Result<()> {
+    for &table in Table::ALL {
+        transaction.execute_batch(&TableSql::new(table).create)?;
+    }
+    transaction.execute_batch(INDEXES)?;
+    first_rows(options.new_cluster, options.now_ns).iter().try_for_each(|row| put(transaction, row))
+}
+
+fn put(transaction: &Transaction<'_>, row: &Row) -> rusqlite::Result<()> {
+    let table = row.key().table();
+    let values = checked_values(table, row);
+    transaction.execute(&TableSql::new(table).put, rusqlite::params_from_iter(values)).map(|_| ())
+}
+
+fn migrate(transaction: &Transaction<'_>, from: &Cluster) -> rusqlite::Result<()> {
+    let first = usize::try_from(from.schema.saturating_sub(1)).unwrap_or(usize::MAX);
+    for step in MIGRATIONS.iter().skip(first) {
+        step(transaction)?;
+    }
+    if from.schema < SCHEMA {
+        put(transaction, &Cluster { schema: SCHEMA, ..from.clone() }.into())?;
+    }
+    Ok(())
+}
+
+fn raise_term(transaction: &Transaction<'_>) -> Result<u64, StoreError> {
+    let old: Option<Counter> =
+        read(transaction, Table::Counter, "name = 'term'", &Key::Counter(Count::Term))?;
+    let term = old.map_or(0, |row| row.value) + 1;
+    put(transaction, &Counter { name: Count::Term, value: term }.into()).map_err(engine("begin a term"))?;
+    Ok(term)
+}
+
+/// Reads and verifies one row before the engine as a whole is there.
+fn read<R: super::Record>(
+    transaction: &Transaction<'_>,
+    table: Table,
+    condition: &str,
+    key: &Key,
+) -> Result<Option<R>, StoreError> {
+    let text = format!("SELECT * FROM {} WHERE {condition}", table.name());
+    let columns = table.key_columns().len() + table.value_columns().len();
+    let decoded = transaction.query_row(&text, [], |row| {
+        let row = RowColumns { row, first: 0 };
+        let mut checksum = RowChecksum::new(table.name());
+        let mut whole = true;
+        for index in 0..columns {
+            match super::Columns::column(&row, index) {
+                Some(value) => checksum.add(value),
+                None => whole = false,
+            }
+        }
+        let stored = super::Columns::column(&row, columns);
+        let fits = whole && stored == Some(ValueRef::Int(checksum.finish()));
+        Ok(fits.then(|| Row::decode(table, &row)).flatten())
+    });
+    match decoded.optional().map_err(engine("read its identity"))? {
+        None => Ok(None),
+        Some(row) => row.and_then(R::from_row).map(Some).ok_or_else(|| StoreError::corrupt(key)),
+    }
+}
