@@ -16,11 +16,12 @@ use tonic::Streaming;
 use tracing::debug;
 
 use crate::assembly::Assembly;
+use crate::frame_queue::Forward;
 use crate::map::Map;
 use crate::metrics;
 use crate::node::Node;
 use crate::outbox::{OPEN_MAX, Outbox};
-use crate::replication::{Forward, LIFE_INTERVAL, Lane};
+use crate::replication::{LIFE_INTERVAL, Lane};
 use crate::store::Writer;
 use crate::transfer::{Transfer, error_ack, unavailable};
 
@@ -326,7 +327,7 @@ impl Upload {
             if let Some(header) = &mut copy.header {
                 header.forward.clear();
             }
-            if let Err(Some(back)) = lane.try_send(Forward { frame: copy, _memory: memory.clone() }) {
+            if let Some(back) = lane.try_send(Forward { frame: copy, _memory: memory.clone() }) {
                 waiting.push((index, back));
             }
         }

@@ -10,6 +10,7 @@
 mod assembly;
 mod config;
 mod disks;
+mod frame_queue;
 mod identity;
 mod intake;
 mod map;

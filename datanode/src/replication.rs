@@ -21,14 +21,14 @@ use cairn_proto::{ErrorKind, NodeId, WireError, v1, wire_error_of};
 use cairn_runtime::clock::{self, Instant};
 use cairn_runtime::shutdown::Shutdown;
 use cairn_runtime::{net, random};
-use futures::StreamExt;
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 use tracing::{info, warn};
 
+use crate::frame_queue::{Drain, Forward, Queue, frame_queue};
 use crate::intake::{Intake, Role};
 use crate::map::{Map, NodeEntry};
 use crate::metrics;
@@ -39,7 +39,7 @@ use crate::transfer::{CREDIT_STEP, Transfer, result_of, unavailable};
 /// Frames that wait for one partner's stream.
 const QUEUE: usize = 32;
 /// A partner that owes an answer may be silent this long.
-const SILENCE_MAX: Duration = Duration::from_secs(4);
+const SILENCE_MAX: Duration = Duration::from_millis(3500);
 /// One chunk may make no progress this long on a partner that otherwise answers.
 const STALL_MAX: Duration = Duration::from_secs(15);
 /// How often both are checked; also the interval of the signs of life, rounded up.
@@ -53,14 +53,11 @@ const FIRST_CONNECT_WAIT: Duration = Duration::from_secs(1);
 /// Pauses between attempts, jittered.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// The same for a partner that takes streams but never answers on them.
+const BACKOFF_SILENT_MAX: Duration = Duration::from_secs(30);
 
-/// A frame on its way to a partner; its memory is given back when it is on the wire.
-#[derive(Clone)]
-pub(crate) struct Forward {
-    pub(crate) frame: StoreFrame,
-    /// Held, not read: dropping it gives the memory back.
-    pub(crate) _memory: Option<Arc<OwnedSemaphorePermit>>,
-}
+/// Why a partner that owes an answer loses its stream.
+const SILENT: &str = "no answer for 3.5 s";
 
 /// ```text
 /// Connecting ──▶ Up ──▶ Down ──▶ Up …
@@ -69,7 +66,7 @@ pub(crate) struct Forward {
 #[derive(Clone)]
 enum LinkState {
     Connecting,
-    Up(mpsc::Sender<Forward>),
+    Up(Queue),
     Down(String),
 }
 
@@ -104,7 +101,7 @@ pub(crate) struct Link {
 /// One chunk's place on a link. Frames are sent in order by one task.
 pub(crate) struct Lane {
     link: Arc<Link>,
-    queue: mpsc::Sender<Forward>,
+    queue: Queue,
     member: usize,
     chunk: u64,
 }
@@ -151,14 +148,14 @@ impl Lane {
     }
 
     /// Sends a frame when there is room; gives it back when there is none.
-    pub(crate) fn try_send(&self, forward: Forward) -> Result<(), Option<Forward>> {
+    pub(crate) fn try_send(&self, forward: Forward) -> Option<Forward> {
         self.note(&forward.frame);
         match self.queue.try_send(forward) {
-            Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Full(forward)) => Err(Some(forward)),
-            Err(mpsc::error::TrySendError::Closed(_)) => {
+            Ok(()) => None,
+            Err(TrySendError::Full(forward)) => Some(forward),
+            Err(TrySendError::Closed(_)) => {
                 self.lost();
-                Err(None)
+                None
             }
         }
     }
@@ -195,9 +192,9 @@ impl Lane {
 }
 
 /// Sends an abort; in the background when the queue is full.
-fn abort_on(queue: &mpsc::Sender<Forward>, chunk: u64) {
+fn abort_on(queue: &Queue, chunk: u64) {
     let frame = StoreFrame { chunk, abort: true, ..StoreFrame::default() };
-    if let Err(mpsc::error::TrySendError::Full(forward)) = queue.try_send(Forward { frame, _memory: None })
+    if let Err(TrySendError::Full(forward)) = queue.try_send(Forward { frame, _memory: None })
         && let Ok(runtime) = tokio::runtime::Handle::try_current()
     {
         // Ends at the latest when the link does.
@@ -206,8 +203,14 @@ fn abort_on(queue: &mpsc::Sender<Forward>, chunk: u64) {
     }
 }
 
-/// A stream that is up; the client keeps its connection.
-type Connected = (DataNodeClient<Channel>, mpsc::Sender<Forward>, Streaming<StoreAck>);
+/// A stream that is up.
+struct Connected {
+    queue: Queue,
+    acks: Streaming<StoreAck>,
+    _drain: Drain,
+    /// Keeps the connection.
+    _client: DataNodeClient<Channel>,
+}
 
 impl Link {
     fn new(node: NodeId, entry: NodeEntry, stop: CancellationToken) -> Self {
@@ -232,13 +235,17 @@ impl Link {
     /// Keeps the stream up until told to stop.
     async fn run(self: Arc<Self>) {
         let mut pause = BACKOFF_MIN;
+        let mut silent = false;
         while !self.stop.is_cancelled() {
             let reason = match self.connect().await {
-                Ok((_client, queue, acks)) => {
-                    pause = BACKOFF_MIN;
+                Ok(mut up) => {
                     info!(partner = %self.node, "replication stream is up");
-                    self.state.send_replace(LinkState::Up(queue.clone()));
-                    let reason = self.read_acks(acks, &queue).await;
+                    self.state.send_replace(LinkState::Up(up.queue.clone()));
+                    let (reason, answered) = self.read_acks(&mut up.acks, &up.queue).await;
+                    silent = !answered && reason == SILENT;
+                    if !silent {
+                        pause = BACKOFF_MIN;
+                    }
                     ::metrics::counter!(metrics::LINKS_LOST).increment(1);
                     if !self.stop.is_cancelled() {
                         warn!(partner = %self.node, reason, "replication stream is lost");
@@ -254,48 +261,52 @@ impl Link {
                 () = self.kick.notified() => {}
                 () = self.stop.cancelled() => {}
             }
-            pause = (pause * 2).min(BACKOFF_MAX);
+            pause = (pause * 2).min(if silent { BACKOFF_SILENT_MAX } else { BACKOFF_MAX });
         }
     }
 
     async fn connect(&self) -> Result<Connected, String> {
         let address = self.entry().address;
         let channel = net::connect(&address).map_err(|error| error.to_string())?;
-        let (queue, frames) = mpsc::channel::<Forward>(QUEUE);
-        let frames = ReceiverStream::new(frames).map(|forward| forward.frame);
+        let (queue, frames, drain) = frame_queue(QUEUE);
         let mut client = DataNodeClient::new(channel).max_decoding_message_size(MESSAGE_SIZE_MAX);
         let answer = tokio::select! {
             answer = clock::timeout(CONNECT_MAX, client.replicate_chunk(frames)) => answer,
             () = self.stop.cancelled() => return Err("this datanode is stopping".into()),
         };
         match answer {
-            Ok(Ok(response)) => Ok((client, queue, response.into_inner())),
+            Ok(Ok(response)) => {
+                Ok(Connected { queue, acks: response.into_inner(), _drain: drain, _client: client })
+            }
             Ok(Err(status)) => Err(format!("{address}: {}", wire_error_of(&status).message)),
             Err(_) => Err(format!("{address} did not answer")),
         }
     }
 
-    /// Hands acknowledgements to their transfers until the stream ends. Returns why it did.
-    async fn read_acks(&self, mut acks: Streaming<StoreAck>, queue: &mpsc::Sender<Forward>) -> String {
+    /// Hands acknowledgements to their transfers until the stream ends. Returns why it did,
+    /// and whether anything was heard.
+    async fn read_acks(&self, acks: &mut Streaming<StoreAck>, queue: &Queue) -> (String, bool) {
         let mut check = clock::interval(CHECK_INTERVAL);
         let mut heard = clock::now();
+        let mut answered = false;
         loop {
             tokio::select! {
                 message = acks.message() => match message {
                     Ok(Some(ack)) => {
                         heard = clock::now();
+                        answered = true;
                         self.on_ack(&ack);
                     }
-                    Ok(None) => return "the partner ended the stream".into(),
-                    Err(status) => return format!("the stream broke: {}", status.message()),
+                    Ok(None) => return ("the partner ended the stream".into(), answered),
+                    Err(status) => return (format!("the stream broke: {}", status.message()), answered),
                 },
                 _ = check.tick() => {
                     let silent = heard.elapsed();
                     if let Some(reason) = self.check(silent, queue) {
-                        return reason;
+                        return (reason.into(), answered);
                     }
                 }
-                () = self.stop.cancelled() => return "this datanode is stopping".into(),
+                () = self.stop.cancelled() => return ("this datanode is stopping".into(), answered),
             }
         }
     }
@@ -322,13 +333,13 @@ impl Link {
     }
 
     /// Gives up a silent partner (then the reason is returned) or chunks that are stuck on it.
-    fn check(&self, silent: Duration, queue: &mpsc::Sender<Forward>) -> Option<String> {
+    fn check(&self, silent: Duration, queue: &Queue) -> Option<&'static str> {
         let mut stuck = Vec::new();
         {
             let mut pending = self.lock();
             let waited = |entry: &Pending| entry.owed_since.map_or(Duration::ZERO, |since| since.elapsed());
             if silent >= SILENCE_MAX && pending.values().any(|entry| waited(entry) >= SILENCE_MAX) {
-                return Some(format!("no answer for {:.1} s", silent.as_secs_f64()));
+                return Some(SILENT);
             }
             pending.retain(|chunk, entry| {
                 let is_stuck = waited(entry) >= STALL_MAX;
