@@ -57,7 +57,7 @@ impl Validate for ClientConfig {
         fn refuse(key: &'static str, value: impl ToString, expected: impl Into<String>) -> ConfigError {
             ConfigError::out_of_range(key, value, expected)
         }
-        cairn_runtime::net::connect(&self.coordinator)
+        cairn_runtime::net::check_address(&self.coordinator)
             .map_err(|error| refuse("coordinator", &self.coordinator, error.to_string()))?;
         let memory = self.memory.as_u64();
         if !(MEMORY_MIN..=MEMORY_MAX).contains(&memory) {

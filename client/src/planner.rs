@@ -159,7 +159,7 @@ impl Planner {
     /// Asks for a plan without the nodes to avoid; where that can not be, for any.
     async fn replenish(&self, patience: &mut Patience) -> Result<()> {
         let batch = self.with(Stock::next_batch);
-        let (failed, full) = self.with(Stock::to_avoid);
+        let (failed, full) = self.with(Stock::nodes_avoided);
         if !failed.is_empty() || !full.is_empty() {
             let both: Vec<_> = failed.iter().chain(&full).copied().collect();
             let mut short = Patience::limited("plan without failed nodes", Some(PICKY_TIME));
@@ -195,7 +195,7 @@ impl Stock {
         self.batch
     }
 
-    fn to_avoid(&mut self) -> (Vec<NodeId>, Vec<NodeId>) {
+    fn nodes_avoided(&mut self) -> (Vec<NodeId>, Vec<NodeId>) {
         self.avoid.retain(|_, (since, reason)| {
             let time = if *reason == Reason::Full { FULL_TIME } else { FAILED_TIME };
             since.elapsed() < time
@@ -237,7 +237,7 @@ impl Stock {
         self.keep_only(session);
         let now = clock::now();
         self.ranges.retain(|range| range.count > 0 && range.until > now);
-        self.to_avoid();
+        self.nodes_avoided();
         let at = self.ranges.iter().position(|range| self.is_usable(map, range.set, picky))?;
         let range = self.ranges.get_mut(at)?;
         let chunk = ChunkId::new(range.first).ok()?;

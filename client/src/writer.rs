@@ -40,8 +40,8 @@ const PACK_FILES_MAX: usize = 1024;
 const PACK_RUNS_MAX: usize = 16_384;
 /// Large chunks on their way at once; four keep the datanodes busy.
 const STORES_MAX: usize = 8;
-/// How often a batch is stored anew because its commit was refused for a reason that this cures.
-const RESTORES_MAX: usize = 8;
+/// How often bytes are stored anew because their commit was refused for a reason that this cures.
+const STORES_TRIED_MAX: usize = 8;
 
 /// The extents that a commit gave to a file.
 #[derive(Debug)]
@@ -157,34 +157,58 @@ async fn run_batch(engine: &Arc<Engine>, flights: Vec<Arc<Flight>>) {
 }
 
 async fn store_and_commit(engine: &Arc<Engine>, flights: &[Arc<Flight>]) -> Result<Vec<Result<Landing>>> {
+    let mut patience = engine.patience("store and commit file content");
+    let mut outcomes: Vec<Option<Result<Landing>>> = flights.iter().map(|_| None).collect();
+    let mut tries = 0;
+    loop {
+        let open: Vec<usize> = (0..flights.len()).filter(|&index| outcomes[index].is_none()).collect();
+        if open.is_empty() {
+            return Ok(outcomes.into_iter().flatten().collect());
+        }
+        let tried: Vec<_> = open.iter().map(|&index| Arc::clone(&flights[index])).collect();
+        let results = match store_and_commit_once(engine, &tried).await {
+            Ok(results) => results,
+            Err(error) if storing_again_helps(error.kind()) => {
+                tried.iter().map(|_| Err(error.clone())).collect()
+            }
+            Err(error) => return Err(error),
+        };
+        tries += 1;
+        let mut again = None;
+        for (index, result) in open.into_iter().zip(results) {
+            match result {
+                Err(error) if storing_again_helps(error.kind()) && tries < STORES_TRIED_MAX => {
+                    again = Some(error)
+                }
+                result => outcomes[index] = Some(result),
+            }
+        }
+        if let Some(error) = again {
+            crate::metrics::store_retried();
+            patience.pause(&error).await?;
+        }
+    }
+}
+
+async fn store_and_commit_once(
+    engine: &Arc<Engine>,
+    flights: &[Arc<Flight>],
+) -> Result<Vec<Result<Landing>>> {
     let durable = flights.iter().any(|flight| flight.durable);
     let drafts = cut::cut(flights.iter().map(|flight| &flight.runs[..]), engine.chunk_size);
     let drafts: Vec<_> = drafts.into_iter().map(content_of).collect();
-    let mut patience = engine.patience("store and commit file content");
-    let mut tries = 0;
-    loop {
-        let stores = drafts.iter().map(|(content, _)| store::store(engine, content, durable));
-        let stored = try_join_all(stores).await?;
-        for flight in flights {
-            flight.wait_for_previous().await;
-        }
-        match commit(engine, flights, &drafts, &stored).await {
-            Ok(outcomes) => {
-                for (index, outcome) in outcomes.iter().enumerate() {
-                    if outcome.is_ok() && !durable {
-                        engine.writer.unsynced.add(flights[index].file.inode(), index, &drafts, &stored);
-                    }
-                }
-                return Ok(outcomes);
-            }
-            Err(error) if storing_again_helps(error.kind()) && tries < RESTORES_MAX => {
-                tries += 1;
-                crate::metrics::store_retried();
-                patience.pause(&error).await?;
-            }
-            Err(error) => return Err(error),
+    let stored =
+        try_join_all(drafts.iter().map(|(content, _)| store::store(engine, content, durable))).await?;
+    for flight in flights {
+        flight.wait_for_previous().await;
+    }
+    let outcomes = commit(engine, flights, &drafts, &stored).await?;
+    for (index, outcome) in outcomes.iter().enumerate() {
+        if outcome.is_ok() && !durable {
+            engine.writer.unsynced.add(flights[index].file.inode(), index, &drafts, &stored);
         }
     }
+    Ok(outcomes)
 }
 
 fn content_of(draft: Draft) -> (ChunkContent, Vec<Use>) {
@@ -242,15 +266,7 @@ async fn commit(
         });
         Ok(Landing { attr, extents: extents.collect() })
     });
-    let landings: Vec<Result<Landing>> = landings.collect();
-    // A refusal of the chunks that is told for each file.
-    match landings
-        .iter()
-        .all(|landing| landing.as_ref().is_err_and(|error| storing_again_helps(error.kind())))
-    {
-        true => landings.into_iter().next().map_or(Ok(Vec::new()), |first| first.map(|_| Vec::new())),
-        false => Ok(landings),
-    }
+    Ok(landings.collect())
 }
 
 fn uses_of<'a>(

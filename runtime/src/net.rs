@@ -53,13 +53,7 @@ pub fn server() -> Server {
 
 /// A channel that connects when first used, and again whenever the connection breaks.
 pub fn connect(address: &str) -> Result<Channel, BadAddress> {
-    let bad = || BadAddress(address.to_owned());
-    let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
-    if host.is_empty() || port.parse::<u16>().map_or(true, |port| port == 0) {
-        return Err(bad());
-    }
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| bad())?;
-    let endpoint = endpoint
+    let endpoint = endpoint_of(address)?
         .connect_timeout(CONNECT_TIMEOUT)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -68,6 +62,20 @@ pub fn connect(address: &str) -> Result<Channel, BadAddress> {
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true);
     Ok(endpoint.connect_with_connector_lazy(tower::service_fn(dial)))
+}
+
+/// Whether [`connect`] would take this address. Needs no runtime, so that settings can be checked.
+pub fn check_address(address: &str) -> Result<(), BadAddress> {
+    endpoint_of(address).map(drop)
+}
+
+fn endpoint_of(address: &str) -> Result<Endpoint, BadAddress> {
+    let bad = || BadAddress(address.to_owned());
+    let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
+    if host.is_empty() || port.parse::<u16>().map_or(true, |port| port == 0) {
+        return Err(bad());
+    }
+    Endpoint::from_shared(format!("http://{address}")).map_err(|_| bad())
 }
 
 /// Opens the TCP connection under a channel.

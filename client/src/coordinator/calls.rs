@@ -68,7 +68,6 @@ impl Coordinator {
         send: impl Fn(Rpc, Req) -> Fut,
     ) -> Result<Res>
     where
-        Req: Clone,
         Fut: Future<Output = Answer<Res>>,
     {
         let started = clock::now();
@@ -92,7 +91,6 @@ impl Coordinator {
         send: &impl Fn(Rpc, Req) -> Fut,
     ) -> Result<Option<Res>>
     where
-        Req: Clone,
         Fut: Future<Output = Answer<Res>>,
     {
         let session = &self.shared.session;
@@ -106,10 +104,12 @@ impl Coordinator {
                 }
             }
         };
-        let message = request(&identity, slot.request_id(identity.session));
+        let mut slot = slot;
         let mut unanswered = false;
+        let mut first_refusal = None;
         loop {
-            let error = match patience.attempt(send(self.shared.rpc.clone(), message.clone())).await {
+            let message = request(&identity, slot.request_id(identity.session));
+            let error = match patience.attempt(send(self.shared.rpc.clone(), message)).await {
                 Ok(response) => {
                     slot.executed();
                     return Ok(Some(response.into_inner()));
@@ -134,21 +134,18 @@ impl Coordinator {
                     }
                     return Ok(None);
                 }
+                // Nothing was executed; perhaps only the sequence was wrong.
+                ErrorKind::InvalidArgument if slot.step_back() => first_refusal = Some(error),
+                ErrorKind::StaleSequence if first_refusal.is_some() => {
+                    slot.step_forward();
+                    slot.refused();
+                    return Err(first_refusal.unwrap_or(error));
+                }
                 _ => {
-                    self.refused(slot, &identity, unanswered);
+                    slot.refused();
                     return Err(error);
                 }
             }
-        }
-    }
-
-    /// The whole request was refused. The coordinator records only executed requests, so that the
-    /// sequence is still to be used; after an unanswered try nothing is sure.
-    fn refused(&self, slot: crate::session::slots::Slot, identity: &Identity, unanswered: bool) {
-        if unanswered {
-            self.retire(slot, identity);
-        } else {
-            slot.refused();
         }
     }
 

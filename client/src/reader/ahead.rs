@@ -16,6 +16,8 @@ struct Stream {
     next: u64,
     /// Up to where was fetched.
     ahead: u64,
+    /// Bytes read one after the other so far.
+    run: u64,
     window: u64,
     used: u64,
 }
@@ -44,22 +46,18 @@ impl ReadAhead {
             return (offset == 0).then(|| self.on_first(end, size, window_max)).flatten();
         };
         stream.used = self.reads;
-        let advanced = end > stream.next;
-        stream.next = stream.next.max(end);
-        if !advanced {
+        if end <= stream.next {
             return None;
         }
-        let grown = if stream.window == 0 { WINDOW_MIN } else { stream.window * 2 };
-        // Grows with each window that was used up, not with each read.
-        if stream.window == 0 || stream.next + stream.window / 2 >= stream.ahead {
-            stream.window = grown.min(window_max);
-        }
+        stream.run += end - stream.next;
+        stream.next = end;
+        // Twice what was read already: who has read much will most likely read as much again.
+        stream.window = (stream.run * 2).clamp(WINDOW_MIN.min(window_max), window_max);
         stream.fetch(size)
     }
 
     fn begin(&mut self, offset: u64, end: u64) {
-        let stream = Stream { next: end, ahead: end, window: 0, used: self.reads };
-        let _ = offset;
+        let stream = Stream { next: end, ahead: end, run: end - offset, window: 0, used: self.reads };
         if self.streams.len() < STREAMS {
             self.streams.push(stream);
         } else if let Some(oldest) = self.streams.iter_mut().min_by_key(|stream| stream.used) {

@@ -1,18 +1,27 @@
 //! Reply slots: what makes mutations happen exactly once.
 //!
 //! A slot carries one request at a time; its sequence rises by one with each request that was
-//! executed. A request whose outcome stays unknown takes its slot out of use, since nobody can say
-//! which sequence comes next.
+//! executed. A request that was refused as a whole may or may not have used its sequence up
+//! (the coordinator remembers what it refused while executing, not what it refused before): the
+//! next sequence is tried first, and when it leaves one out, the same again. A request whose outcome
+//! stays unknown takes its slot out of use.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cairn_proto::{SessionId, v1};
 use tokio::sync::Semaphore;
 
+#[derive(Debug, Clone, Copy)]
+struct Free {
+    number: u32,
+    sequence: u64,
+    doubtful: bool,
+}
+
 /// The slots of one session.
 #[derive(Debug)]
 pub(crate) struct Slots {
-    free: Mutex<Vec<(u32, u64)>>,
+    free: Mutex<Vec<Free>>,
     available: Semaphore,
     count: u32,
     retired: std::sync::atomic::AtomicU32,
@@ -20,7 +29,7 @@ pub(crate) struct Slots {
 
 impl Slots {
     pub(crate) fn new(count: u32) -> Arc<Self> {
-        let free = (0..count).rev().map(|slot| (slot, 1)).collect();
+        let free = (0..count).rev().map(|number| Free { number, sequence: 1, doubtful: false }).collect();
         let available = Semaphore::new(count as usize);
         Arc::new(Self { free: Mutex::new(free), available, count, retired: 0.into() })
     }
@@ -32,8 +41,10 @@ impl Slots {
             permit.forget();
         }
         let taken = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let Some((number, sequence)) = taken else { unreachable!("there are as many permits as free slots") };
-        Slot { slots: Arc::clone(self), number, sequence, outcome: Outcome::Unknown }
+        let Some(Free { number, sequence, doubtful }) = taken else {
+            unreachable!("there are as many permits as free slots")
+        };
+        Slot { slots: Arc::clone(self), number, sequence, doubtful, outcome: Outcome::Unknown }
     }
 
     /// Whether so many slots are out of use that a new session is better.
@@ -55,6 +66,7 @@ pub(crate) struct Slot {
     slots: Arc<Slots>,
     number: u32,
     sequence: u64,
+    doubtful: bool,
     outcome: Outcome,
 }
 
@@ -69,7 +81,21 @@ impl Slot {
         self.outcome = Outcome::Executed;
     }
 
-    /// The request was refused before it was executed: its sequence is still to be used.
+    /// The request was refused with `InvalidArgument`. Goes back to the sequence before, when that
+    /// may have been what was wrong; `false`: it was not.
+    pub(crate) fn step_back(&mut self) -> bool {
+        let back = self.doubtful;
+        self.doubtful = false;
+        self.sequence -= u64::from(back);
+        back
+    }
+
+    /// The sequence before was used up after all.
+    pub(crate) fn step_forward(&mut self) {
+        self.sequence += 1;
+    }
+
+    /// The request was refused as a whole: its sequence is used up, or not.
     pub(crate) fn refused(mut self) {
         self.outcome = Outcome::Refused;
     }
@@ -78,14 +104,14 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let next = match self.outcome {
-            Outcome::Executed => self.sequence + 1,
-            Outcome::Refused => self.sequence,
+            Outcome::Executed => Free { number: self.number, sequence: self.sequence + 1, doubtful: false },
+            Outcome::Refused => Free { number: self.number, sequence: self.sequence + 1, doubtful: true },
             Outcome::Unknown => {
                 self.slots.retired.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 return;
             }
         };
-        self.slots.free.lock().unwrap_or_else(PoisonError::into_inner).push((self.number, next));
+        self.slots.free.lock().unwrap_or_else(PoisonError::into_inner).push(next);
         self.slots.available.add_permits(1);
     }
 }
@@ -106,9 +132,19 @@ mod tests {
             assert_eq!((slot.number, slot.request_id(session()).sequence), (0, expected));
             slot.executed();
         }
-        let slot = slots.take().await;
-        slot.refused();
-        assert_eq!(slots.take().await.sequence, 5);
+    }
+
+    #[tokio::test]
+    async fn a_refused_sequence_is_used_again_only_when_the_next_one_leaves_it_out() {
+        let slots = Slots::new(1);
+        slots.take().await.refused();
+        let mut slot = slots.take().await;
+        assert_eq!(slot.sequence, 2);
+        assert!(slot.step_back());
+        assert_eq!(slot.sequence, 1);
+        assert!(!slot.step_back());
+        slot.executed();
+        assert_eq!(slots.take().await.sequence, 2);
     }
 
     #[tokio::test]
