@@ -367,3 +367,6 @@ impl Drop for OpenGuard {
         self.opens.remove(self.inode);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,23 +22,15 @@ struct Cluster {
     address: String,
     data: TempDir,
     clients: Shutdown,
-    coordinator: Option<Runtime>,
+    coordinator: Option<(Runtime, cairn_coordinator::Running, Shutdown)>,
     datanodes: Vec<Option<Runtime>>,
 }
 
 impl Cluster {
     async fn start(datanodes: usize) -> Self {
         let data = tempfile::tempdir().unwrap();
-        let config = CoordinatorConfig {
-            listen: "127.0.0.1:0".into(),
-            data: data.path().join("coordinator"),
-            metrics_listen: None,
-            ..CoordinatorConfig::default()
-        };
-        let coordinator = runtime();
-        let running =
-            coordinator.spawn(cairn_coordinator::start(config, Shutdown::new())).await.unwrap().unwrap();
-        let address = running.address.to_string();
+        let coordinator = start_coordinator(&data, "127.0.0.1:0").await;
+        let address = coordinator.1.address.to_string();
         let mut cluster = Self {
             address,
             data,
@@ -74,6 +66,17 @@ impl Cluster {
         }
     }
 
+    /// Stops the coordinator and starts it again after `pause`.
+    async fn restart_coordinator(&mut self, pause: Duration) {
+        if let Some((runtime, running, shutdown)) = self.coordinator.take() {
+            shutdown.request();
+            runtime.spawn(running.wait()).await.unwrap().unwrap();
+            runtime.shutdown_background();
+        }
+        tokio::time::sleep(pause).await;
+        self.coordinator = Some(start_coordinator(&self.data, &self.address).await);
+    }
+
     async fn client(&self) -> Arc<Client> {
         let config = ClientConfig {
             coordinator: self.address.clone(),
@@ -88,10 +91,23 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         // Runtimes can not be dropped where waiting is not allowed.
-        for runtime in self.datanodes.drain(..).chain([self.coordinator.take()]).flatten() {
+        let coordinator = self.coordinator.take().map(|(runtime, _, _)| runtime);
+        for runtime in self.datanodes.drain(..).chain([coordinator]).flatten() {
             runtime.shutdown_background();
         }
     }
+}
+
+async fn start_coordinator(data: &TempDir, listen: &str) -> (Runtime, cairn_coordinator::Running, Shutdown) {
+    let config = CoordinatorConfig {
+        listen: listen.into(),
+        data: data.path().join("coordinator"),
+        metrics_listen: None,
+        ..CoordinatorConfig::default()
+    };
+    let (runtime, shutdown) = (runtime(), Shutdown::new());
+    let running = runtime.spawn(cairn_coordinator::start(config, shutdown.clone())).await.unwrap().unwrap();
+    (runtime, running, shutdown)
 }
 
 fn runtime() -> Runtime {
@@ -283,6 +299,103 @@ async fn a_datanode_that_dies_is_noticed_by_nobody() {
     assert!(content.read(0, data.len()).await.unwrap() == data);
     let other = cluster.client().await;
     assert!(read_all(&other, "stream").await == data);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_that_restarts_is_waited_for() {
+    let mut cluster = Cluster::start(3).await;
+    let client = cluster.client().await;
+    let data = pattern(48 * MIB, 13);
+    let (_open, content) = create(&client, "patient").await;
+    let writer = {
+        let (content, data) = (Arc::clone(&content), data.clone());
+        tokio::spawn(async move {
+            for (index, piece) in data.chunks(MIB / 2).enumerate() {
+                content.write((index * MIB / 2) as u64, data.slice_ref(piece)).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            content.fsync().await.unwrap();
+        })
+    };
+    let creator = {
+        let client = Arc::clone(&client);
+        tokio::spawn(async move {
+            for index in 0..100 {
+                create(&client, &format!("created-{index}")).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+    };
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    cluster.restart_coordinator(Duration::from_secs(1)).await;
+    writer.await.unwrap();
+    creator.await.unwrap(); // exclusive creations: executed twice they would fail
+    let other = cluster.client().await;
+    assert!(read_all(&other, "patient").await == data);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unlinked_file_lives_until_its_last_close() {
+    let cluster = Cluster::start(3).await;
+    let client = cluster.client().await;
+    let (open, content) = create(&client, "gone").await;
+    let data = pattern(100_000, 17);
+    content.write(0, data.clone()).await.unwrap();
+    content.flush().await.unwrap();
+    let unlink = v1::Unlink { parent: InodeId::ROOT.get(), name: Bytes::from_static(b"gone") };
+    let applied =
+        client.coordinator().apply(v1::mutation::Op::Unlink(unlink), &Caller::root()).await.unwrap();
+    assert_eq!(applied.attr.unwrap().nlink, 0);
+    content.write(50_000, data.clone()).await.unwrap();
+    content.flush().await.unwrap();
+    assert!(content.read(50_000, data.len()).await.unwrap() == data);
+    let inode = content.inode();
+    assert!(client.coordinator().get_attr(inode).await.is_ok());
+    drop((open, content));
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while client.coordinator().get_attr(inode).await.is_ok() {
+        assert!(Instant::now() < deadline, "the inode is still there");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_can_not_be_stored_is_reported_once() {
+    let cluster = Cluster::start(3).await;
+    let client = cluster.client().await;
+    let (open, content) = create(&client, "vanishing").await;
+    let inode = content.inode();
+    let unlink = v1::Unlink { parent: InodeId::ROOT.get(), name: Bytes::from_static(b"vanishing") };
+    client.coordinator().apply(v1::mutation::Op::Unlink(unlink), &Caller::root()).await.unwrap();
+    drop(open);
+    while client.coordinator().get_attr(inode).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    content.write(0, pattern(5000, 1)).await.unwrap();
+    assert!(content.flush().await.is_err());
+    assert!(!content.is_dirty());
+    assert_eq!(content.size(), 0);
+    assert!(content.flush().await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_soft_client_gives_up_in_time() {
+    let cluster = Cluster::start(2).await;
+    let config = ClientConfig {
+        coordinator: cluster.address.clone(),
+        unreachable: "soft=2".parse().unwrap(),
+        ..ClientConfig::default()
+    };
+    let client = Client::connect(config, "soft".into(), &cluster.clients).await.unwrap();
+    let (_open, content) = create(&client, "soft").await;
+    let mut cluster = cluster;
+    cluster.kill(0);
+    cluster.kill(1);
+    content.write(0, pattern(5000, 1)).await.unwrap();
+    let started = Instant::now();
+    let error = content.flush().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(started.elapsed() < Duration::from_secs(12), "{:?}", started.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
