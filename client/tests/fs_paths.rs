@@ -8,7 +8,10 @@ use cairn_proto::{ErrorKind, v1};
 use common::Cluster;
 
 fn kind<T: std::fmt::Debug>(result: Result<T, ClientError>) -> ErrorKind {
-    result.expect_err("an error was expected").kind()
+    match result {
+        Ok(value) => panic!("an error was expected, not {value:?}"),
+        Err(error) => error.kind(),
+    }
 }
 
 async fn put(files: &Files, path: &str, data: &[u8]) -> Result<(), ClientError> {

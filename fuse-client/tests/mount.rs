@@ -187,7 +187,7 @@ async fn holes_clones_and_mappings() -> Result<()> {
         ensure!(collapse == Err(rustix::io::Errno::OPNOTSUPP));
 
         let copy = OpenOptions::new().read(true).write(true).create_new(true).open(root.join("copy"))?;
-        let copied = rustix::fs::copy_file_range(&file, None, &copy, None, 4 << 20)?;
+        let copied = rustix::fs::copy_file_range(&file, Some(&mut 0), &copy, Some(&mut 0), 4 << 20)?;
         ensure!(copied == 4 << 20, "copied {copied}");
         ensure!(fs::read(root.join("copy"))? == fs::read(root.join("f"))?);
 
@@ -245,7 +245,7 @@ async fn extended_attributes_and_large_directories() -> Result<()> {
         ensure!(xattr::get(&file, "user.none")?.is_none());
         xattr::set(&file, "user.a", b"value")?;
         xattr::set(&file, "user.b", b"")?;
-        ensure!(xattr::get(&file, "user.a")?.as_deref() == Some(b"value"));
+        ensure!(xattr::get(&file, "user.a")?.as_deref() == Some(&b"value"[..]));
         let mut names: Vec<_> = xattr::list(&file)?.collect();
         names.sort();
         ensure!(names == ["user.a", "user.b"]);
@@ -261,7 +261,7 @@ async fn extended_attributes_and_large_directories() -> Result<()> {
                     scope.spawn(move || {
                         (part..ENTRIES)
                             .step_by(8)
-                            .try_for_each(|index| fs::write(directory.join(format!("{index}")), b"1"))
+                            .try_for_each(|index| File::create(directory.join(format!("{index}"))).map(drop))
                     })
                 })
                 .collect();
@@ -272,7 +272,7 @@ async fn extended_attributes_and_large_directories() -> Result<()> {
         let mut seen = std::collections::HashSet::new();
         for entry in fs::read_dir(&directory)? {
             let entry = entry?;
-            ensure!(entry.metadata()?.len() == 1);
+            ensure!(entry.metadata()?.is_file());
             ensure!(seen.insert(entry.file_name()), "{:?} twice", entry.file_name());
         }
         ensure!(seen.len() == ENTRIES);

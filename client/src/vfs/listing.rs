@@ -1,8 +1,8 @@
 //! Knowledge of every name in a directory, so that a name that is not there costs no request.
 //!
-//! Only directories that this mount has made are known: they start empty. Each own change of the
-//! directory raises its version by one; any other step means that somebody else changed it too, and
-//! the knowledge is dropped.
+//! Only directories that this mount has made are known: they start empty. Each name that is added or
+//! removed raises the version of its directory by one, so a move within a directory raises it by two;
+//! any other step means that somebody else changed it too, and the knowledge is dropped.
 
 use std::collections::HashSet;
 
@@ -46,9 +46,17 @@ impl Listing {
         !self.names.contains(name.as_bytes())
     }
 
+    /// By how much a change raises the version of its directory.
+    fn step(change: Change<'_>) -> u64 {
+        match change {
+            Change::Moved { exchange: false, .. } => 2,
+            _ => 1,
+        }
+    }
+
     /// Follows an own change that led to `version`. `false`: the knowledge is void.
     pub(super) fn follow(&mut self, version: u64, change: Change<'_>) -> bool {
-        if version != self.version + 1 {
+        if version != self.version + Self::step(change) {
             return version <= self.version && matches!(change, Change::Names);
         }
         self.version = version;
@@ -81,8 +89,8 @@ mod tests {
         let mut listing = Listing::empty(4);
         assert!(listing.follow(5, Change::Added(&a)));
         assert!(listing.lacks(&b) && !listing.lacks(&a));
-        assert!(listing.follow(6, Change::Moved { from: &a, to: &b, exchange: false }));
+        assert!(listing.follow(7, Change::Moved { from: &a, to: &b, exchange: false }));
         assert!(listing.lacks(&a) && !listing.lacks(&b));
-        assert!(!listing.follow(8, Change::Removed(&b)));
+        assert!(!listing.follow(9, Change::Removed(&b)));
     }
 }

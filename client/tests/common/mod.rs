@@ -1,5 +1,7 @@
 //! A whole cluster in this process: one coordinator and three datanodes on loopback.
 
+#![allow(unreachable_pub)] // shared by several test programs
+
 use std::sync::Arc;
 
 use cairn_client::{Client, ClientConfig};
@@ -16,9 +18,9 @@ const DATANODES: usize = 3;
 pub struct Cluster {
     pub address: String,
     data: TempDir,
-    shutdown: Shutdown,
-    coordinator: cairn_coordinator::Running,
-    datanodes: Vec<cairn_datanode::Running>,
+    clients: Shutdown,
+    coordinator: (cairn_coordinator::Running, Shutdown),
+    datanodes: Vec<(cairn_datanode::Running, Shutdown)>,
 }
 
 impl Cluster {
@@ -31,8 +33,8 @@ impl Cluster {
             metrics_listen: None,
             ..CoordinatorConfig::default()
         };
-        let coordinator = cairn_coordinator::start(config, shutdown.clone()).await?;
-        let address = coordinator.address.to_string();
+        let coordinator = (cairn_coordinator::start(config, shutdown.clone()).await?, shutdown);
+        let address = coordinator.0.address.to_string();
         let mut datanodes = Vec::new();
         for index in 0..DATANODES {
             let config = DatanodeConfig {
@@ -44,9 +46,10 @@ impl Cluster {
                 metrics_listen: None,
                 ..DatanodeConfig::default()
             };
-            datanodes.push(cairn_datanode::start(config, shutdown.clone()).await?);
+            let shutdown = Shutdown::new();
+            datanodes.push((cairn_datanode::start(config, shutdown.clone()).await?, shutdown));
         }
-        Ok(Self { address, data, shutdown, coordinator, datanodes })
+        Ok(Self { address, data, clients: Shutdown::new(), coordinator, datanodes })
     }
 
     /// One more client with a session of its own.
@@ -56,15 +59,18 @@ impl Cluster {
             memory: ByteSize::mib(128),
             ..ClientConfig::default()
         };
-        Ok(Client::connect(config, "test".into(), &self.shutdown).await?)
+        Ok(Client::connect(config, "test".into(), &self.clients).await?)
     }
 
     pub async fn stop(self) -> anyhow::Result<()> {
-        self.shutdown.request();
-        for datanode in self.datanodes {
+        self.clients.drain().await;
+        for (datanode, shutdown) in self.datanodes {
+            shutdown.request();
             datanode.wait().await?;
         }
-        self.coordinator.wait().await?;
+        let (coordinator, shutdown) = self.coordinator;
+        shutdown.request();
+        coordinator.wait().await?;
         self.data.close()?;
         Ok(())
     }
