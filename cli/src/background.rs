@@ -25,10 +25,10 @@ const POLL: Duration = Duration::from_millis(15);
 const LOG_TAIL: usize = 4096;
 /// After the parent is gone, the coordinator and the datanodes serve this long, so that the mount can store
 /// what it holds.
-pub const ORPHAN_GRACE: Duration = Duration::from_secs(5);
+pub(crate) const ORPHAN_GRACE: Duration = Duration::from_secs(5);
 
 /// Opens the log of a child, after moving a large one aside.
-pub fn open_log(path: &Path) -> io::Result<File> {
+pub(crate) fn open_log(path: &Path) -> io::Result<File> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
@@ -43,7 +43,7 @@ pub fn open_log(path: &Path) -> io::Result<File> {
 /// Runs this same program with other arguments; its output goes to `log`. The child is in a process
 /// group of its own when `group` is set, so that Ctrl-C reaches the parent only. With
 /// `tie`, its standard input is a pipe that ends when the parent does.
-pub fn spawn(args: &[OsString], log: &Path, group: bool, tie: bool) -> Result<Child, Failure> {
+pub(crate) fn spawn(args: &[OsString], log: &Path, group: bool, tie: bool) -> Result<Child, Failure> {
     let what = || format!("start cairn {}", args.first().map(|arg| arg.to_string_lossy()).unwrap_or_default());
     let program = std::env::current_exe().doing(what())?;
     let output = open_log(log).doing(format!("open the log {}", log.display()))?;
@@ -58,7 +58,7 @@ pub fn spawn(args: &[OsString], log: &Path, group: bool, tie: bool) -> Result<Ch
 }
 
 /// Waits until the child has written its ready-file; its own words when it dies instead.
-pub async fn await_ready(
+pub(crate) async fn await_ready(
     child: &mut Child,
     path: &Path,
     log: &Path,
@@ -103,7 +103,7 @@ fn last_line(log: &Path) -> Option<String> {
 /// What a child does for its parent first: leave the session, and watch for the parent's end.
 ///
 /// `grace`: how long to go on after the parent is gone.
-pub fn obey_parent(child: &ChildArgs, grace: Duration, shutdown: &Shutdown) {
+pub(crate) fn obey_parent(child: &ChildArgs, grace: Duration, shutdown: &Shutdown) {
     if child.new_session {
         leave_session();
     }
@@ -131,21 +131,21 @@ pub fn obey_parent(child: &ChildArgs, grace: Duration, shutdown: &Shutdown) {
 }
 
 /// Leaves the terminal and session of the parent; harmless when that is done already.
-pub fn leave_session() {
+pub(crate) fn leave_session() {
     if let Err(error) = rustix::process::setsid() {
         tracing::debug!(%error, "this process leads a session already");
     }
 }
 
 /// Tells the parent that this service can be used.
-pub fn tell_ready(path: Option<&Path>, ready: &Ready) -> Result<(), Failure> {
+pub(crate) fn tell_ready(path: Option<&Path>, ready: &Ready) -> Result<(), Failure> {
     path.map_or(Ok(()), |path| {
         notes::write(path, ready).doing(format!("write the ready-file {}", path.display()))
     })
 }
 
 /// Tells the parent why this service can not start.
-pub fn tell_failure(path: Option<&Path>, role: &str, failure: &Failure) {
+pub(crate) fn tell_failure(path: Option<&Path>, role: &str, failure: &Failure) {
     if let Some(path) = path {
         let ready = Ready {
             role: role.to_owned(),

@@ -24,50 +24,50 @@ const EXTENTS_MAX: u32 = 65_536;
 
 /// A coordinator to ask.
 #[derive(Debug, Clone)]
-pub struct Cluster {
+pub(crate) struct Cluster {
     address: String,
     client: CoordinatorClient<Channel>,
 }
 
 impl Cluster {
     /// Prepares to ask; connects with the first question.
-    pub fn connect(address: &str) -> Result<Self, Failure> {
+    pub(crate) fn connect(address: &str) -> Result<Self, Failure> {
         let channel = net::connect(address).map_err(|error| Failure::usage("--coordinator", error))?;
         let client = CoordinatorClient::new(channel).max_decoding_message_size(MESSAGE_SIZE_MAX);
         Ok(Self { address: address.to_owned(), client })
     }
 
     /// Where the coordinator is.
-    pub fn address(&self) -> &str {
+    pub(crate) fn address(&self) -> &str {
         &self.address
     }
 
     /// Counters, health, datanodes, sessions.
-    pub async fn status(&self) -> Result<v1::GetStatusResponse, Failure> {
+    pub(crate) async fn status(&self) -> Result<v1::GetStatusResponse, Failure> {
         let mut client = self.client.clone();
         self.told(answer(ANSWER_LIMIT, client.get_status(v1::GetStatusRequest {})).await)
     }
 
     /// The map: every datanode and every replica set.
-    pub async fn map(&self) -> Result<v1::ClusterMap, Failure> {
+    pub(crate) async fn map(&self) -> Result<v1::ClusterMap, Failure> {
         let mut client = self.client.clone();
         let answer = self.told(answer(ANSWER_LIMIT, client.list_nodes(v1::ListNodesRequest {})).await)?;
         Ok(answer.map.unwrap_or_default())
     }
 
     /// How many datanodes are up.
-    pub async fn nodes_up(&self) -> Result<usize, Failure> {
+    pub(crate) async fn nodes_up(&self) -> Result<usize, Failure> {
         Ok(self.map().await?.nodes.iter().filter(|node| node.state() == v1::NodeState::Up).count())
     }
 
     /// Space and inodes.
-    pub async fn stat_fs(&self) -> Result<v1::StatFsResponse, Failure> {
+    pub(crate) async fn stat_fs(&self) -> Result<v1::StatFsResponse, Failure> {
         let mut client = self.client.clone();
         self.told(answer(ANSWER_LIMIT, client.stat_fs(v1::StatFsRequest {})).await)
     }
 
     /// All extents of a file and the chunks that they name.
-    pub async fn layout(&self, inode: u64, size: u64) -> Result<(Vec<v1::Extent>, BTreeMap<u64, v1::ChunkRef>), Failure> {
+    pub(crate) async fn layout(&self, inode: u64, size: u64) -> Result<(Vec<v1::Extent>, BTreeMap<u64, v1::ChunkRef>), Failure> {
         let (mut extents, mut chunks) = (Vec::new(), BTreeMap::new());
         let mut offset = 0;
         while offset < size {
@@ -98,7 +98,7 @@ impl Cluster {
 }
 
 /// What a datanode says of chunks: a line for each, or why it does not answer.
-pub async fn stat_chunks(
+pub(crate) async fn stat_chunks(
     address: &str,
     chunks: Vec<u64>,
     verify: bool,
@@ -113,7 +113,7 @@ pub async fn stat_chunks(
 }
 
 /// The datanode that 16 bytes name, for people.
-pub fn node_name(node: &[u8]) -> String {
+pub(crate) fn node_name(node: &[u8]) -> String {
     NodeId::from_wire(node).map_or_else(|_| "?".to_owned(), |id| id.to_string())
 }
 
@@ -129,7 +129,7 @@ async fn answer<T>(
 }
 
 /// The failure of `what` because of an error of the cluster, with what can be done about it.
-pub fn failure(what: &str, error: &WireError) -> Failure {
+pub(crate) fn failure(what: &str, error: &WireError) -> Failure {
     let message = if error.message.is_empty() { format!("{:?}", error.kind) } else { error.message.clone() };
     let failure = Failure::new(what, message);
     match advice(error.kind) {
@@ -139,7 +139,7 @@ pub fn failure(what: &str, error: &WireError) -> Failure {
 }
 
 /// What a person can do about a kind of error, and the exit status.
-pub fn advice(kind: ErrorKind) -> Option<(&'static str, Exit)> {
+pub(crate) fn advice(kind: ErrorKind) -> Option<(&'static str, Exit)> {
     match kind {
         ErrorKind::Unavailable | ErrorKind::TimedOut | ErrorKind::NotActive => Some((
             "is the cluster running (`cairn up DIR`), and is --coordinator its address?",

@@ -10,7 +10,7 @@ use std::path::Path;
 const TEXT_SIZE_MAX: u64 = 1 << 20;
 
 /// Reads a small text file.
-pub fn read_text(path: &Path) -> io::Result<String> {
+pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     File::open(path)?.take(TEXT_SIZE_MAX + 1).read_to_string(&mut text)?;
     if text.len() as u64 > TEXT_SIZE_MAX {
@@ -20,7 +20,7 @@ pub fn read_text(path: &Path) -> io::Result<String> {
 }
 
 /// Writes a small text file; `Exists` when it is there and must not be replaced.
-pub fn write_text(path: &Path, text: &str, replace: bool) -> io::Result<()> {
+pub(crate) fn write_text(path: &Path, text: &str, replace: bool) -> io::Result<()> {
     if replace {
         return fs::write(path, text);
     }
@@ -29,24 +29,24 @@ pub fn write_text(path: &Path, text: &str, replace: bool) -> io::Result<()> {
 }
 
 /// Opens a file for reading; a FIFO that got in between does not block.
-pub fn open(path: &Path) -> io::Result<File> {
+pub(crate) fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
 }
 
 /// Opens a file that exists for reading, through symlinks.
-pub fn open_following(path: &Path) -> io::Result<File> {
+pub(crate) fn open_following(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)
 }
 
 /// Makes a file for writing and reading back, readable by its owner alone until it is complete.
-pub fn create(path: &Path) -> io::Result<File> {
+pub(crate) fn create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(true).mode(0o600);
     options.custom_flags(libc::O_NOFOLLOW).open(path)
 }
 
 /// Name of a user or group id from `/etc/passwd` or `/etc/group`; the number when there is none.
-pub fn account(file: &str, id: u32) -> String {
+pub(crate) fn account(file: &str, id: u32) -> String {
     let text = read_text(Path::new(file)).unwrap_or_default();
     let found = text.lines().find_map(|line| {
         let mut fields = line.split(':');

@@ -18,7 +18,7 @@ const NOTE_SIZE_MAX: u64 = 1 << 20;
 /// What a service says once it can be used, or why it never will be.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Ready {
+pub(crate) struct Ready {
     /// `coordinator`, `datanode`, `mount` or `up`.
     pub role: String,
     /// Its process.
@@ -39,7 +39,7 @@ pub struct Ready {
 
 /// What other commands need to know of a running `cairn up`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UpNote {
+pub(crate) struct UpNote {
     /// The supervisor.
     pub pid: u32,
     /// Address of its coordinator.
@@ -51,7 +51,7 @@ pub struct UpNote {
 }
 
 /// Writes a note: temporary file, then rename.
-pub fn write(path: &Path, note: &impl Serialize) -> io::Result<()> {
+pub(crate) fn write(path: &Path, note: &impl Serialize) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
@@ -62,7 +62,7 @@ pub fn write(path: &Path, note: &impl Serialize) -> io::Result<()> {
 }
 
 /// Reads a note; `None` when there is none or it is none of ours.
-pub fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
     if fs::metadata(path).ok()?.len() > NOTE_SIZE_MAX {
         return None;
     }
@@ -70,12 +70,12 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
 }
 
 /// Removes a note; one that is not there is fine.
-pub fn remove(path: &Path) {
+pub(crate) fn remove(path: &Path) {
     let _ = fs::remove_file(path);
 }
 
 /// Whether a process exists (a zombie does not count).
-pub fn is_alive(pid: u32) -> bool {
+pub(crate) fn is_alive(pid: u32) -> bool {
     let Some(id) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return false };
     if test_kill_process(id).is_err_and(|error| error == rustix::io::Errno::SRCH) {
         return false;
@@ -90,19 +90,19 @@ fn up_path() -> PathBuf {
 }
 
 /// Tells other commands about this `cairn up`.
-pub fn announce_up(note: &UpNote) -> io::Result<()> {
+pub(crate) fn announce_up(note: &UpNote) -> io::Result<()> {
     write(&up_path(), note)
 }
 
 /// Takes back [`announce_up`], unless another `up` has taken its place.
-pub fn retract_up() {
+pub(crate) fn retract_up() {
     if read::<UpNote>(&up_path()).is_some_and(|note| note.pid == std::process::id()) {
         remove(&up_path());
     }
 }
 
 /// The running `cairn up` that other commands use by default.
-pub fn find_up() -> Option<UpNote> {
+pub(crate) fn find_up() -> Option<UpNote> {
     places::runtimes()
         .iter()
         .filter_map(|directory| read::<UpNote>(&directory.join("up.json")))
@@ -114,17 +114,17 @@ fn mount_path(pid: u32) -> PathBuf {
 }
 
 /// Records that this process serves a directory, for `cairn umount`.
-pub fn announce_mount(ready: &Ready) -> io::Result<()> {
+pub(crate) fn announce_mount(ready: &Ready) -> io::Result<()> {
     write(&mount_path(std::process::id()), ready)
 }
 
 /// Takes back [`announce_mount`].
-pub fn retract_mount() {
+pub(crate) fn retract_mount() {
     remove(&mount_path(std::process::id()));
 }
 
 /// The process that serves a directory, if it left a note and lives. Notes of the dead are removed.
-pub fn find_mount(directory: &Path) -> Option<u32> {
+pub(crate) fn find_mount(directory: &Path) -> Option<u32> {
     for place in places::runtimes() {
         for entry in fs::read_dir(place.join("mounts")).into_iter().flatten().flatten() {
             let Some(note) = read::<Ready>(&entry.path()) else { continue };

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// Whether this process runs as root.
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
@@ -17,7 +17,7 @@ fn from_env(variable: &str) -> Option<PathBuf> {
 }
 
 /// Where `cairn up` keeps everything by default.
-pub fn up_data() -> PathBuf {
+pub(crate) fn up_data() -> PathBuf {
     if is_root() {
         return PathBuf::from("/var/lib/cairn/up");
     }
@@ -25,7 +25,7 @@ pub fn up_data() -> PathBuf {
 }
 
 /// Where running processes leave notes for other commands: gone after a reboot, mostly.
-pub fn runtime() -> PathBuf {
+pub(crate) fn runtime() -> PathBuf {
     if is_root() {
         return PathBuf::from("/run/cairn");
     }
@@ -37,7 +37,7 @@ pub fn runtime() -> PathBuf {
 
 /// Every place where a note of a running process may be: one's own first, then root's, and for
 /// root those of all users.
-pub fn runtimes() -> Vec<PathBuf> {
+pub(crate) fn runtimes() -> Vec<PathBuf> {
     let mut all = vec![runtime()];
     if is_root() {
         let users = std::fs::read_dir("/run/user").into_iter().flatten().flatten();
@@ -49,7 +49,7 @@ pub fn runtimes() -> Vec<PathBuf> {
 }
 
 /// Log of the background process that serves `directory`.
-pub fn mount_log(directory: &Path) -> PathBuf {
+pub(crate) fn mount_log(directory: &Path) -> PathBuf {
     let logs = if is_root() {
         PathBuf::from("/var/log/cairn")
     } else {

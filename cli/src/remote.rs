@@ -14,19 +14,19 @@ use crate::args::RemotePath;
 use crate::failure::{Context, Failure};
 
 /// Reading, as a permission bit.
-pub const READ: u32 = 4;
+pub(crate) const READ: u32 = 4;
 /// Writing, as a permission bit.
-pub const WRITE: u32 = 2;
+pub(crate) const WRITE: u32 = 2;
 
 /// A cluster as this person sees it. Clones share the session.
 #[derive(Clone)]
-pub struct Remote {
+pub(crate) struct Remote {
     files: Files,
     caller: Caller,
 }
 
 /// An open file in the cluster. It stays readable until dropped, also when it is unlinked.
-pub struct RemoteFile {
+pub(crate) struct RemoteFile {
     /// Attributes at the time of opening.
     pub attr: Attr,
     /// Its bytes.
@@ -36,7 +36,7 @@ pub struct RemoteFile {
 
 impl Remote {
     /// The cluster of a session, as the user and groups of this process.
-    pub fn new(client: &Arc<Client>) -> Self {
+    pub(crate) fn new(client: &Arc<Client>) -> Self {
         let groups = rustix::process::getgroups().unwrap_or_default();
         let caller = Caller {
             uid: rustix::process::geteuid().as_raw(),
@@ -47,37 +47,37 @@ impl Remote {
     }
 
     /// The path level of the client library.
-    pub fn files(&self) -> &Files {
+    pub(crate) fn files(&self) -> &Files {
         &self.files
     }
 
     /// Who asks.
-    pub fn caller(&self) -> &Caller {
+    pub(crate) fn caller(&self) -> &Caller {
         &self.caller
     }
 
     /// Metadata calls.
-    pub fn coordinator(&self) -> &Coordinator {
+    pub(crate) fn coordinator(&self) -> &Coordinator {
         self.files.client().coordinator()
     }
 
     /// Attributes of what a path names, through symlinks.
-    pub async fn stat(&self, path: &RemotePath) -> Result<Attr, Failure> {
+    pub(crate) async fn stat(&self, path: &RemotePath) -> Result<Attr, Failure> {
         self.files.stat(path.to_path(), Last::Follow).await.doing(path)
     }
 
     /// Attributes of what a path names; of the symlink itself when it is one.
-    pub async fn lstat(&self, path: &RemotePath) -> Result<Attr, Failure> {
+    pub(crate) async fn lstat(&self, path: &RemotePath) -> Result<Attr, Failure> {
         self.files.stat(path.to_path(), Last::Keep).await.doing(path)
     }
 
     /// Like [`Self::stat`]; `None` when there is nothing.
-    pub async fn find(&self, path: &RemotePath) -> Result<Option<Attr>, Failure> {
+    pub(crate) async fn find(&self, path: &RemotePath) -> Result<Option<Attr>, Failure> {
         absent(self.files.stat(path.to_path(), Last::Follow).await).doing(path)
     }
 
     /// The directory that a path lies in, and its last component.
-    pub async fn parent(&self, path: &RemotePath) -> Result<(Attr, FileName), Failure> {
+    pub(crate) async fn parent(&self, path: &RemotePath) -> Result<(Attr, FileName), Failure> {
         let parent = path.parent();
         let Some(name) = path.name() else {
             return Err(Failure::new(path, "this is the root directory"));
@@ -91,13 +91,13 @@ impl Remote {
     }
 
     /// What a directory contains, in the order of names, with attributes.
-    pub async fn list(&self, path: &RemotePath) -> Result<Vec<(Vec<u8>, Attr)>, Failure> {
+    pub(crate) async fn list(&self, path: &RemotePath) -> Result<Vec<(Vec<u8>, Attr)>, Failure> {
         let directory = self.stat(path).await?;
         self.list_inode(&directory).await.doing(path)
     }
 
     /// What a directory contains, in the order of names, with attributes.
-    pub async fn list_inode(&self, directory: &Attr) -> Result<Vec<(Vec<u8>, Attr)>, ClientError> {
+    pub(crate) async fn list_inode(&self, directory: &Attr) -> Result<Vec<(Vec<u8>, Attr)>, ClientError> {
         if directory.kind != Kind::Directory {
             return Err(ClientError::new(ErrorKind::NotDirectory, "not a directory"));
         }
@@ -121,17 +121,17 @@ impl Remote {
     }
 
     /// One change of the namespace.
-    pub async fn apply(&self, op: Op) -> Result<Applied, ClientError> {
+    pub(crate) async fn apply(&self, op: Op) -> Result<Applied, ClientError> {
         self.coordinator().apply(op, &self.caller).await
     }
 
     /// Several changes, in order; one that fails stops no other.
-    pub async fn apply_many(&self, ops: Vec<Op>) -> Result<Vec<Result<Applied, ClientError>>, ClientError> {
+    pub(crate) async fn apply_many(&self, ops: Vec<Op>) -> Result<Vec<Result<Applied, ClientError>>, ClientError> {
         self.coordinator().apply_many(ops, &self.caller).await
     }
 
     /// Makes a directory.
-    pub async fn mkdir(&self, parent: InodeId, name: &FileName, mode: u32) -> Result<Attr, ClientError> {
+    pub(crate) async fn mkdir(&self, parent: InodeId, name: &FileName, mode: u32) -> Result<Attr, ClientError> {
         let create = v1::Create {
             parent: parent.get(),
             name: name.to_bytes(),
@@ -144,7 +144,7 @@ impl Remote {
     }
 
     /// Makes a symlink.
-    pub async fn symlink(&self, parent: InodeId, name: &FileName, target: Bytes) -> Result<Attr, ClientError> {
+    pub(crate) async fn symlink(&self, parent: InodeId, name: &FileName, target: Bytes) -> Result<Attr, ClientError> {
         let create = v1::Create {
             parent: parent.get(),
             name: name.to_bytes(),
@@ -158,12 +158,12 @@ impl Remote {
     }
 
     /// Removes a name that is no directory.
-    pub async fn unlink(&self, parent: InodeId, name: &FileName) -> Result<(), ClientError> {
+    pub(crate) async fn unlink(&self, parent: InodeId, name: &FileName) -> Result<(), ClientError> {
         self.apply(unlink(parent, name)).await.map(drop)
     }
 
     /// Makes an empty file, or empties one that is there, and opens it.
-    pub async fn create(&self, parent: InodeId, name: &FileName, mode: u32) -> Result<RemoteFile, ClientError> {
+    pub(crate) async fn create(&self, parent: InodeId, name: &FileName, mode: u32) -> Result<RemoteFile, ClientError> {
         let create = v1::Create {
             parent: parent.get(),
             name: name.to_bytes(),
@@ -186,7 +186,7 @@ impl Remote {
     }
 
     /// Opens a file for reading.
-    pub async fn open(&self, inode: InodeId) -> Result<RemoteFile, ClientError> {
+    pub(crate) async fn open(&self, inode: InodeId) -> Result<RemoteFile, ClientError> {
         let (guard, layout) = self.coordinator().open(inode).await?;
         let attr = layout.attr.clone();
         match attr.kind {
@@ -219,12 +219,12 @@ impl Remote {
 }
 
 /// The removal of a name that is no directory.
-pub fn unlink(parent: InodeId, name: &FileName) -> Op {
+pub(crate) fn unlink(parent: InodeId, name: &FileName) -> Op {
     Op::Unlink(v1::Unlink { parent: parent.get(), name: name.to_bytes() })
 }
 
 /// A change of name within a directory or to another.
-pub fn rename(from: (InodeId, &FileName), to: (InodeId, &FileName), no_replace: bool) -> Op {
+pub(crate) fn rename(from: (InodeId, &FileName), to: (InodeId, &FileName), no_replace: bool) -> Op {
     Op::Rename(v1::Rename {
         parent: from.0.get(),
         name: from.1.to_bytes(),
@@ -236,13 +236,13 @@ pub fn rename(from: (InodeId, &FileName), to: (InodeId, &FileName), no_replace: 
 }
 
 /// A time of change (and mode) for an inode.
-pub fn times(inode: InodeId, mode: Option<u32>, mtime_ns: i64) -> Op {
+pub(crate) fn times(inode: InodeId, mode: Option<u32>, mtime_ns: i64) -> Op {
     let at = |ns| Some(v1::TimeChange { to: Some(v1::time_change::To::AtNs(ns)) });
     Op::SetAttr(v1::SetAttr { inode: inode.get(), mode, mtime: at(mtime_ns), ..Default::default() })
 }
 
 /// `None` for what is not there.
-pub fn absent<T>(result: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
+pub(crate) fn absent<T>(result: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
     match result {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -251,7 +251,7 @@ pub fn absent<T>(result: Result<T, ClientError>) -> Result<Option<T>, ClientErro
 }
 
 /// The removal of an extended attribute that is not there is fine.
-pub fn no_data<T>(result: Result<T, ClientError>) -> Result<(), ClientError> {
+pub(crate) fn no_data<T>(result: Result<T, ClientError>) -> Result<(), ClientError> {
     match result {
         Err(error) if error.kind() != ErrorKind::NoData => Err(error),
         _ => Ok(()),
@@ -259,7 +259,7 @@ pub fn no_data<T>(result: Result<T, ClientError>) -> Result<(), ClientError> {
 }
 
 /// What a new directory or file may not be given (umask(2)).
-pub fn umask() -> u32 {
+pub(crate) fn umask() -> u32 {
     // There is no call that only reads it.
     let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     rustix::process::umask(mask);

@@ -16,7 +16,7 @@ use crate::notes;
 
 /// How to take a mount away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Manner {
+pub(crate) enum Manner {
     /// Only when nobody uses it.
     Polite,
     /// Out of sight at once; it ends when nobody uses it any more.
@@ -27,7 +27,7 @@ pub enum Manner {
 
 /// A mounted file system, from `/proc/self/mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mounted {
+pub(crate) struct Mounted {
     /// Such as `fuse.cairn`.
     pub kind: String,
     /// What is mounted.
@@ -36,13 +36,13 @@ pub struct Mounted {
 
 impl Mounted {
     /// Whether it is one of ours.
-    pub fn is_cairn(&self) -> bool {
+    pub(crate) fn is_cairn(&self) -> bool {
         self.kind == "fuse.cairn" || (self.kind.starts_with("fuse") && self.source.starts_with("cairn"))
     }
 }
 
 /// The absolute form of a directory that may be a dead mount, which can not be looked at itself.
-pub fn absolute(directory: &Path) -> std::io::Result<PathBuf> {
+pub(crate) fn absolute(directory: &Path) -> std::io::Result<PathBuf> {
     match directory.canonicalize() {
         Ok(path) => Ok(path),
         Err(error) => {
@@ -56,7 +56,7 @@ pub fn absolute(directory: &Path) -> std::io::Result<PathBuf> {
 }
 
 /// The topmost mount at a directory (in its absolute form).
-pub fn mounted_at(directory: &Path) -> Option<Mounted> {
+pub(crate) fn mounted_at(directory: &Path) -> Option<Mounted> {
     let text = crate::local::read_text(Path::new("/proc/self/mountinfo")).unwrap_or_default();
     text.lines().rev().find_map(|line| parse_mount(line, directory))
 }
@@ -95,7 +95,7 @@ fn unescape(text: &str) -> OsString {
 }
 
 /// Takes the topmost mount at a directory (in its absolute form) away.
-pub fn unmount(directory: &Path, manner: Manner) -> Result<(), Failure> {
+pub(crate) fn unmount(directory: &Path, manner: Manner) -> Result<(), Failure> {
     let what = format!("unmount {}", directory.display());
     let flags = match manner {
         Manner::Polite => UnmountFlags::NOFOLLOW,
@@ -155,7 +155,7 @@ fn users_of(directory: &Path) -> Vec<String> {
 }
 
 /// Takes away what a killed mount process has left: a directory that answers ENOTCONN.
-pub fn clear_dead(directory: &Path) {
+pub(crate) fn clear_dead(directory: &Path) {
     let dead = rustix::fs::stat(directory).is_err_and(|error| error == Errno::NOTCONN);
     if dead
         && mounted_at(directory).is_some_and(|mounted| mounted.is_cairn())
@@ -166,7 +166,7 @@ pub fn clear_dead(directory: &Path) {
 }
 
 /// Waits until a process has ended; says so when that takes long. False: it still lives.
-pub async fn await_end(pid: u32, limit: Duration, notice: impl FnOnce()) -> bool {
+pub(crate) async fn await_end(pid: u32, limit: Duration, notice: impl FnOnce()) -> bool {
     const POLL: Duration = Duration::from_millis(20);
     const PATIENCE: Duration = Duration::from_secs(5);
     let started = clock::now();
@@ -186,14 +186,14 @@ pub async fn await_end(pid: u32, limit: Duration, notice: impl FnOnce()) -> bool
 }
 
 /// Sends a signal to a process; one that is gone is fine.
-pub fn send(pid: u32, signal: Signal) {
+pub(crate) fn send(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         let _ = kill_process(pid, signal);
     }
 }
 
 /// Whether a process was started with `part` in one of its arguments.
-pub fn mentions(pid: u32, part: &OsStr) -> bool {
+pub(crate) fn mentions(pid: u32, part: &OsStr) -> bool {
     let line = crate::local::open_following(Path::new(&format!("/proc/{pid}/cmdline")));
     let mut bytes = Vec::new();
     line.and_then(|file| std::io::Read::read_to_end(&mut std::io::Read::take(file, 1 << 20), &mut bytes)).is_ok()

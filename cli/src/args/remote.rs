@@ -132,7 +132,7 @@ impl fmt::Debug for RemotePath {
 
 /// Lets clap read a [`RemotePath`] from any bytes, valid UTF-8 or not.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct RemotePathParser;
+pub struct RemotePathParser;
 
 impl clap::builder::TypedValueParser for RemotePathParser {
     type Value = RemotePath;

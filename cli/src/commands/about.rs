@@ -30,7 +30,7 @@ fn write_pages(command: &clap::Command, directory: &std::path::Path, pages: &mut
     let name = command.get_display_name().unwrap_or_else(|| command.get_name()).replace(' ', "-");
     let path = directory.join(format!("{name}.1"));
     let mut page = Vec::new();
-    let man = Man::new(command.clone().name(name.clone()));
+    let man = Man::new(command.clone());
     man.render(&mut page).doing(format!("write the man page of {name}"))?;
     let text = String::from_utf8_lossy(&page);
     crate::local::write_text(&path, &text, true).doing(format!("write {}", path.display()))?;

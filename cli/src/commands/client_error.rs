@@ -7,7 +7,7 @@ use crate::cluster::advice;
 use crate::failure::{Exit, Failure, IntoFailure};
 
 /// Why, in the words that people know from other programs.
-pub fn describe(error: &ClientError) -> String {
+pub(crate) fn describe(error: &ClientError) -> String {
     let known = match error.kind() {
         ErrorKind::NotFound => "no such file or directory",
         ErrorKind::Exists => "it exists already",

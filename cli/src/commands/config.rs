@@ -26,7 +26,7 @@ pub(super) fn show(tool: &Tool, args: &ConfigShowArgs) -> Result<(), Failure> {
             let value = if entry.value.is_null() { "-".to_owned() } else { entry.value.to_string() };
             rows.add_row([entry.key, value, entry.origin.to_string()]);
         }
-        return output.table(&rows);
+        return output.table(rows);
     }
     let text = toml::to_string(&settings.whole()?)
         .map_err(|error| Failure::new("show the configuration", error))?;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cairn_proto::v1;
+use comfy_table::Cell;
 use serde_json::{Value, json};
 
 use super::{Tool, close};
@@ -190,17 +191,17 @@ fn print(output: Output, files: &[Located]) -> Result<(), Failure> {
             for node in file.members(chunk) {
                 let copy = file.copy(chunk, &node);
                 let tail = [
-                    node_name(&node).chars().take(8).collect(),
-                    file.address(&node).to_owned(),
-                    output.paint(copy.style(), copy.word()),
+                    Cell::new(node_name(&node).chars().take(8).collect::<String>()),
+                    Cell::new(file.address(&node)),
+                    output.cell(copy.style(), copy.word()),
                 ];
-                rows.add_row(head.iter().cloned().chain(tail));
+                rows.add_row(head.iter().map(Cell::new).chain(tail));
                 // What is the same for all copies stands once.
                 head = Default::default();
             }
         }
         if !rows.is_empty() {
-            output.table(&rows)?;
+            output.table(rows)?;
         }
     }
     Ok(())

@@ -116,7 +116,7 @@ impl Listing<'_> {
                 column.set_cell_alignment(comfy_table::CellAlignment::Right);
             }
         }
-        if entries.is_empty() { Ok(()) } else { self.output.table(&rows) }
+        if entries.is_empty() { Ok(()) } else { self.output.table(rows) }
     }
 
     fn name(&self, name: &[u8], attr: &Attr) -> String {

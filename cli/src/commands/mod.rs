@@ -30,11 +30,11 @@ mod status;
 /// A command gives up on an unreachable cluster after this long, where a mount would wait.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Transfers ride out a restart of the coordinator.
-pub const TRANSFER_PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const TRANSFER_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What every command works with.
 #[derive(Debug)]
-pub struct Tool {
+pub(crate) struct Tool {
     /// Options that every command takes.
     pub global: GlobalArgs,
     /// How to print.
@@ -42,7 +42,7 @@ pub struct Tool {
 }
 
 /// Carries out what the command line says.
-pub async fn run(cli: Cli) -> Result<Exit, Failure> {
+pub(crate) async fn run(cli: Cli) -> Result<Exit, Failure> {
     let tool = Tool { output: Output::new(&cli.global), global: cli.global };
     let done = |()| Exit::Done;
     match cli.command {
@@ -78,14 +78,14 @@ pub async fn run(cli: Cli) -> Result<Exit, Failure> {
 
 impl Tool {
     /// All settings, with those that flags of the command make.
-    pub fn settings(&self, flags: Flags) -> Result<Settings, Failure> {
+    pub(crate) fn settings(&self, flags: Flags) -> Result<Settings, Failure> {
         let up = notes::find_up().map(|note| note.coordinator);
         let flags = flags.coordinator(self.global.coordinator.as_deref());
         Settings::load(self.global.config.as_deref(), up.as_deref(), flags)
     }
 
     /// All settings of a service, which logs what `log.level`, -v and -q say.
-    pub fn service_settings(&self, flags: Flags) -> Result<Settings, Failure> {
+    pub(crate) fn service_settings(&self, flags: Flags) -> Result<Settings, Failure> {
         let level = match (self.global.quiet, self.global.verbose) {
             (true, _) => Some("error"),
             (_, 0) => None,
@@ -99,7 +99,7 @@ impl Tool {
     }
 
     /// Logs of a command: only errors, unless more is asked for.
-    pub fn init_command_logs(&self) -> Result<(), Failure> {
+    pub(crate) fn init_command_logs(&self) -> Result<(), Failure> {
         let settings = self.settings(Flags::new())?;
         let log = settings.whole()?.log;
         let level = match self.global.verbose {
@@ -112,25 +112,25 @@ impl Tool {
     }
 
     /// A coordinator to ask, with logs set up.
-    pub fn cluster(&self) -> Result<Cluster, Failure> {
+    pub(crate) fn cluster(&self) -> Result<Cluster, Failure> {
         self.init_command_logs()?;
         self.cluster_quietly()
     }
 
     /// A coordinator to ask, when logs are set up already.
-    pub fn cluster_quietly(&self) -> Result<Cluster, Failure> {
+    pub(crate) fn cluster_quietly(&self) -> Result<Cluster, Failure> {
         let config: ClientConfig = self.settings(Flags::new())?.section("client")?;
         Cluster::connect(&config.coordinator)
     }
 
     /// A session with the cluster, for a command that gives up after `patience`.
-    pub async fn client_with(&self, patience: Duration) -> Result<(Arc<Client>, Shutdown), Failure> {
+    pub(crate) async fn client_with(&self, patience: Duration) -> Result<(Arc<Client>, Shutdown), Failure> {
         self.init_command_logs()?;
         self.session(patience, None).await
     }
 
     /// A second session with `memory` bytes of its own, when logs are set up already.
-    pub async fn verifier(&self, patience: Duration, memory: u64) -> Result<(Arc<Client>, Shutdown), Failure> {
+    pub(crate) async fn verifier(&self, patience: Duration, memory: u64) -> Result<(Arc<Client>, Shutdown), Failure> {
         self.session(patience, Some(memory)).await
     }
 
@@ -161,13 +161,13 @@ impl Tool {
     }
 
     /// A session with the cluster.
-    pub async fn client(&self) -> Result<(Arc<Client>, Shutdown), Failure> {
+    pub(crate) async fn client(&self) -> Result<(Arc<Client>, Shutdown), Failure> {
         self.client_with(PATIENCE).await
     }
 }
 
 /// Ends a session: everything stored, said goodbye.
-pub async fn close(client: &Client, shutdown: &Shutdown) -> Result<(), Failure> {
+pub(crate) async fn close(client: &Client, shutdown: &Shutdown) -> Result<(), Failure> {
     let result = client.close().await.doing("store what was written");
     shutdown.drain().await;
     result
@@ -178,12 +178,12 @@ fn init_logs(config: &LogConfig) -> Result<(), Failure> {
 }
 
 /// Who this session is, for `cairn status`: command, host and pid.
-pub fn describe_process() -> String {
+pub(crate) fn describe_process() -> String {
     let command = std::env::args().nth(1).unwrap_or_default();
     format!("cairn {command} on {} (pid {})", host(), std::process::id())
 }
 
 /// The name of this machine.
-pub fn host() -> String {
+pub(crate) fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

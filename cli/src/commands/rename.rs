@@ -1,6 +1,6 @@
 //! `cairn mv` and `cairn cp`: both stay inside the cluster, and no byte moves.
 
-use cairn_client::{Attr, ClientError, Kind};
+use cairn_client::{Attr, ClientError, FileContent, Kind};
 use cairn_proto::{ErrorKind, FileName, InodeId};
 use futures::StreamExt;
 
@@ -183,7 +183,9 @@ impl Copy<'_> {
                 let from = remote.open(source.inode).await?;
                 let to = remote.create(parent, name, source.mode & 0o777).await?;
                 if from.attr.size > 0 {
-                    to.content.clone_from(&from.content, 0, 0, from.attr.size, remote.caller()).await?;
+                    let size = from.attr.size;
+                    // Not as a method: the smart pointer has one of that name.
+                    FileContent::clone_from(&to.content, &from.content, 0, 0, size, remote.caller()).await?;
                     // A hole at the end is no extent: the size has to be said.
                     if to.content.size() < from.attr.size {
                         to.content.truncate(from.attr.size, remote.caller(), Default::default()).await?;

@@ -130,5 +130,5 @@ pub(super) async fn df(tool: &Tool, args: &DfArgs) -> Result<(), Failure> {
         human::percent(space.used, space.used.saturating_add(space.available)),
         space.inodes.to_string(),
     ]);
-    tool.output.table(&rows)
+    tool.output.table(rows)
 }

@@ -2,6 +2,7 @@
 
 use cairn_proto::v1;
 use cairn_runtime::clock;
+use comfy_table::Cell;
 use serde_json::{Value, json};
 
 use super::Tool;
@@ -89,17 +90,17 @@ fn print_nodes(output: Output, nodes: &[v1::Node]) -> Result<(), Failure> {
         let mut labels: Vec<String> = node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
         labels.sort();
         rows.add_row([
-            node_name(&node.node).chars().take(8).collect(),
-            node.address.clone(),
-            output.paint(style, state),
-            human::size(node.used),
-            human::size(node.capacity),
-            human::percent(node.used, node.capacity),
-            human::ago(node.last_seen_ns, now),
-            labels.join(","),
+            Cell::new(short(&node.node)),
+            Cell::new(&node.address),
+            output.cell(style, state),
+            Cell::new(human::size(node.used)),
+            Cell::new(human::size(node.capacity)),
+            Cell::new(human::percent(node.used, node.capacity)),
+            Cell::new(human::ago(node.last_seen_ns, now)),
+            Cell::new(labels.join(",")),
         ]);
     }
-    output.table(&rows)
+    output.table(rows)
 }
 
 fn print_disks(output: Output, nodes: &[v1::Node]) -> Result<(), Failure> {
@@ -107,17 +108,17 @@ fn print_disks(output: Output, nodes: &[v1::Node]) -> Result<(), Failure> {
     for node in nodes {
         for disk in &node.disks {
             let health = match (disk.fault.as_str(), disk.writable) {
-                ("", true) => output.paint(GOOD, "healthy"),
-                ("", false) => output.paint(WARN, "full"),
-                (fault, _) => output.paint(BAD, fault),
+                ("", true) => output.cell(GOOD, "healthy"),
+                ("", false) => output.cell(WARN, "full"),
+                (fault, _) => output.cell(BAD, fault),
             };
             rows.add_row([
-                node_name(&node.node).chars().take(8).collect(),
-                disk.path.clone(),
-                human::size(disk.used),
-                human::size(disk.capacity),
-                disk.chunks.to_string(),
-                disk.quarantined.to_string(),
+                Cell::new(short(&node.node)),
+                Cell::new(&disk.path),
+                Cell::new(human::size(disk.used)),
+                Cell::new(human::size(disk.capacity)),
+                Cell::new(disk.chunks),
+                Cell::new(disk.quarantined),
                 health,
             ]);
         }
@@ -126,7 +127,7 @@ fn print_disks(output: Output, nodes: &[v1::Node]) -> Result<(), Failure> {
         return Ok(());
     }
     output.say("");
-    output.table(&rows)
+    output.table(rows)
 }
 
 fn print_sessions(output: Output, sessions: &[v1::SessionInfo]) -> Result<(), Failure> {
@@ -134,13 +135,18 @@ fn print_sessions(output: Output, sessions: &[v1::SessionInfo]) -> Result<(), Fa
     let mut rows = table(&["SESSION", "OPEN FILES", "LAST SEEN", "WHO"], &[1]);
     for session in sessions {
         rows.add_row([
-            node_name(&session.session).chars().take(8).collect(),
+            short(&session.session),
             session.open_files.to_string(),
             human::ago(session.last_seen_ns, now),
             human::name(session.description.as_bytes()),
         ]);
     }
-    output.table(&rows)
+    output.table(rows)
+}
+
+/// The first digits of an id, enough for a person to tell a few apart.
+fn short(id: &[u8]) -> String {
+    node_name(id).chars().take(8).collect()
 }
 
 fn state_of(node: &v1::Node) -> (anstyle::Style, &'static str) {

@@ -35,7 +35,8 @@ pub(super) fn range(settings: &Settings, section: &str, error: &ConfigError) -> 
         ConfigError::OutOfRange { key, value, expected } => {
             let full = if key.contains('.') { (*key).to_owned() } else { format!("{section}.{key}") };
             let what = format!("{} = {value}", place(&settings.origin(&full), &full));
-            Failure::usage(what, format!("{expected} was expected"))
+            let ending = if expected.contains("expected") { "" } else { " was expected" };
+            Failure::usage(what, format!("{expected}{ending}"))
         }
         ConfigError::Invalid(_) | ConfigError::Unreadable { .. } => {
             Failure::usage(format!("section [{section}]"), error)

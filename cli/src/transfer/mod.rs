@@ -129,14 +129,14 @@ trait AsyncWork<T>: Clone + Send + 'static {
 }
 
 /// Runs `cairn put`.
-pub async fn put(tool: &Tool, args: PutArgs) -> Result<Exit, Failure> {
+pub(crate) async fn put(tool: &Tool, args: PutArgs) -> Result<Exit, Failure> {
     let (job, sessions) = start(tool, &args.options, args.options.verify).await?;
     let result = put::run(&job, &args).await;
     finish(job, sessions, result).await
 }
 
 /// Runs `cairn get`.
-pub async fn get(tool: &Tool, args: GetArgs) -> Result<Exit, Failure> {
+pub(crate) async fn get(tool: &Tool, args: GetArgs) -> Result<Exit, Failure> {
     let (job, sessions) = start(tool, &args.options, false).await?;
     let result = get::run(&job, &args).await;
     finish(job, sessions, result).await

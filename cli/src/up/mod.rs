@@ -21,7 +21,7 @@ mod state;
 mod summary;
 mod supervisor;
 
-pub use state::State;
+pub(crate) use state::State;
 use supervisor::Supervisor;
 
 /// `cairn up --detach` waits this long.
@@ -32,7 +32,7 @@ const DOWN_LIMIT: Duration = Duration::from_secs(180);
 const LEFTOVER_LIMIT: Duration = Duration::from_secs(15);
 
 /// Runs `cairn up`.
-pub async fn up(args: UpArgs, global: &GlobalArgs, output: Output) -> Result<(), Failure> {
+pub(crate) async fn up(args: UpArgs, global: &GlobalArgs, output: Output) -> Result<(), Failure> {
     let ready_file = args.ready_file.clone();
     if args.new_session {
         background::leave_session();
@@ -95,7 +95,7 @@ async fn detach(args: &UpArgs, global: &GlobalArgs, output: Output) -> Result<()
 }
 
 /// Runs `cairn down`.
-pub async fn down(args: &DownArgs, output: Output) -> Result<(), Failure> {
+pub(crate) async fn down(args: &DownArgs, output: Output) -> Result<(), Failure> {
     let data = std::path::absolute(args.data.clone().unwrap_or_else(places::up_data)).doing("find the data")?;
     let what = format!("stop the cluster in {}", data.display());
     let state = State::read(&data)?.filter(|state| notes::is_alive(state.pid) && is_locked(&data));

@@ -20,7 +20,7 @@ const MIN_REPLICAS: u32 = 2;
 
 /// The file `up.json` in the data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
+pub(crate) struct State {
     /// Layout of this file.
     pub version: u32,
     /// Where the cluster is mounted.
@@ -41,7 +41,7 @@ impl State {
     }
 
     /// What an earlier `cairn up` has left; `None` for new data.
-    pub fn read(data: &Path) -> Result<Option<Self>, Failure> {
+    pub(crate) fn read(data: &Path) -> Result<Option<Self>, Failure> {
         let path = Self::path(data);
         if !path.exists() {
             return Ok(None);
@@ -59,7 +59,7 @@ impl State {
     }
 
     /// Merges what is asked for with what is there.
-    pub fn plan(
+    pub(crate) fn plan(
         found: Option<Self>,
         directory: &Path,
         datanodes: Option<u32>,
@@ -89,12 +89,12 @@ impl State {
     }
 
     /// Copies that must be stored before a write is acknowledged.
-    pub fn min_replicas(&self) -> u32 {
+    pub(crate) fn min_replicas(&self) -> u32 {
         MIN_REPLICAS.min(self.replicas)
     }
 
     /// Writes the file.
-    pub fn write(&self, data: &Path) -> Result<(), Failure> {
+    pub(crate) fn write(&self, data: &Path) -> Result<(), Failure> {
         let path = Self::path(data);
         notes::write(&path, self).doing(format!("write {}", path.display()))
     }

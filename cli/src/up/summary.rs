@@ -33,7 +33,7 @@ pub(super) fn print(state: &State, data: &Path, detached: bool, output: Output) 
     output.say(format!(
         "{} at {}: {}, {copies} of each chunk\n",
         output.paint(GOOD, "Cairn is up"),
-        output.paint(STRONG, directory),
+        output.paint(STRONG, &directory),
         human::count(state.datanodes.into(), "datanode"),
     ));
     let mut services = table(&["SERVICE", "PID", "ADDRESS", "METRICS"], &[1]);
@@ -46,7 +46,7 @@ pub(super) fn print(state: &State, data: &Path, detached: bool, output: Output) 
             metrics.unwrap_or_else(|| "-".to_owned()),
         ]);
     }
-    output.table(&services)?;
+    output.table(services)?;
     output.say(format!("\nData and logs: {}\n", data.display()));
     output.say("Try:");
     output.say(format!("  cp -r ~/Documents {directory}     any program works in it"));
