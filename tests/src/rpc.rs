@@ -102,6 +102,7 @@ pub fn frames(planned: &Planned, data: &[u8], sync: bool) -> Vec<v1::StoreFrame>
 impl Wire {
     /// Opens a session and looks up the datanodes.
     pub fn connect(runtime: &Arc<Runtime>, address: &str) -> Self {
+        let _inside = runtime.enter();
         let coordinator = coordinator_client(address);
         let (stream, session, map) = runtime.block_on(open_session(coordinator.clone()));
         let mut wire = Self {

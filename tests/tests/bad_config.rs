@@ -359,7 +359,8 @@ fn a_dead_mount_is_replaced() {
     std::fs::write(path.join("x"), "y").expect("write");
     std::fs::File::open(path.join("x")).and_then(|file| file.sync_all()).expect("fsync");
     cluster.mount_process().kill9();
-    assert!(std::fs::metadata(&path).is_err(), "a dead mount");
+    // The kernel may remember the attributes for a second.
+    wait::until_true("the mount to be dead", Duration::from_secs(5), || std::fs::metadata(&path).is_err());
     let ready = cluster.path().join("ready/again");
     let mut command =
         process::cairn(["mount", "--foreground", "--coordinator", cluster.coordinator_address()]);

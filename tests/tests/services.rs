@@ -23,7 +23,8 @@ fn metrics_and_health_are_shown_by_every_service() {
     let cluster = Cluster::builder()
         .env("CAIRN_COORDINATOR__METRICS_LISTEN", "127.0.0.1:0")
         .env("CAIRN_DATANODE__METRICS_LISTEN", "127.0.0.1:0")
-        .env("CAIRN_MOUNT__METRICS_LISTEN", "127.0.0.1:0")
+        .mount_flag("--metrics-listen")
+        .mount_flag("127.0.0.1:0")
         .start();
     pattern::write_file(&cluster.mount_path().join("file"), 1, 10 * MIB);
     std::fs::File::open(cluster.mount_path().join("file")).and_then(|file| file.sync_all()).expect("fsync");
