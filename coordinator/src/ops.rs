@@ -123,4 +123,4 @@ impl OpenBy {
 pub(crate) type Target = SymlinkTarget;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -92,7 +92,7 @@ impl Tx {
     }
 
     /// Writes the changes of the group.
-    pub(super) fn commit(&mut self) -> Result<(), StoreError> {
+    pub(crate) fn commit(&mut self) -> Result<(), StoreError> {
         let pending = std::mem::take(&mut self.pending);
         if pending.is_empty() {
             self.context.sessions.clear_condemned();

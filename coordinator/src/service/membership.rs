@@ -184,9 +184,7 @@ impl Beats {
         let report = report(request.capacity, request.used, request.disks)?;
         let (now, now_ns) = (clock::now(), clock::wall_ns());
         cluster.apply(Event::Beat { node, incarnation, stream: self.number, report, now, now_ns })?;
-        if self.node.is_none() {
-            self.revision = request.map_revision;
-        }
+        // The first answer brings the map in any case: the datanode's may be of an earlier reign.
         self.node = Some(node);
         Ok(())
     }

@@ -8,6 +8,7 @@
 mod schema;
 mod sql;
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -35,6 +36,8 @@ const CHECKPOINT_PAGES: i64 = 4000;
 const LOG_SIZE_MAX: i64 = 64 << 20;
 /// Prepared statements kept by a connection: a few for each table.
 const STATEMENTS: usize = 128;
+/// Columns of the widest table, with its checksum, and some to spare.
+const COLUMNS_MAX: usize = 24;
 
 /// How to open the store.
 #[derive(Debug, Clone)]
@@ -62,7 +65,7 @@ pub(crate) fn open(options: &SqliteOptions) -> Result<Store, StoreError> {
     let identity = schema::prepare(&mut connection, options, fresh)?;
     let tables: Arc<[TableSql]> = Table::ALL.iter().map(|&table| TableSql::new(table)).collect();
     let readers = SqliteReaders { file, idle: Arc::new(Mutex::new(Vec::new())), tables: Arc::clone(&tables) };
-    let reading = Connected { connection, tables };
+    let reading = Connected::new(connection, tables);
     let writer = SqliteWriter { reading, term: identity.term, failed: None, _lock: lock };
     Ok(Store {
         writer: Box::new(writer),
@@ -131,9 +134,15 @@ impl Columns for RowColumns<'_, '_> {
 struct Connected {
     connection: Connection,
     tables: Arc<[TableSql]>,
+    /// Reused for every row.
+    checksum: RefCell<RowChecksum>,
 }
 
 impl Connected {
+    fn new(connection: Connection, tables: Arc<[TableSql]>) -> Self {
+        Self { connection, tables, checksum: RefCell::default() }
+    }
+
     fn sql(&self, table: Table) -> &TableSql {
         // `tables` was made from `Table::ALL`, whose order is that of the enum.
         &self.tables[table as usize]
@@ -141,14 +150,20 @@ impl Connected {
 
     /// Verifies and decodes the columns of one row; `None` when they do not fit their checksum.
     fn decode(&self, table: Table, row: &rusqlite::Row<'_>, first: usize) -> Option<Row> {
-        let columns = RowColumns { row, first };
         let count = self.sql(table).columns;
-        let mut checksum = RowChecksum::new(table.name());
-        for index in 0..count {
-            checksum.add(columns.column(index)?);
+        // Each column is asked for once: SQLite's answers cost more than the rest of this.
+        let mut values = [ValueRef::Int(0); COLUMNS_MAX];
+        let values = values.get_mut(..=count)?;
+        let columns = RowColumns { row, first };
+        for (index, value) in values.iter_mut().enumerate() {
+            *value = columns.column(index)?;
         }
-        (columns.column(count)? == ValueRef::Int(checksum.finish())).then_some(())?;
-        Row::decode(table, &columns)
+        let (stored, values) = values.split_last()?;
+        let mut checksum = self.checksum.borrow_mut();
+        checksum.begin(table.name());
+        values.iter().for_each(|&value| checksum.add(value));
+        (*stored == ValueRef::Int(checksum.finish())).then_some(())?;
+        Row::decode(table, values)
     }
 
     /// Says which row is damaged, as well as its key columns still can.
@@ -287,7 +302,8 @@ impl SqliteWriter {
 /// The columns of a row with its checksum behind them.
 fn checked_values(table: Table, row: &Row) -> Vec<Value> {
     let mut values = row.values();
-    let mut checksum = RowChecksum::new(table.name());
+    let mut checksum = RowChecksum::default();
+    checksum.begin(table.name());
     values.iter().for_each(|value| checksum.add(value.as_ref()));
     values.push(Value::Int(checksum.finish()));
     values
@@ -331,7 +347,7 @@ impl SqliteReaders {
             "PRAGMA cache_size = -{READER_CACHE_KIB}; PRAGMA mmap_size = 0; PRAGMA busy_timeout = 5000;"
         );
         connection.execute_batch(&pragmas).map_err(engine("set up a reader"))?;
-        Ok(Connected { connection, tables: Arc::clone(&self.tables) })
+        Ok(Connected::new(connection, Arc::clone(&self.tables)))
     }
 }
 

@@ -37,9 +37,9 @@ pub(crate) trait Columns {
     fn column(&self, index: usize) -> Option<ValueRef<'_>>;
 }
 
-impl Columns for [Value] {
+impl Columns for [ValueRef<'_>] {
     fn column(&self, index: usize) -> Option<ValueRef<'_>> {
-        self.get(index).map(Value::as_ref)
+        self.get(index).copied()
     }
 }
 
@@ -54,14 +54,14 @@ pub(crate) trait Column: Sized {
 
 /// The checksum of a row: CRC-32C over its table and the tagged bytes of its columns, so that a
 /// flipped bit, a swapped column and a row in the wrong table all show.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct RowChecksum(Vec<u8>);
 
 impl RowChecksum {
-    pub(crate) fn new(table: &str) -> Self {
-        let mut bytes = Vec::with_capacity(256);
-        bytes.extend_from_slice(table.as_bytes());
-        Self(bytes)
+    /// Begins a row of a table.
+    pub(crate) fn begin(&mut self, table: &str) {
+        self.0.clear();
+        self.0.extend_from_slice(table.as_bytes());
     }
 
     pub(crate) fn add(&mut self, value: ValueRef<'_>) {

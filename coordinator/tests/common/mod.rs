@@ -1,5 +1,6 @@
 //! A coordinator on a free port, clients with sessions, and datanodes that only send heartbeats.
 #![allow(dead_code, unreachable_pub)] // each test file uses a part
+#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 
@@ -49,6 +50,14 @@ impl Cluster {
 
     pub fn id(&self) -> cairn_proto::ClusterId {
         self.running.cluster
+    }
+
+    pub fn address(&self) -> String {
+        self.running.address.to_string()
+    }
+
+    pub fn metrics_address(&self) -> Option<std::net::SocketAddr> {
+        self.running.metrics_address
     }
 
     pub fn channel(&self) -> anyhow::Result<CoordinatorClient<Channel>> {

@@ -135,7 +135,8 @@ fn read<R: super::Record>(
     let columns = table.key_columns().len() + table.value_columns().len();
     let decoded = transaction.query_row(&text, [], |row| {
         let row = RowColumns { row, first: 0 };
-        let mut checksum = RowChecksum::new(table.name());
+        let mut checksum = RowChecksum::default();
+        checksum.begin(table.name());
         let mut whole = true;
         for index in 0..columns {
             match super::Columns::column(&row, index) {
