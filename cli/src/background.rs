@@ -44,7 +44,8 @@ pub(crate) fn open_log(path: &Path) -> io::Result<File> {
 /// group of its own when `group` is set, so that Ctrl-C reaches the parent only. With
 /// `tie`, its standard input is a pipe that ends when the parent does.
 pub(crate) fn spawn(args: &[OsString], log: &Path, group: bool, tie: bool) -> Result<Child, Failure> {
-    let what = || format!("start cairn {}", args.first().map(|arg| arg.to_string_lossy()).unwrap_or_default());
+    let what =
+        || format!("start cairn {}", args.first().map(|arg| arg.to_string_lossy()).unwrap_or_default());
     let program = std::env::current_exe().doing(what())?;
     let output = open_log(log).doing(format!("open the log {}", log.display()))?;
     let errors = output.try_clone().doing(what())?;

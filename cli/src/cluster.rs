@@ -67,7 +67,11 @@ impl Cluster {
     }
 
     /// All extents of a file and the chunks that they name.
-    pub(crate) async fn layout(&self, inode: u64, size: u64) -> Result<(Vec<v1::Extent>, BTreeMap<u64, v1::ChunkRef>), Failure> {
+    pub(crate) async fn layout(
+        &self,
+        inode: u64,
+        size: u64,
+    ) -> Result<(Vec<v1::Extent>, BTreeMap<u64, v1::ChunkRef>), Failure> {
         let (mut extents, mut chunks) = (Vec::new(), BTreeMap::new());
         let mut offset = 0;
         while offset < size {
@@ -145,14 +149,18 @@ pub(crate) fn advice(kind: ErrorKind) -> Option<(&'static str, Exit)> {
             "is the cluster running (`cairn up DIR`), and is --coordinator its address?",
             Exit::Unreachable,
         )),
-        ErrorKind::NoSpace => Some(("free some space or add a datanode; `cairn df` shows what is left", Exit::Failed)),
+        ErrorKind::NoSpace => {
+            Some(("free some space or add a datanode; `cairn df` shows what is left", Exit::Failed))
+        }
         ErrorKind::AccessDenied | ErrorKind::NotPermitted => {
             Some(("ask its owner, or do it as root", Exit::Failed))
         }
         ErrorKind::Corrupt | ErrorKind::ChecksumMismatch | ErrorKind::ChunkNotFound => {
             Some(("`cairn locate --verify` shows which copies are bad", Exit::Unhealthy))
         }
-        ErrorKind::TooFewReplicas => Some(("`cairn status` shows which datanodes are missing", Exit::Unreachable)),
+        ErrorKind::TooFewReplicas => {
+            Some(("`cairn status` shows which datanodes are missing", Exit::Unreachable))
+        }
         _ => None,
     }
 }

@@ -44,7 +44,10 @@ pub fn span(duration: Duration) -> String {
 pub fn ago(then_ns: i64, now_ns: i64) -> String {
     match then_ns {
         0 => "never".to_owned(),
-        _ => format!("{} ago", span(Duration::from_nanos(u64::try_from(now_ns.saturating_sub(then_ns)).unwrap_or(0)))),
+        _ => format!(
+            "{} ago",
+            span(Duration::from_nanos(u64::try_from(now_ns.saturating_sub(then_ns)).unwrap_or(0)))
+        ),
     }
 }
 

@@ -67,8 +67,7 @@ impl Output {
 
     /// Prints data as one JSON document.
     pub(crate) fn json(&self, value: &impl Serialize) -> Result<(), Failure> {
-        let text = serde_json::to_string_pretty(value)
-            .map_err(|error| Failure::new("print JSON", error))?;
+        let text = serde_json::to_string_pretty(value).map_err(|error| Failure::new("print JSON", error))?;
         self.data(format!("{text}\n").as_bytes())
     }
 
@@ -82,9 +81,7 @@ impl Output {
     pub(crate) fn data(&self, bytes: &[u8]) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
         match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                std::process::exit(Exit128::PIPE)
-            }
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(Exit128::PIPE),
             result => result.doing("write to standard output"),
         }
     }
@@ -129,7 +126,9 @@ impl Exit128 {
 pub(crate) fn table(headings: &[&str], right: &[usize]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(headings.iter().copied());
+    if !headings.is_empty() {
+        table.set_header(headings.iter().copied());
+    }
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
         if right.contains(&index) {

@@ -126,12 +126,20 @@ impl Remote {
     }
 
     /// Several changes, in order; one that fails stops no other.
-    pub(crate) async fn apply_many(&self, ops: Vec<Op>) -> Result<Vec<Result<Applied, ClientError>>, ClientError> {
+    pub(crate) async fn apply_many(
+        &self,
+        ops: Vec<Op>,
+    ) -> Result<Vec<Result<Applied, ClientError>>, ClientError> {
         self.coordinator().apply_many(ops, &self.caller).await
     }
 
     /// Makes a directory.
-    pub(crate) async fn mkdir(&self, parent: InodeId, name: &FileName, mode: u32) -> Result<Attr, ClientError> {
+    pub(crate) async fn mkdir(
+        &self,
+        parent: InodeId,
+        name: &FileName,
+        mode: u32,
+    ) -> Result<Attr, ClientError> {
         let create = v1::Create {
             parent: parent.get(),
             name: name.to_bytes(),
@@ -144,7 +152,12 @@ impl Remote {
     }
 
     /// Makes a symlink.
-    pub(crate) async fn symlink(&self, parent: InodeId, name: &FileName, target: Bytes) -> Result<Attr, ClientError> {
+    pub(crate) async fn symlink(
+        &self,
+        parent: InodeId,
+        name: &FileName,
+        target: Bytes,
+    ) -> Result<Attr, ClientError> {
         let create = v1::Create {
             parent: parent.get(),
             name: name.to_bytes(),
@@ -163,7 +176,12 @@ impl Remote {
     }
 
     /// Makes an empty file, or empties one that is there, and opens it.
-    pub(crate) async fn create(&self, parent: InodeId, name: &FileName, mode: u32) -> Result<RemoteFile, ClientError> {
+    pub(crate) async fn create(
+        &self,
+        parent: InodeId,
+        name: &FileName,
+        mode: u32,
+    ) -> Result<RemoteFile, ClientError> {
         let create = v1::Create {
             parent: parent.get(),
             name: name.to_bytes(),
@@ -247,14 +265,6 @@ pub(crate) fn absent<T>(result: Result<T, ClientError>) -> Result<Option<T>, Cli
         Ok(found) => Ok(Some(found)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
-    }
-}
-
-/// The removal of an extended attribute that is not there is fine.
-pub(crate) fn no_data<T>(result: Result<T, ClientError>) -> Result<(), ClientError> {
-    match result {
-        Err(error) if error.kind() != ErrorKind::NoData => Err(error),
-        _ => Ok(()),
     }
 }
 

@@ -139,7 +139,9 @@ fn busy(what: &str, directory: &Path) -> Failure {
 fn users_of(directory: &Path) -> Vec<String> {
     let mut users = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         let process = entry.path();
         let below = |link: &Path| std::fs::read_link(link).is_ok_and(|to| to.starts_with(directory));
         let files = || std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
@@ -156,9 +158,15 @@ fn users_of(directory: &Path) -> Vec<String> {
 
 /// Takes away what a killed mount process has left: a directory that answers ENOTCONN.
 pub(crate) fn clear_dead(directory: &Path) {
-    let dead = rustix::fs::stat(directory).is_err_and(|error| error == Errno::NOTCONN);
-    if dead
-        && mounted_at(directory).is_some_and(|mounted| mounted.is_cairn())
+    // Not stat(2): the kernel may still know the attributes for a while.
+    if rustix::fs::statvfs(directory).is_err_and(|error| error == Errno::NOTCONN) {
+        clear(directory);
+    }
+}
+
+/// Takes away a mount of ours whose process is known to be gone.
+pub(crate) fn clear(directory: &Path) {
+    if mounted_at(directory).is_some_and(|mounted| mounted.is_cairn())
         && let Err(failure) = unmount(directory, Manner::Lazy)
     {
         tracing::warn!(%failure, "a dead mount stays");
@@ -196,7 +204,8 @@ pub(crate) fn send(pid: u32, signal: Signal) {
 pub(crate) fn mentions(pid: u32, part: &OsStr) -> bool {
     let line = crate::local::open_following(Path::new(&format!("/proc/{pid}/cmdline")));
     let mut bytes = Vec::new();
-    line.and_then(|file| std::io::Read::read_to_end(&mut std::io::Read::take(file, 1 << 20), &mut bytes)).is_ok()
+    line.and_then(|file| std::io::Read::read_to_end(&mut std::io::Read::take(file, 1 << 20), &mut bytes))
+        .is_ok()
         && bytes.windows(part.len().max(1)).any(|window| window == part.as_bytes())
 }
 

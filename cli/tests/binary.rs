@@ -1,5 +1,7 @@
 //! The binary itself, without a cluster: configuration, completions, man pages, errors, exit codes.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::disallowed_methods)] // a test, outside any cluster
+
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -44,7 +46,8 @@ fn setting(home: &Path, variables: &[(&str, &str)], arguments: &[&str], key: &st
     assert_eq!(run.code(), 0, "{}", run.stderr());
     let all: serde_json::Value = serde_json::from_str(&run.stdout()).expect("JSON");
     let entry = &all[key];
-    let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+    let text =
+        |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
     (text(&entry["value"]), text(&entry["origin"]))
 }
 
@@ -83,9 +86,17 @@ fn wrong_settings_are_refused_with_place_key_value_and_what_was_expected() {
     let home = tempfile::tempdir().expect("tempdir");
     let home = home.path();
     let cases: [(&str, &str, &[&str]); 7] = [
-        ("unknown key", "[client]\nmemroy = \"1GiB\"\n", &["c.toml", "client.memroy", "memory was perhaps meant"]),
+        (
+            "unknown key",
+            "[client]\nmemroy = \"1GiB\"\n",
+            &["c.toml", "client.memroy", "memory was perhaps meant"],
+        ),
         ("unknown section", "[clint]\nmemory = \"1GiB\"\n", &["clint", "client was perhaps meant"]),
-        ("wrong type", "[coordinator]\nreplicas = \"many\"\n", &["c.toml", "coordinator.replicas", "many", "default is 3"]),
+        (
+            "wrong type",
+            "[coordinator]\nreplicas = \"many\"\n",
+            &["c.toml", "coordinator.replicas", "many", "default is 3"],
+        ),
         ("wrong form", "[client]\nmemory = \"a lot\"\n", &["c.toml", "client.memory", "a lot", "default is"]),
         ("wrong policy", "[client]\nunreachable = \"soft\"\n", &["client.unreachable", "soft=SECONDS"]),
         ("wrong time", "[client]\nwrite_back = \"5 parsecs\"\n", &["client.write_back", "parsecs"]),

@@ -16,9 +16,7 @@ mod up;
 pub use admin::{
     CompletionsArgs, ConfigCommand, ConfigInitArgs, ConfigShowArgs, ManArgs, NodeCommand, StatusArgs,
 };
-pub use files::{
-    CatArgs, CpArgs, DfArgs, DuArgs, LocateArgs, LsArgs, MkdirArgs, MvArgs, RmArgs, StatArgs,
-};
+pub use files::{CatArgs, CpArgs, DfArgs, DuArgs, LocateArgs, LsArgs, MkdirArgs, MvArgs, RmArgs, StatArgs};
 pub use mount::{MountArgs, UmountArgs};
 pub use remote::{BadRemotePath, RemotePath};
 pub use service::{ChildArgs, CoordinatorArgs, DatanodeArgs};

@@ -114,7 +114,10 @@ impl RemotePath {
     /// Whether `other` is this path or lies below it.
     pub fn contains(&self, other: &Self) -> bool {
         self.bytes == b"/"
-            || other.bytes.strip_prefix(self.bytes.as_slice()).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+            || other
+                .bytes
+                .strip_prefix(self.bytes.as_slice())
+                .is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
     }
 }
 

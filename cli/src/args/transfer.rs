@@ -38,8 +38,9 @@ Examples:
 
 A file appears under its name when it is complete; until then its name starts with '.' and ends in
 '.cairn-part'. After an interruption run the same command again: files whose size and time of change
-are equal are left out. Mode, times and symlinks are kept. Not on a terminal, --json prints a line
-with the progress every second.")]
+are equal are left out, and a directory that was made as a copy of the same source is filled up, not
+copied into (its extended attribute user.cairn.source tells). Mode, times and symlinks are kept. Not
+on a terminal, --json prints a line with the progress every second.")]
 pub struct PutArgs {
     /// Local files or directories.
     #[arg(value_name = "LOCAL", required = true, num_args = 1..)]
@@ -60,7 +61,7 @@ Examples:
   cairn get -r /archive/photos /tmp
 
 Every byte is checked against its checksum on the way. A file appears under its name when it is
-complete. After an interruption run the same command again.")]
+complete. After an interruption run the same command again, as with put.")]
 pub struct GetArgs {
     /// Files or directories in the cluster.
     #[arg(value_name = "REMOTE", required = true, num_args = 1..)]

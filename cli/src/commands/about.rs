@@ -35,7 +35,8 @@ fn write_pages(command: &clap::Command, directory: &std::path::Path, pages: &mut
     let text = String::from_utf8_lossy(&page);
     crate::local::write_text(&path, &text, true).doing(format!("write {}", path.display()))?;
     *pages += 1;
-    let children = command.get_subcommands().filter(|child| child.get_name() != "help" && !child.is_hide_set());
+    let children =
+        command.get_subcommands().filter(|child| child.get_name() != "help" && !child.is_hide_set());
     for child in children {
         write_pages(child, directory, pages)?;
     }

@@ -28,8 +28,8 @@ pub(super) fn show(tool: &Tool, args: &ConfigShowArgs) -> Result<(), Failure> {
         }
         return output.table(rows);
     }
-    let text = toml::to_string(&settings.whole()?)
-        .map_err(|error| Failure::new("show the configuration", error))?;
+    let text =
+        toml::to_string(&settings.whole()?).map_err(|error| Failure::new("show the configuration", error))?;
     output.data(text.as_bytes())
 }
 
@@ -40,7 +40,8 @@ pub(super) fn init(tool: &Tool, args: &ConfigInitArgs) -> Result<(), Failure> {
     let what = format!("write {}", file.display());
     match written {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            Err(Failure::new(what, "it exists already").next("choose another name, or replace it with --force"))
+            Err(Failure::new(what, "it exists already")
+                .next("choose another name, or replace it with --force"))
         }
         written => written.doing(what),
     }?;

@@ -91,7 +91,11 @@ fn print_stat(tool: &Tool, path: &RemotePath, attr: &Attr, xattrs: &[(Bytes, Byt
     output.say(format!("  owner      {user} ({}), group {group} ({})", attr.uid, attr.gid));
     output.say(format!("  size       {} ({} bytes)", human::size(attr.size), attr.size));
     output.say(format!("  allocated  {} ({} bytes)", human::size(attr.allocated), attr.allocated));
-    output.say(format!("  changed    {} (content), {} (attributes)", human::time(attr.mtime_ns), human::time(attr.ctime_ns)));
+    output.say(format!(
+        "  changed    {} (content), {} (attributes)",
+        human::time(attr.mtime_ns),
+        human::time(attr.ctime_ns)
+    ));
     output.say(format!("  accessed   {}, made {}", human::time(attr.atime_ns), human::time(attr.btime_ns)));
     output.say(format!("  inode      {}, version {}", attr.inode, attr.version));
     for (name, value) in xattrs {

@@ -62,8 +62,11 @@ pub(super) async fn locate(tool: &Tool, args: &LocateArgs) -> Result<Exit, Failu
     for path in &args.paths {
         let attr = remote.stat(path).await?;
         if attr.kind != cairn_client::Kind::File {
-            return Err(Failure::new(format!("locate {path}"), "it is no regular file, and only those have chunks")
-                .next(format!("`cairn ls {path}` lists what is in a directory")));
+            return Err(Failure::new(
+                format!("locate {path}"),
+                "it is no regular file, and only those have chunks",
+            )
+            .next(format!("`cairn ls {path}` lists what is in a directory")));
         }
         let (extents, chunks) = cluster.layout(attr.inode.get(), attr.size).await?;
         let map = cluster.map().await?;
@@ -169,7 +172,11 @@ async fn ask_nodes(map: &v1::ClusterMap, chunks: &BTreeMap<u64, v1::ChunkRef>, v
     futures::future::join_all(questions).await.into_iter().collect()
 }
 
-async fn ask_node(address: &str, chunks: Vec<u64>, verify: bool) -> Result<BTreeMap<u64, v1::ChunkStat>, String> {
+async fn ask_node(
+    address: &str,
+    chunks: Vec<u64>,
+    verify: bool,
+) -> Result<BTreeMap<u64, v1::ChunkStat>, String> {
     let mut all = BTreeMap::new();
     for part in chunks.chunks(QUESTION_MAX) {
         all.extend(stat_chunks(address, part.to_vec(), verify).await?);
@@ -184,10 +191,16 @@ fn print(output: Output, files: &[Located]) -> Result<(), Failure> {
     for file in files {
         let chunks = human::count(file.chunks.len() as u64, "chunk");
         output.say(format!("{}: {} in {chunks}", output.paint(STRONG, &file.path), human::size(file.size)));
-        let mut rows = table(&["OFFSET", "LENGTH", "CHUNK", "SET", "DATANODE", "ADDRESS", "COPY"], &[0, 1, 2, 3]);
+        let mut rows =
+            table(&["OFFSET", "LENGTH", "CHUNK", "SET", "DATANODE", "ADDRESS", "COPY"], &[0, 1, 2, 3]);
         for extent in &file.extents {
             let Some(chunk) = file.chunks.get(&extent.chunk) else { continue };
-            let mut head = [extent.offset.to_string(), extent.length.to_string(), extent.chunk.to_string(), chunk.set.to_string()];
+            let mut head = [
+                extent.offset.to_string(),
+                extent.length.to_string(),
+                extent.chunk.to_string(),
+                chunk.set.to_string(),
+            ];
             for node in file.members(chunk) {
                 let copy = file.copy(chunk, &node);
                 let tail = [

@@ -90,7 +90,8 @@ impl Listing<'_> {
         if self.args.long {
             return self.long(entries);
         }
-        let lines: String = entries.iter().map(|(_, name, attr)| format!("{}\n", self.name(name, attr))).collect();
+        let lines: String =
+            entries.iter().map(|(_, name, attr)| format!("{}\n", self.name(name, attr))).collect();
         self.output.data(lines.as_bytes())
     }
 

@@ -130,7 +130,11 @@ impl Tool {
     }
 
     /// A second session with `memory` bytes of its own, when logs are set up already.
-    pub(crate) async fn verifier(&self, patience: Duration, memory: u64) -> Result<(Arc<Client>, Shutdown), Failure> {
+    pub(crate) async fn verifier(
+        &self,
+        patience: Duration,
+        memory: u64,
+    ) -> Result<(Arc<Client>, Shutdown), Failure> {
         self.session(patience, Some(memory)).await
     }
 

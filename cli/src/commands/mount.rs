@@ -103,8 +103,9 @@ async fn serve_mount(
         }
         None => None,
     };
-    let mut mounted =
-        cairn_fuse::mount(Arc::clone(client), config, stop).await.map_err(|error| Failure::new("mount", error))?;
+    let mut mounted = cairn_fuse::mount(Arc::clone(client), config, stop)
+        .await
+        .map_err(|error| Failure::new("mount", error))?;
     let ready = Ready {
         role: "mount".to_owned(),
         pid: std::process::id(),
@@ -150,7 +151,12 @@ async fn mount_in_background(tool: &Tool, args: &MountArgs) -> Result<(), Failur
             if tool.output.json {
                 return tool.output.json(&ready);
             }
-            tool.output.say(format!("Mounted at {} (pid {}, log {})", directory.display(), ready.pid, log.display()));
+            tool.output.say(format!(
+                "Mounted at {} (pid {}, log {})",
+                directory.display(),
+                ready.pid,
+                log.display()
+            ));
             Ok(())
         }
         Err(failure) => {
@@ -170,7 +176,8 @@ fn background_line(
     let mut line: Vec<OsString> = vec!["mount".into(), directory.into(), "--foreground".into()];
     line.extend(["--new-session".into(), "--ready-file".into(), ready_file.into()]);
     let global = &tool.global;
-    let config = global.config.as_ref().map(std::path::absolute).transpose().doing("find the configuration")?;
+    let config =
+        global.config.as_ref().map(std::path::absolute).transpose().doing("find the configuration")?;
     let pairs: [(&str, Option<OsString>); 6] = [
         ("--config", config.map(PathBuf::into_os_string)),
         ("--coordinator", Some(coordinator(tool)?.into())),
@@ -207,7 +214,8 @@ pub(super) async fn umount(tool: &Tool, args: &UmountArgs) -> Result<(), Failure
     match unmount::mounted_at(&directory) {
         None => return Err(Failure::new(format!("unmount {given}"), "it is not mounted")),
         Some(mounted) if !mounted.is_cairn() => {
-            let why = format!("what is mounted there is {} (type {}), not Cairn", mounted.source, mounted.kind);
+            let why =
+                format!("what is mounted there is {} (type {}), not Cairn", mounted.source, mounted.kind);
             return Err(Failure::new(format!("unmount {given}"), why).next("use umount"));
         }
         Some(_) => {}
@@ -220,7 +228,9 @@ pub(super) async fn umount(tool: &Tool, args: &UmountArgs) -> Result<(), Failure
     };
     unmount::unmount(&directory, manner)?;
     let Some(pid) = server else {
-        tool.output.note(format!("the process that served {given} is not known; what it still stores is not waited for"));
+        tool.output.note(format!(
+            "the process that served {given} is not known; what it still stores is not waited for"
+        ));
         return Ok(());
     };
     match manner {

@@ -41,7 +41,8 @@ pub(super) async fn mv(tool: &Tool, args: &MvArgs) -> Result<Exit, Failure> {
             let to = target(&remote, source, &args.destination, args.sources.len()).await?;
             let (from_parent, from_name) = remote.parent(source).await?;
             let (to_parent, to_name) = remote.parent(&to).await?;
-            let op = remote::rename((from_parent.inode, &from_name), (to_parent.inode, &to_name), args.no_clobber);
+            let op =
+                remote::rename((from_parent.inode, &from_name), (to_parent.inode, &to_name), args.no_clobber);
             match remote.apply(op).await {
                 Err(error) if error.kind() == ErrorKind::InvalidArgument && source.contains(&to) => {
                     Err(Failure::new(source, format!("it can not move into itself ({to})")))
@@ -149,7 +150,12 @@ impl Copy<'_> {
         Ok(())
     }
 
-    async fn directory(&self, parent: InodeId, name: &FileName, source: &Attr) -> Result<InodeId, ClientError> {
+    async fn directory(
+        &self,
+        parent: InodeId,
+        name: &FileName,
+        source: &Attr,
+    ) -> Result<InodeId, ClientError> {
         match self.remote.mkdir(parent, name, source.mode | 0o700).await {
             Err(error) if error.kind() == ErrorKind::Exists => {
                 let found = self.remote.coordinator().lookup(parent, name, self.remote.caller()).await?;
@@ -193,7 +199,9 @@ impl Copy<'_> {
                 }
                 remote.apply(remote::times(to.attr.inode, Some(source.mode), source.mtime_ns)).await.map(drop)
             }
-            (None, _) => Err(ClientError::new(ErrorKind::NotSupported, "pipes, sockets and devices are not copied")),
+            (None, _) => {
+                Err(ClientError::new(ErrorKind::NotSupported, "pipes, sockets and devices are not copied"))
+            }
         }
     }
 }

@@ -18,7 +18,13 @@ pub(super) async fn du(tool: &Tool, mut args: DuArgs) -> Result<Exit, Failure> {
         args.paths.push(RemotePath::root());
     }
     let (client, shutdown) = tool.client().await?;
-    let mut walk = Usage { remote: Remote::new(&client), args: &args, output: tool.output, lines: Vec::new(), seen: HashSet::new() };
+    let mut walk = Usage {
+        remote: Remote::new(&client),
+        args: &args,
+        output: tool.output,
+        lines: Vec::new(),
+        seen: HashSet::new(),
+    };
     let mut exit = Exit::Done;
     for path in &args.paths {
         if let Err(failure) = walk.path(path).await {

@@ -32,11 +32,16 @@ pub(super) async fn status(tool: &Tool, args: &StatusArgs) -> Result<Exit, Failu
     let age = human::ago(status.started_ns, now);
     let version = format!("version {}, schema {}, started {age}", status.version, status.schema);
     output.say(format!("{}   {} ({version})", output.paint(STRONG, "coordinator"), cluster.address()));
-    let datanodes = format!("{up} of {} up, {}", map.nodes.len(), human::count(map.sets.len() as u64, "replica set"));
+    let datanodes =
+        format!("{up} of {} up, {}", map.nodes.len(), human::count(map.sets.len() as u64, "replica set"));
     output.say(format!("{}   {datanodes}", output.paint(STRONG, "datanodes  ")));
     let chunks = human::count(status.chunks, "chunk");
     let waiting = format!("{} to delete, {} to repair", status.garbage_chunks, status.faults);
-    let data = format!("{} in {}, {chunks} ({waiting})", human::size(status.bytes), human::count(status.inodes, "inode"));
+    let data = format!(
+        "{} in {}, {chunks} ({waiting})",
+        human::size(status.bytes),
+        human::count(status.inodes, "inode")
+    );
     output.say(format!("{}   {data}", output.paint(STRONG, "data       ")));
     if let Some(space) = &space {
         let of = format!("{} free of {}", human::size(space.available), human::size(space.capacity));
@@ -61,7 +66,8 @@ pub(super) async fn node_list(tool: &Tool) -> Result<(), Failure> {
         return tool.output.json(&map.nodes.iter().map(node_json).collect::<Vec<_>>());
     }
     if map.nodes.is_empty() {
-        tool.output.say("No datanode has registered yet; start one with `cairn datanode --coordinator HOST:PORT`");
+        tool.output
+            .say("No datanode has registered yet; start one with `cairn datanode --coordinator HOST:PORT`");
         return Ok(());
     }
     print_nodes(tool.output, &map.nodes)?;
@@ -75,7 +81,12 @@ fn print_health(output: Output, status: &v1::GetStatusResponse, map: &v1::Cluste
     }
     for code in &status.health {
         let (style, word) = if code.error { (BAD, "error") } else { (WARN, "warning") };
-        output.say(format!("{} {}: {}", output.paint(style, word), output.paint(STRONG, &code.code), code.detail));
+        output.say(format!(
+            "{} {}: {}",
+            output.paint(style, word),
+            output.paint(STRONG, &code.code),
+            code.detail
+        ));
         if !code.remedy.is_empty() {
             output.say(format!("        {}", code.remedy));
         }
@@ -84,10 +95,14 @@ fn print_health(output: Output, status: &v1::GetStatusResponse, map: &v1::Cluste
 
 fn print_nodes(output: Output, nodes: &[v1::Node]) -> Result<(), Failure> {
     let now = clock::wall_ns();
-    let mut rows = table(&["DATANODE", "ADDRESS", "STATE", "USED", "CAPACITY", "USE", "LAST SEEN", "LABELS"], &[3, 4, 5]);
+    let mut rows = table(
+        &["DATANODE", "ADDRESS", "STATE", "USED", "CAPACITY", "USE", "LAST SEEN", "LABELS"],
+        &[3, 4, 5],
+    );
     for node in nodes {
         let (style, state) = state_of(node);
-        let mut labels: Vec<String> = node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let mut labels: Vec<String> =
+            node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
         labels.sort();
         rows.add_row([
             Cell::new(short(&node.node)),
@@ -104,7 +119,8 @@ fn print_nodes(output: Output, nodes: &[v1::Node]) -> Result<(), Failure> {
 }
 
 fn print_disks(output: Output, nodes: &[v1::Node]) -> Result<(), Failure> {
-    let mut rows = table(&["DATANODE", "DISK", "USED", "CAPACITY", "CHUNKS", "SET ASIDE", "HEALTH"], &[2, 3, 4, 5]);
+    let mut rows =
+        table(&["DATANODE", "DISK", "USED", "CAPACITY", "CHUNKS", "SET ASIDE", "HEALTH"], &[2, 3, 4, 5]);
     for node in nodes {
         for disk in &node.disks {
             let health = match (disk.fault.as_str(), disk.writable) {

@@ -9,8 +9,14 @@ use crate::failure::Failure;
 const MEANINGS: &[(&str, &str)] = &[
     ("coordinator.listen", "Where the coordinator listens for gRPC, host:port; port 0 takes a free one."),
     ("coordinator.data", "Directory of the metadata store; made when it is missing."),
-    ("coordinator.metrics_listen", "Where to serve /metrics, /healthz and /readyz, host:port; nowhere when not set."),
-    ("coordinator.engine", "Where metadata is kept: sqlite (in the data directory) or memory (lost at the end; for tests)."),
+    (
+        "coordinator.metrics_listen",
+        "Where to serve /metrics, /healthz and /readyz, host:port; nowhere when not set.",
+    ),
+    (
+        "coordinator.engine",
+        "Where metadata is kept: sqlite (in the data directory) or memory (lost at the end; for tests).",
+    ),
     ("coordinator.cluster", "Id of the cluster that the store must belong to; any when not set."),
     ("coordinator.lease", "A mount that is silent for so long loses its session, 1s to 10min."),
     ("coordinator.heartbeat", "How often datanodes report, 50ms to 1min."),
@@ -20,9 +26,15 @@ const MEANINGS: &[(&str, &str)] = &[
     ("coordinator.min_replicas", "Copies that must be stored before a write is acknowledged, 1 to replicas."),
     ("coordinator.chunk_size", "Bytes of a chunk unless a client asks for another size, 64 KiB to 64 MiB."),
     ("coordinator.plan_time", "How long a client may use chunk ids that it was given, 1s to 1day."),
-    ("coordinator.garbage_grace", "How long chunks are kept after the last file that used them, up to 365days."),
+    (
+        "coordinator.garbage_grace",
+        "How long chunks are kept after the last file that used them, up to 365days.",
+    ),
     ("coordinator.metadata_sync", "Whether changes of metadata survive a power cut when they are answered."),
-    ("coordinator.insecure", "Allow listen to be reachable from other machines although nothing is encrypted."),
+    (
+        "coordinator.insecure",
+        "Allow listen to be reachable from other machines although nothing is encrypted.",
+    ),
     ("datanode.listen", "Where the datanode listens for gRPC, host:port; port 0 takes a free one."),
     ("datanode.advertise", "How others reach this node, host:port; the address it listens on when not set."),
     ("datanode.coordinator", "Address of the coordinator, host:port."),
@@ -31,15 +43,24 @@ const MEANINGS: &[(&str, &str)] = &[
     ("datanode.reserve", "Room that stays free on each disk; never more than 5 % of it count."),
     ("datanode.segment_size", "Size of the files that chunks are kept in, 64 MiB to 16 GiB."),
     ("datanode.memory", "Memory for chunks on their way, 8 MiB to 1 TiB."),
-    ("datanode.metrics_listen", "Where to serve /metrics, /healthz and /readyz, host:port; nowhere when not set."),
+    (
+        "datanode.metrics_listen",
+        "Where to serve /metrics, /healthz and /readyz, host:port; nowhere when not set.",
+    ),
     ("datanode.sync", "Whether syncs reach the disk; false risks acknowledged data when the power fails."),
     ("datanode.insecure", "Allow listen to be reachable from other machines although nothing is encrypted."),
-    ("client.coordinator", "Address of the coordinator, host:port; also --coordinator and CAIRN_COORDINATOR."),
+    (
+        "client.coordinator",
+        "Address of the coordinator, host:port; also --coordinator and CAIRN_COORDINATOR.",
+    ),
     ("client.memory", "Memory for unwritten data, read-ahead and cache together, 32 MiB to 1 TiB."),
     ("client.chunk_size", "Bytes of a chunk, 64 KiB to 64 MiB; 8 MiB when not set."),
     ("client.read_ahead", "What is fetched ahead of a sequential reader; 0 to an eighth of memory."),
     ("client.write_back", "Written data leaves at the latest after this time; at most 300s."),
-    ("client.unreachable", "While the cluster does not answer: hard waits, soft=SECONDS fails with EIO after that time."),
+    (
+        "client.unreachable",
+        "While the cluster does not answer: hard waits, soft=SECONDS fails with EIO after that time.",
+    ),
     ("client.durable_close", "Whether close waits until data would survive power loss, as fsync does."),
     ("mount.mountpoint", "The directory to mount at; cairn mount takes it as its argument."),
     ("mount.allow_other", "Let other users in; permission bits decide what they may do."),
@@ -102,7 +123,8 @@ mod tests {
         for (key, _) in MEANINGS {
             let (section, field) = key.split_once('.').unwrap();
             let text = format!("[{section}]\n{field} = {{ a = [] }}");
-            let error = toml::from_str::<Config>(&text).map(|_| String::new()).unwrap_or_else(|e| e.to_string());
+            let error =
+                toml::from_str::<Config>(&text).map(|_| String::new()).unwrap_or_else(|e| e.to_string());
             assert!(!error.contains("unknown field"), "{key}: {error}");
         }
     }
@@ -112,7 +134,11 @@ mod tests {
         let text = template().unwrap();
         toml::from_str::<Config>(&text).unwrap();
         let is_setting = |line: &&str| !line.starts_with("# ") && !line.contains("(not set)");
-        let bare: String = text.lines().filter(is_setting).map(|line| format!("{}\n", line.trim_start_matches('#'))).collect();
+        let bare: String = text
+            .lines()
+            .filter(is_setting)
+            .map(|line| format!("{}\n", line.trim_start_matches('#')))
+            .collect();
         toml::from_str::<Config>(&bare).unwrap_or_else(|error| panic!("{error}\n{bare}"));
     }
 }

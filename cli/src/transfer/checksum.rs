@@ -38,7 +38,11 @@ impl Blocks {
     }
 
     /// Compares with the chunks of a file: the offset of the first whole chunk that differs.
-    pub(super) fn differs(&self, extents: &[v1::Extent], chunks: &BTreeMap<u64, v1::ChunkRef>) -> Option<u64> {
+    pub(super) fn differs(
+        &self,
+        extents: &[v1::Extent],
+        chunks: &BTreeMap<u64, v1::ChunkRef>,
+    ) -> Option<u64> {
         let whole = extents.iter().filter_map(|extent| {
             let chunk = chunks.get(&extent.chunk)?;
             // Small files share chunks; their blocks were compared when they were sent.
@@ -73,8 +77,12 @@ mod tests {
         let mut blocks = Blocks::default();
         blocks.add(0, &data);
         let extent = v1::Extent { offset: 0, length: 100_000, chunk: 5, chunk_offset: 0 };
-        let mut chunk = v1::ChunkRef { chunk: 5, length: 100_000, crc32c: crc32c(&data), ..Default::default() };
-        assert_eq!(blocks.differs(std::slice::from_ref(&extent), &BTreeMap::from([(5, chunk.clone())])), None);
+        let mut chunk =
+            v1::ChunkRef { chunk: 5, length: 100_000, crc32c: crc32c(&data), ..Default::default() };
+        assert_eq!(
+            blocks.differs(std::slice::from_ref(&extent), &BTreeMap::from([(5, chunk.clone())])),
+            None
+        );
         chunk.crc32c ^= 1;
         assert_eq!(blocks.differs(&[extent], &BTreeMap::from([(5, chunk)])), Some(0));
     }

@@ -11,29 +11,24 @@ use cairn_client::{Attr, Kind};
 use tokio::sync::mpsc;
 
 use super::get_file::{GetFile, GetWork, set_times};
-use super::{Job, QUEUE, RESUME_XATTR, workers};
+use super::{Job, QUEUE, SOURCE_XATTR, workers};
 use crate::args::{GetArgs, RemotePath};
 use crate::failure::{Context, Failure};
 
 pub(super) async fn run(job: &Job, args: &GetArgs) -> Result<(), Failure> {
     let (queue, files) = mpsc::channel(QUEUE);
     let mut workers = workers(job, files, GetWork);
-    let mut walk = Walk { job, queue, directories: Vec::new(), unfinished: Vec::new() };
+    let mut walk = Walk { job, queue, directories: Vec::new() };
     for source in &args.sources {
         if let Err(failure) = walk.source(source, args).await {
             job.fail(&failure);
         }
     }
-    let Walk { queue, directories, unfinished, .. } = walk;
+    let Walk { queue, directories, .. } = walk;
     job.progress.all_found();
     drop(queue);
     while let Some(ended) = workers.join_next().await {
         ended.map_err(|error| Failure::new("get", error))?;
-    }
-    if job.progress.failures() == 0 {
-        for path in unfinished {
-            let _ = rustix::fs::removexattr(&path, RESUME_XATTR);
-        }
     }
     // Modes and times last: filling a directory changes its time, and its mode may forbid it.
     for (path, attr) in directories.into_iter().rev() {
@@ -48,14 +43,13 @@ struct Walk<'a> {
     job: &'a Job,
     queue: mpsc::Sender<GetFile>,
     directories: Vec<(PathBuf, Attr)>,
-    /// Tops of trees that carry [`RESUME_XATTR`].
-    unfinished: Vec<PathBuf>,
 }
 
 impl Walk<'_> {
     async fn source(&mut self, source: &RemotePath, args: &GetArgs) -> Result<(), Failure> {
         let remote = &self.job.remote;
-        let attr = if args.options.recursive { remote.lstat(source).await? } else { remote.stat(source).await? };
+        let attr =
+            if args.options.recursive { remote.lstat(source).await? } else { remote.stat(source).await? };
         let (target, is_new) = self.target(source, &attr, args)?;
         if attr.kind != Kind::Directory {
             return self.file(source.clone(), target, attr).await;
@@ -66,10 +60,12 @@ impl Walk<'_> {
         self.directory(&target, &attr)?;
         if is_new {
             // A file system without extended attributes only makes resuming less clever.
-            let mark = rustix::fs::setxattr(&target, RESUME_XATTR, source.as_bytes(), rustix::fs::XattrFlags::empty());
-            if mark.is_ok() {
-                self.unfinished.push(target.clone());
-            }
+            let _ = rustix::fs::setxattr(
+                &target,
+                SOURCE_XATTR,
+                source.as_bytes(),
+                rustix::fs::XattrFlags::empty(),
+            );
         }
         self.tree(source.clone(), target, attr).await
     }
@@ -82,7 +78,7 @@ impl Walk<'_> {
         match fs::metadata(destination) {
             Ok(meta) if meta.is_dir() => {
                 let resumes = attr.kind == Kind::Directory && args.sources.len() == 1;
-                if resumes && is_unfinished(destination, source) {
+                if resumes && is_copy_of(destination, source) {
                     return Ok((destination.clone(), true));
                 }
                 match source.name() {
@@ -147,9 +143,9 @@ impl Walk<'_> {
     }
 }
 
-/// Whether a directory is the rest of an earlier copy of this source.
-fn is_unfinished(directory: &Path, source: &RemotePath) -> bool {
+/// Whether a directory was made as a copy of this source.
+fn is_copy_of(directory: &Path, source: &RemotePath) -> bool {
     let mut value = vec![0; source.as_bytes().len() + 1];
-    let length = rustix::fs::getxattr(directory, RESUME_XATTR, &mut value);
+    let length = rustix::fs::getxattr(directory, SOURCE_XATTR, &mut value);
     length.is_ok_and(|length| value.get(..length) == Some(source.as_bytes()))
 }

@@ -73,8 +73,15 @@ fn get_symlink(job: &Job, file: &GetFile, found: bool, what: &str) -> Result<(),
 }
 
 /// Whether the destination holds this file already.
-async fn is_there(job: &Job, file: &GetFile, found: Option<&fs::Metadata>, what: &str) -> Result<bool, Failure> {
-    let Some(found) = found.filter(|meta| meta.is_file() && meta.len() == file.attr.size) else { return Ok(false) };
+async fn is_there(
+    job: &Job,
+    file: &GetFile,
+    found: Option<&fs::Metadata>,
+    what: &str,
+) -> Result<bool, Failure> {
+    let Some(found) = found.filter(|meta| meta.is_file() && meta.len() == file.attr.size) else {
+        return Ok(false);
+    };
     let equal = mtime_ns(found) == file.attr.mtime_ns;
     if job.options.overwrite {
         return Ok(false);
@@ -131,7 +138,13 @@ async fn copy_to(
 }
 
 /// Copies the data of a file, without its holes. Gives the CRC-32C of the whole content.
-async fn receive(job: &Job, source: &RemoteFile, size: u64, copy: &Arc<File>, what: &str) -> Result<u32, Failure> {
+async fn receive(
+    job: &Job,
+    source: &RemoteFile,
+    size: u64,
+    copy: &Arc<File>,
+    what: &str,
+) -> Result<u32, Failure> {
     let mut crc = crc32c(b"");
     let mut offset = 0;
     while offset < size {
@@ -159,7 +172,8 @@ async fn receive(job: &Job, source: &RemoteFile, size: u64, copy: &Arc<File>, wh
         while let Some(data) = pieces.next().await {
             let data = data.doing(what)?;
             if data.len() != piece(end - offset) {
-                return Err(Failure::new(what, "the file became shorter while it was read").next("run the command again"));
+                return Err(Failure::new(what, "the file became shorter while it was read")
+                    .next("run the command again"));
             }
             crc = combine(crc, crc32c(&data), data.len() as u64);
             let length = data.len() as u64;
@@ -208,7 +222,13 @@ async fn verify(job: &Job, copy: &Arc<File>, size: u64, expected: u32, what: &st
         .exit(Exit::Failed))
 }
 
-async fn read_here(job: &Job, file: &Arc<File>, offset: u64, length: usize, what: &str) -> Result<Bytes, Failure> {
+async fn read_here(
+    job: &Job,
+    file: &Arc<File>,
+    offset: u64,
+    length: usize,
+    what: &str,
+) -> Result<Bytes, Failure> {
     let file = Arc::clone(file);
     let read = job.pool.run(move || {
         let mut buffer = vec![0; length];
@@ -217,7 +237,13 @@ async fn read_here(job: &Job, file: &Arc<File>, offset: u64, length: usize, what
     read.await.doing(what)?.doing(what)
 }
 
-async fn write_here(job: &Job, file: &Arc<File>, offset: u64, data: Bytes, what: &str) -> Result<(), Failure> {
+async fn write_here(
+    job: &Job,
+    file: &Arc<File>,
+    offset: u64,
+    data: Bytes,
+    what: &str,
+) -> Result<(), Failure> {
     let file = Arc::clone(file);
     job.pool.run(move || file.write_all_at(&data, offset)).await.doing(what)?.doing(what)
 }

@@ -5,8 +5,8 @@
 //! the file is complete and verified. A file whose size and time of change are equal on both sides
 //! is complete, so that running again resumes.
 //!
-//! A tree that is copied to a new name has the extended attribute [`RESUME_XATTR`] at its top until
-//! it is complete; by that, running again finds that the directory there is not one to copy *into*.
+//! A tree that is copied to a new name has the extended attribute [`SOURCE_XATTR`] at its top; by that,
+//! running again finds that the directory there is the copy and not one to copy *into*.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,8 +33,8 @@ mod put_file;
 
 use progress::Progress;
 
-/// Names the source of a tree that is not complete yet.
-const RESUME_XATTR: &str = "user.cairn.unfinished";
+/// Names the source of a copied tree.
+const SOURCE_XATTR: &str = "user.cairn.source";
 /// Files that are found but not yet taken by a worker.
 const QUEUE: usize = 16_384;
 /// Bytes that are read or written at once.

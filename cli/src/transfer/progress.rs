@@ -132,7 +132,12 @@ impl Progress {
         let files = self.copied_files.load(Ordering::Relaxed);
         let bytes = self.copied_bytes.load(Ordering::Relaxed);
         let time = self.started.elapsed();
-        let mut text = format!("{} ({}) copied in {}", human::count(files, "file"), human::size(bytes), human::span(time));
+        let mut text = format!(
+            "{} ({}) copied in {}",
+            human::count(files, "file"),
+            human::size(bytes),
+            human::span(time)
+        );
         if time > Duration::from_millis(100) && bytes > 0 {
             text.push_str(&format!(", {}/s", human::size(rate(bytes, time))));
         }

@@ -15,7 +15,7 @@ use cairn_proto::{ErrorKind, FileName, InodeId, v1};
 use tokio::sync::mpsc;
 
 use super::put_file::{PutFile, PutWork};
-use super::{Job, QUEUE, RESUME_XATTR, workers};
+use super::{Job, QUEUE, SOURCE_XATTR, workers};
 use crate::args::{PutArgs, RemotePath};
 use crate::failure::{Context, Failure};
 use crate::remote;
@@ -26,13 +26,13 @@ type Entries = Vec<(Vec<u8>, PathBuf, Metadata)>;
 pub(super) async fn run(job: &Job, args: &PutArgs) -> Result<(), Failure> {
     let (queue, files) = mpsc::channel(QUEUE);
     let mut workers = workers(job, files, PutWork);
-    let mut walk = Walk { job, queue, directories: Vec::new(), unfinished: Vec::new() };
+    let mut walk = Walk { job, queue, directories: Vec::new() };
     for source in &args.sources {
         if let Err(failure) = walk.source(source, args).await {
             job.fail(&failure);
         }
     }
-    let Walk { queue, directories, unfinished, .. } = walk;
+    let Walk { queue, directories, .. } = walk;
     job.progress.all_found();
     drop(queue);
     while let Some(ended) = workers.join_next().await {
@@ -41,13 +41,6 @@ pub(super) async fn run(job: &Job, args: &PutArgs) -> Result<(), Failure> {
     // Modes and times last: filling a directory changes its time, and its mode may forbid it.
     for Made { path, inode, mode, mtime_ns } in directories.into_iter().rev() {
         job.remote.apply(remote::times(inode, Some(mode), mtime_ns)).await.doing(path)?;
-    }
-    if job.progress.failures() == 0 {
-        for inode in unfinished {
-            let name = Bytes::from_static(RESUME_XATTR.as_bytes());
-            let done = Op::RemoveXattr(v1::RemoveXattr { inode: inode.get(), name });
-            remote::no_data(job.remote.apply(done).await).doing("put")?;
-        }
     }
     Ok(())
 }
@@ -64,8 +57,6 @@ struct Walk<'a> {
     job: &'a Job,
     queue: mpsc::Sender<PutFile>,
     directories: Vec<Made>,
-    /// Tops of trees that carry [`RESUME_XATTR`].
-    unfinished: Vec<InodeId>,
 }
 
 /// Where a source goes.
@@ -108,11 +99,12 @@ impl Walk<'_> {
         let mut is_new = found.is_none();
         match found {
             Some(attr) if attr.kind == Kind::Directory => {
-                is_new = meta.is_dir() && args.sources.len() == 1 && self.is_unfinished(&attr, source).await?;
+                is_new = meta.is_dir() && args.sources.len() == 1 && self.is_copy_of(&attr, source).await?;
                 if !is_new {
                     let absolute = source.canonicalize().doing(format!("put {}", source.display()))?;
                     let name = source.file_name().or(absolute.file_name());
-                    let name = name.ok_or_else(|| Failure::new(source.display(), "it has no name to copy it under"))?;
+                    let name = name
+                        .ok_or_else(|| Failure::new(source.display(), "it has no name to copy it under"))?;
                     path = destination.join(name.as_bytes());
                 }
             }
@@ -127,7 +119,6 @@ impl Walk<'_> {
             Some(_) | None => {}
         }
         if path.name().is_none() {
-            // The whole tree into the root, which has no name: a tree that was not finished.
             return Err(Failure::usage(destination, "the root directory can not be replaced"));
         }
         let (parent, name) = remote.parent(&path).await?;
@@ -136,14 +127,14 @@ impl Walk<'_> {
         Ok(Place { path, parent: parent.inode, name, found, is_new })
     }
 
-    /// Whether a directory is the rest of an earlier copy of this source.
-    async fn is_unfinished(&self, directory: &Attr, source: &Path) -> Result<bool, Failure> {
+    /// Whether a directory was made as a copy of this source.
+    async fn is_copy_of(&self, directory: &Attr, source: &Path) -> Result<bool, Failure> {
         if !directory.has_xattrs {
             return Ok(false);
         }
         let xattrs = self.job.remote.coordinator().xattrs(directory.inode).await.doing("put")?;
         let mark = source_mark(source);
-        Ok(xattrs.iter().any(|(name, value)| name.as_ref() == RESUME_XATTR.as_bytes() && *value == mark))
+        Ok(xattrs.iter().any(|(name, value)| name.as_ref() == SOURCE_XATTR.as_bytes() && *value == mark))
     }
 
     async fn tree(&mut self, source: PathBuf, path: RemotePath, top: Attr) -> Result<(), Failure> {
@@ -197,18 +188,24 @@ impl Walk<'_> {
         self.directory(&place, meta, None).await.doing(path).map(Some)
     }
 
-    async fn directory(&mut self, place: &Place, meta: &Metadata, mark: Option<Bytes>) -> Result<Attr, ClientError> {
+    async fn directory(
+        &mut self,
+        place: &Place,
+        meta: &Metadata,
+        mark: Option<Bytes>,
+    ) -> Result<Attr, ClientError> {
         let remote = &self.job.remote;
         let attr = match &place.found {
             Some(found) if found.kind == Kind::Directory => found.clone(),
-            Some(_) => return Err(ClientError::new(ErrorKind::NotDirectory, "it exists and is no directory")),
+            Some(_) => {
+                return Err(ClientError::new(ErrorKind::NotDirectory, "it exists and is no directory"));
+            }
             None => remote.mkdir(place.parent, &place.name, meta.mode() & 0o7777 | 0o700).await?,
         };
         if let Some(value) = mark {
-            let name = Bytes::from_static(RESUME_XATTR.as_bytes());
+            let name = Bytes::from_static(SOURCE_XATTR.as_bytes());
             let inode = attr.inode.get();
             remote.apply(Op::SetXattr(v1::SetXattr { inode, name, value, ..Default::default() })).await?;
-            self.unfinished.push(attr.inode);
         }
         self.directories.push(Made {
             path: place.path.clone(),
@@ -229,7 +226,12 @@ impl Walk<'_> {
         meta: &Metadata,
     ) -> Result<(), Failure> {
         if !meta.is_file() && !meta.is_symlink() {
-            self.job.progress.suspend(|| self.job.output.note(format!("{} is left out: pipes, sockets and devices are not copied", local.display())));
+            self.job.progress.suspend(|| {
+                self.job.output.note(format!(
+                    "{} is left out: pipes, sockets and devices are not copied",
+                    local.display()
+                ))
+            });
             return Ok(());
         }
         let size = if meta.is_file() { meta.len() } else { 0 };

@@ -191,7 +191,13 @@ fn next_data(file: &File, offset: u64) -> io::Result<Run> {
 }
 
 /// Reads up to `length` bytes; less only at the end of the file.
-async fn read_local(job: &Job, file: &Arc<File>, offset: u64, length: u64, what: &str) -> Result<Bytes, Failure> {
+async fn read_local(
+    job: &Job,
+    file: &Arc<File>,
+    offset: u64,
+    length: u64,
+    what: &str,
+) -> Result<Bytes, Failure> {
     let file = Arc::clone(file);
     let read = job.pool.run(move || {
         let length = usize::try_from(length).map_err(io::Error::other)?;
@@ -246,7 +252,8 @@ async fn read_back(
         };
         let start = offset - offset % PIECE;
         let length = PIECE.min(size - start);
-        let data = file.content.read(start, usize::try_from(length).unwrap_or(usize::MAX)).await.doing(what)?;
+        let data =
+            file.content.read(start, usize::try_from(length).unwrap_or(usize::MAX)).await.doing(what)?;
         if data.len() as u64 != length || blocks.of(start, length).is_some_and(|crc| crc != crc32c(&data)) {
             return Err(mismatch(what, start));
         }

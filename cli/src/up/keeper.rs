@@ -63,7 +63,8 @@ impl Keeper {
         let role = service.role;
         let (first, outcome) = oneshot::channel();
         let stop = CancellationToken::new();
-        let keep = Keep { service, restart, events, stop: stop.clone(), force: force.clone(), first: Some(first) };
+        let keep =
+            Keep { service, restart, events, stop: stop.clone(), force: force.clone(), first: Some(first) };
         let keeper = Self { role, stop, task: tokio::spawn(keep.run()) };
         let failure = tokio::select! {
             outcome = outcome => match outcome {
@@ -74,7 +75,8 @@ impl Keeper {
             () = abort.cancelled() => Failure::new("", "stopped"),
         };
         keeper.stop().await;
-        let what = if failure.what.is_empty() { role.name() } else { format!("{}: {}", role.name(), failure.what) };
+        let what =
+            if failure.what.is_empty() { role.name() } else { format!("{}: {}", role.name(), failure.what) };
         Err(Failure { what, ..failure })
     }
 
@@ -118,7 +120,7 @@ impl Keep {
             }
             backoff = (backoff * 2).min(BACKOFF_MAX);
             if self.service.role == Role::Mount {
-                unmount::clear_dead(self.service.directory());
+                unmount::clear(self.service.directory());
             }
         }
     }
@@ -194,7 +196,7 @@ impl Keep {
             unmount::send(pid, Signal::KILL);
             let _ = clock::timeout(KILL_LIMIT, child.wait()).await;
             if self.service.role == Role::Mount {
-                unmount::clear_dead(self.service.directory());
+                unmount::clear(self.service.directory());
             }
         }
         notes::remove(&self.service.ready_file());

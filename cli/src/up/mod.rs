@@ -37,7 +37,8 @@ pub(crate) async fn up(args: UpArgs, global: &GlobalArgs, output: Output) -> Res
     if args.new_session {
         background::leave_session();
     }
-    let result = if args.detach { detach(&args, global, output).await } else { run(args, global, output).await };
+    let result =
+        if args.detach { detach(&args, global, output).await } else { run(args, global, output).await };
     if let Err(failure) = &result {
         background::tell_failure(ready_file.as_deref(), "up", failure);
     }
@@ -81,7 +82,10 @@ async fn detach(args: &UpArgs, global: &GlobalArgs, output: Output) -> Result<()
     line.extend(switches.iter().filter(|(_, given)| *given).map(|(flag, _)| (*flag).into()));
     line.extend((0..global.verbose).map(|_| "--verbose".into()));
     if let Some(config) = &global.config {
-        line.extend(["--config".into(), std::path::absolute(config).doing("find the configuration file")?.into()]);
+        line.extend([
+            "--config".into(),
+            std::path::absolute(config).doing("find the configuration file")?.into(),
+        ]);
     }
     let mut child = background::spawn(&line, &log, false, false)?;
     background::await_ready(&mut child, &ready_file, &log, DETACH_LIMIT).await?;
@@ -96,7 +100,8 @@ async fn detach(args: &UpArgs, global: &GlobalArgs, output: Output) -> Result<()
 
 /// Runs `cairn down`.
 pub(crate) async fn down(args: &DownArgs, output: Output) -> Result<(), Failure> {
-    let data = std::path::absolute(args.data.clone().unwrap_or_else(places::up_data)).doing("find the data")?;
+    let data =
+        std::path::absolute(args.data.clone().unwrap_or_else(places::up_data)).doing("find the data")?;
     let what = format!("stop the cluster in {}", data.display());
     let state = State::read(&data)?.filter(|state| notes::is_alive(state.pid) && is_locked(&data));
     let Some(state) = state else {
@@ -146,8 +151,14 @@ fn lock(data: &Path) -> Result<RealDisk, Failure> {
         let who = state.map_or_else(String::new, |state| {
             format!(" (pid {}, mounted at {})", state.pid, state.directory.display())
         });
-        Failure::new(format!("use the data in {}", data.display()), format!("another `cairn up` runs on it{who}"))
-            .next(format!("use that one, stop it with `cairn down --data {}`, or choose another --data", data.display()))
+        Failure::new(
+            format!("use the data in {}", data.display()),
+            format!("another `cairn up` runs on it{who}"),
+        )
+        .next(format!(
+            "use that one, stop it with `cairn down --data {}`, or choose another --data",
+            data.display()
+        ))
     })
 }
 
@@ -162,7 +173,8 @@ async fn await_leftovers(state: &State, data: &Path, output: Output) -> Result<(
         if !notes::is_alive(ready.pid) || !unmount::mentions(ready.pid, data.as_os_str()) {
             continue;
         }
-        let notice = || output.note(format!("waiting for {name} (pid {}) of an earlier run to end", ready.pid));
+        let notice =
+            || output.note(format!("waiting for {name} (pid {}) of an earlier run to end", ready.pid));
         if !unmount::await_end(ready.pid, LEFTOVER_LIMIT, notice).await {
             output.note(format!("{name} (pid {}) of an earlier run does not end and is killed", ready.pid));
             unmount::send(ready.pid, rustix::process::Signal::KILL);

@@ -53,9 +53,16 @@ pub(super) struct Common {
 }
 
 impl Common {
-    pub(super) fn new(data: &Path, state: &State, global: &GlobalArgs, allow_other: bool, protect: bool) -> Self {
+    pub(super) fn new(
+        data: &Path,
+        state: &State,
+        global: &GlobalArgs,
+        allow_other: bool,
+        protect: bool,
+    ) -> Self {
         // Children run in "/", so that the path must not depend on where this process runs.
-        let config = global.config.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+        let config =
+            global.config.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
         Self {
             data: data.to_owned(),
             directory: state.directory.clone(),

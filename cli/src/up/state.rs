@@ -68,12 +68,14 @@ impl State {
         let had = found.as_ref().map_or(0, |state| state.datanodes);
         let nodes = datanodes.unwrap_or(if had == 0 { DATANODES_DEFAULT } else { had });
         if nodes < had {
-            let why = format!("this data was made with {had} datanodes, and {nodes} would leave some of it behind");
+            let why =
+                format!("this data was made with {had} datanodes, and {nodes} would leave some of it behind");
             return Err(Failure::usage("--datanodes", why)
                 .next(format!("use --datanodes {had} or more, or another --data")));
         }
         let usual = REPLICAS_DEFAULT.min(nodes);
-        let replicas = replicas.unwrap_or_else(|| found.as_ref().map_or(usual, |state| state.replicas.max(usual)));
+        let replicas =
+            replicas.unwrap_or_else(|| found.as_ref().map_or(usual, |state| state.replicas.max(usual)));
         if replicas > nodes {
             let why = format!("{replicas} copies need as many datanodes, and there are {nodes}");
             return Err(Failure::usage("--replicas", why).next("use more --datanodes"));

@@ -49,7 +49,8 @@ impl Supervisor {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let (stopping, force) = (CancellationToken::new(), CancellationToken::new());
         watch_signals(&stopping, &force)?;
-        let mut this = Self { data: data.to_owned(), state, output, stopping, force, events, keepers: Vec::new() };
+        let mut this =
+            Self { data: data.to_owned(), state, output, stopping, force, events, keepers: Vec::new() };
         let started = this.start_all(&common, !args.no_restart, sender).await;
         let announced = match started {
             Ok(()) => this.announce(args.ready_file.as_deref()),
@@ -167,7 +168,11 @@ impl Supervisor {
         };
         background::tell_ready(ready_file, &ready)?;
         // A background process has nobody to print to: its parent does that.
-        if ready_file.is_none() { summary::print(&self.state, &self.data, false, self.output) } else { Ok(()) }
+        if ready_file.is_none() {
+            summary::print(&self.state, &self.data, false, self.output)
+        } else {
+            Ok(())
+        }
     }
 
     /// Watches over everything until it shall stop, then stops it.
@@ -187,7 +192,8 @@ impl Supervisor {
                 }
                 Some(Event::Died(role, why, Some(next))) => {
                     let name = role.name();
-                    self.output.note(format!("{name} died ({why}); starting it again in {} ms", next.as_millis()));
+                    self.output
+                        .note(format!("{name} died ({why}); starting it again in {} ms", next.as_millis()));
                 }
                 Some(Event::Died(role, why, None)) => {
                     self.output.note(format!("{} died ({why}) and stays so (--no-restart)", role.name()));
