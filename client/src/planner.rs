@@ -103,6 +103,14 @@ impl Planner {
         self.with(|stock| stock.avoid.insert(node, (clock::now(), reason)));
     }
 
+    /// Whether a node has lately failed to store.
+    pub(crate) fn avoids(&self, node: NodeId) -> bool {
+        self.with(|stock| {
+            stock.nodes_avoided();
+            stock.avoid.contains_key(&node)
+        })
+    }
+
     /// The right to store one chunk, on a set whose members are all well where there is one.
     ///
     /// `NoSpace`: no set has room. Unreachable coordinators and missing datanodes are waited for

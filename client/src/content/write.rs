@@ -108,19 +108,20 @@ impl FileContent {
         Ok(None)
     }
 
-    /// Chunk by chunk: when one is full, it leaves together with everything older, so that nothing
+    /// Chunk by chunk: when a stream has come to the end of one, it leaves together with everything older, so that nothing
     /// overtakes.
     fn insert(&self, state: &mut State, mut offset: u64, mut data: &[u8], leaving: &mut Vec<Arc<Flight>>) {
         let size = self.engine.chunk_size;
         while !data.is_empty() {
-            let start = offset / size * size;
-            let boundary = start + size;
+            let boundary = (offset / size + 1) * size;
             let len = data.len().min(usize::try_from(boundary - offset).unwrap_or(usize::MAX));
             state.dirty.insert(offset, &data[..len]);
             offset += len as u64;
             data = &data[len..];
             let ends_chunk = offset == boundary;
-            let full = || ByteRange::between(start, boundary).is_some_and(|chunk| state.dirty.covers(chunk));
+            // Half is enough: a stream may have begun in the middle of this chunk.
+            let half = ByteRange::between(boundary - size / 2, boundary);
+            let full = || half.is_some_and(|half| state.dirty.covers(half));
             let scattered =
                 state.dirty.bytes() as u64 > SCATTERED_CHUNKS * size || state.dirty.runs() > RUNS_MAX;
             if scattered || ends_chunk && full() {

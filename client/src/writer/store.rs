@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use cairn_proto::{ErrorKind, NodeId, v1};
 use cairn_runtime::clock;
 use cairn_runtime::telemetry::RequestId;
@@ -12,7 +14,7 @@ use super::PACKED_BYTES_MAX;
 use crate::engine::Engine;
 use crate::error::{ClientError, Result};
 use crate::layout::ChunkInfo;
-use crate::map::{Liveness, Map};
+use crate::map::{Liveness, Map, ReplicaSet};
 use crate::metrics;
 use crate::planner::{Grant, Reason};
 use crate::transport::Link;
@@ -100,7 +102,7 @@ async fn store_once(
         length: content.length,
         sync: durable,
         token: grant.token.clone(),
-        forward: Vec::new(),
+        forward: forward_to(engine, map, set, primary.node),
         request_id: RequestId::current().to_string(),
     };
     let stored = match send(engine, &primary, grant, &header, content).await {
@@ -120,6 +122,18 @@ async fn store_once(
         return Err(ClientError::new(ErrorKind::TooFewReplicas, message));
     }
     Ok(StoredDraft { grant: grant.clone(), epoch: set.epoch, by: stored.by, members: set.members.clone() })
+}
+
+/// Whom the primary shall forward to: nobody waits for a member that is not well, as long as enough
+/// others are. Empty: all that are not down.
+fn forward_to(engine: &Engine, map: &Map, set: &ReplicaSet, primary: NodeId) -> Vec<Bytes> {
+    let is_well = |node: NodeId| map.liveness(node) == Liveness::Up && !engine.planner.avoids(node);
+    let others = || set.members.iter().copied().filter(|node| *node != primary);
+    let well: Vec<_> = others().filter(|node| is_well(*node)).collect();
+    if well.len() == others().count() || well.len() + 1 < set.min_replicas {
+        return Vec::new();
+    }
+    well.into_iter().map(NodeId::to_wire).collect()
 }
 
 async fn send(
