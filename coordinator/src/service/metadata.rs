@@ -12,8 +12,9 @@ use crate::slots::{self, Method};
 const PAGE_ENTRIES_MAX: usize = 65_536;
 /// Pages of more entries are read on a thread of the pool.
 const PAGE_ENTRIES_HERE: usize = 512;
-/// A page ends when it has about so many bytes, well below what a message can have.
-const PAGE_BYTES_MAX: usize = MESSAGE_SIZE_MAX / 2;
+/// A page ends when it has about so many bytes: well below what a message can have, and little enough
+/// that several callers at once do not matter.
+const PAGE_BYTES_MAX: usize = MESSAGE_SIZE_MAX / 4;
 
 pub(super) async fn lookup(
     shared: &Shared,
