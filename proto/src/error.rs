@@ -169,8 +169,17 @@ impl WireError {
     }
 }
 
-/// Puts an error into a gRPC status.
+/// Longest sentence that travels: it goes into HTTP/2 trailers, which both ends bound to 16 KiB, and
+/// percent-encoding may make it three times as long.
+const MESSAGE_MAX: usize = 2048;
+
+/// Puts an error into a gRPC status. A sentence that quotes too much is cut.
 pub fn status_from(kind: ErrorKind, message: impl Into<String>) -> Status {
+    let mut message = message.into();
+    if message.len() > MESSAGE_MAX {
+        message.truncate(message.floor_char_boundary(MESSAGE_MAX));
+        message.push('…');
+    }
     let mut status = Status::new(kind.translate().1, message);
     status.metadata_mut().insert(KIND_KEY, kind.number().into());
     status
@@ -211,6 +220,12 @@ mod tests {
             assert_eq!(back, WireError::new(kind, "why"));
             assert_eq!(ErrorKind::from_number(kind.number()), Some(kind));
         }
+    }
+
+    #[test]
+    fn a_sentence_that_quotes_too_much_is_cut_between_characters() {
+        let cut = wire_error_of(&status_from(ErrorKind::InvalidArgument, "ä".repeat(1 << 20))).message;
+        assert_eq!(cut, format!("{}…", "ä".repeat(MESSAGE_MAX / 2)));
     }
 
     #[test]
