@@ -104,7 +104,7 @@ fn labels(labels: std::collections::BTreeMap<String, String>) -> Result<Labels, 
     }
 }
 
-/// Sizes beyond the largest that can be stored are cut; a full disk is not an error.
+/// A full disk is not an error; more used than there is (both move while they are read) is cut.
 fn report(capacity: u64, used: u64, disks: Vec<v1::DiskHealth>) -> Result<Report, OpError> {
     if disks.len() > DISKS_MAX {
         return Err(OpError::invalid(format!("{} disks; {DISKS_MAX} are possible", disks.len())));
@@ -112,7 +112,9 @@ fn report(capacity: u64, used: u64, disks: Vec<v1::DiskHealth>) -> Result<Report
     if disks.iter().any(|disk| disk.path.len() > 4 * TEXT_MAX || disk.fault.len() > 4 * TEXT_MAX) {
         return Err(OpError::invalid("a disk's path or fault is too long"));
     }
-    let capacity = capacity.min(i64::MAX as u64);
+    if capacity > i64::MAX as u64 {
+        return Err(OpError::invalid(format!("a capacity of {capacity} bytes; at most 2^63 - 1 is possible")));
+    }
     Ok(Report { capacity, used: used.min(capacity), disks })
 }
 
@@ -149,7 +151,12 @@ impl Beats {
                 () = &mut stop => break,
                 request = self.requests.message() => match request {
                     Ok(Some(request)) => self.on_beat(request),
-                    Ok(None) | Err(_) => break,
+                    Ok(None) => break,
+                    // A message that can not be read: its sender shall know.
+                    Err(status) => {
+                        let _ = self.answers.try_send(Err(status));
+                        break;
+                    }
                 },
                 changed = maps.changed(), if self.node.is_some() => match changed {
                     Ok(()) => Ok(()),

@@ -56,9 +56,9 @@ async fn greet(shared: &Shared, hello: v1::ClientHello) -> Result<v1::Welcome, O
         return Err(OpError::invalid(message));
     }
     let resumed = !hello.session.is_empty();
+    let opens = wire::opens(hello.open)?;
     let session = if resumed {
         let session = SessionId::from_wire(&hello.session)?;
-        let opens = wire::opens(hello.open)?;
         let dropped = shared.context.sessions.resume(session, &opens)?;
         release(shared, session, dropped).await?;
         tracing::info!(session = %session, description = hello.description, "session goes on");
