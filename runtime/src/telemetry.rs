@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -127,6 +127,9 @@ static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 
 /// Starts to collect what the `metrics` macros record; later calls change nothing.
 pub fn init_metrics() -> Result<(), String> {
+    // Two services of one process may start at the same moment.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     if METRICS.get().is_some() {
         return Ok(());
     }
