@@ -185,6 +185,7 @@ impl Intake {
         let members = self.members(header, &map, set)?;
         let writer =
             self.node.disks.begin(chunk, set.get(), assembly.length()).map_err(|error| error.to_wire())?;
+        debug!(%chunk, %set, length = header.length, request = header.request_id, role = self.role.name(), "chunk begins");
         let transfer = Arc::new(Transfer::new(
             chunk,
             header.length,

@@ -225,6 +225,10 @@ fn seal(shared: &Shared, id: u32) {
             warn!(disk = %shared.name, segment = id, %error, "a footer entry could not be marked");
         }
     }
+    let mut state = shared.lock();
+    if state.segments.get(&id).is_some_and(|segment| segment.live == 0) {
+        drop_segment(shared, &mut state, id);
+    }
 }
 
 fn footer_entry(chunk: ChunkId, entry: Entry) -> FooterEntry {
@@ -239,6 +243,7 @@ pub(super) fn write_footer(
     mut entries: Vec<FooterEntry>,
 ) -> std::io::Result<FooterPlace> {
     entries.sort_by_key(|entry| entry.offset);
+    entries.dedup_by_key(|entry| entry.offset); // a chunk deleted and stored again is listed twice
     let offset = align_up(tail).max(ALIGN);
     let count = u32::try_from(entries.len()).map_err(std::io::Error::other)?;
     let mut bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.encode(file.salt)).collect();

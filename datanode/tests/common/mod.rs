@@ -16,10 +16,10 @@ use cairn_proto::{NodeId, v1};
 use cairn_runtime::config::ByteSize;
 use cairn_runtime::shutdown::Shutdown;
 use cairn_runtime::{clock, net};
-use futures::{Stream, StreamExt};
+use futures::Stream;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::{ReceiverStream, WatchStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -67,6 +67,9 @@ impl Membership {
     /// Adds a member to the set, in order of registration.
     pub fn add(&self, node: Node) {
         self.change(|map| {
+            if map.nodes.contains(&node) {
+                return;
+            }
             let member = Member { node: node.node.clone(), state: MemberState::Active.into() };
             map.nodes.retain(|known| known.node != node.node);
             map.nodes.push(node);
@@ -123,14 +126,26 @@ macro_rules! not_here {
             async fn heartbeat(&self, request: Request<Streaming<HeartbeatRequest>>) -> Result<Response<Self::HeartbeatStream>, Status> {
                 let mut beats = request.into_inner();
                 let membership = Arc::clone(&self.0);
+                let (answers, stream) = mpsc::channel(16);
                 tokio::spawn(async move {
-                    while let Ok(Some(beat)) = beats.message().await {
-                        let node = NodeId::from_wire(&beat.node).unwrap();
-                        membership.beats.lock().unwrap().insert(node, beat);
+                    let mut maps = membership.map.subscribe();
+                    maps.mark_changed();
+                    loop {
+                        let map = tokio::select! {
+                            beat = beats.message() => {
+                                let Ok(Some(beat)) = beat else { break };
+                                let node = NodeId::from_wire(&beat.node).unwrap();
+                                membership.beats.lock().unwrap().insert(node, beat);
+                                None
+                            }
+                            _ = maps.changed() => Some(maps.borrow_and_update().clone()),
+                        };
+                        if answers.send(Ok(HeartbeatResponse { term: 1, map })).await.is_err() {
+                            break;
+                        }
                     }
                 });
-                let maps = WatchStream::new(self.0.map.subscribe());
-                Ok(Response::new(Box::pin(maps.map(|map| Ok(HeartbeatResponse { term: map.term, map: Some(map) })))))
+                Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
             }
         }
     };
