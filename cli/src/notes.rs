@@ -24,16 +24,22 @@ pub(crate) struct Ready {
     /// Its process.
     pub pid: u32,
     /// Where it listens for gRPC.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
     /// Where it serves /metrics.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics_address: Option<String>,
     /// The directory that it serves (a mount).
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub directory: Option<PathBuf>,
     /// Its id: of the cluster (coordinator) or the node (datanode).
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// Set instead of the rest when it could not start: a line for a person.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// Exit status that goes with `error`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub exit: Option<i32>,
 }
 
@@ -85,28 +91,40 @@ pub(crate) fn is_alive(pid: u32) -> bool {
     !stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
 }
 
-fn up_path() -> PathBuf {
-    places::runtime().join("up.json")
+fn up_path(pid: u32) -> PathBuf {
+    places::runtime().join("up").join(format!("{pid}.json"))
 }
 
 /// Tells other commands about this `cairn up`.
 pub(crate) fn announce_up(note: &UpNote) -> io::Result<()> {
-    write(&up_path(), note)
+    write(&up_path(std::process::id()), note)
 }
 
-/// Takes back [`announce_up`], unless another `up` has taken its place.
+/// Takes back [`announce_up`].
 pub(crate) fn retract_up() {
-    if read::<UpNote>(&up_path()).is_some_and(|note| note.pid == std::process::id()) {
-        remove(&up_path());
-    }
+    remove(&up_path(std::process::id()));
 }
 
-/// The running `cairn up` that other commands use by default.
+/// The running `cairn up` that other commands use by default: the one whose directory this process
+/// is in, else one's own before those of others, else the latest.
 pub(crate) fn find_up() -> Option<UpNote> {
-    places::runtimes()
-        .iter()
-        .filter_map(|directory| read::<UpNote>(&directory.join("up.json")))
-        .find(|note| is_alive(note.pid))
+    let here = std::env::current_dir().unwrap_or_default();
+    let mut running = Vec::new();
+    for place in places::runtimes() {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(place.join("up")).into_iter().flatten().flatten() {
+            let Some(note) = read::<UpNote>(&entry.path()) else { continue };
+            if is_alive(note.pid) {
+                found.push((entry.metadata().and_then(|meta| meta.modified()).ok(), note));
+            } else {
+                remove(&entry.path());
+            }
+        }
+        found.sort_by_key(|(modified, _)| std::cmp::Reverse(*modified));
+        running.extend(found.into_iter().map(|(_, note)| note));
+    }
+    let inside = running.iter().position(|note| here.starts_with(&note.directory));
+    (!running.is_empty()).then(|| running.swap_remove(inside.unwrap_or(0)))
 }
 
 fn mount_path(pid: u32) -> PathBuf {

@@ -103,9 +103,8 @@ async fn serve_mount(
         }
         None => None,
     };
-    let mut mounted = cairn_fuse::mount(Arc::clone(client), config, stop)
-        .await
-        .map_err(|error| Failure::new("mount", error))?;
+    let mut mounted =
+        cairn_fuse::mount(Arc::clone(client), config, stop).await.map_err(|error| Failure::new("", error))?;
     let ready = Ready {
         role: "mount".to_owned(),
         pid: std::process::id(),
@@ -122,7 +121,7 @@ async fn serve_mount(
         () = mounted.unmounted() => tracing::info!(directory = %directory.display(), "unmounted"),
         () = stop.requested() => {}
     }
-    let result = mounted.unmount().await.map_err(|error| Failure::new("unmount", error));
+    let result = mounted.unmount().await.map_err(|error| Failure::new("", error));
     notes::retract_mount();
     result
 }

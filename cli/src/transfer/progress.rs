@@ -131,6 +131,11 @@ impl Progress {
         }
         let files = self.copied_files.load(Ordering::Relaxed);
         let bytes = self.copied_bytes.load(Ordering::Relaxed);
+        let skipped = self.skipped_files.load(Ordering::Relaxed);
+        if files == 0 && skipped == 0 && self.failures() > 0 {
+            // What went wrong has been said, and there is nothing else to say.
+            return;
+        }
         let time = self.started.elapsed();
         let mut text = format!(
             "{} ({}) copied in {}",
@@ -141,7 +146,7 @@ impl Progress {
         if time > Duration::from_millis(100) && bytes > 0 {
             text.push_str(&format!(", {}/s", human::size(rate(bytes, time))));
         }
-        match self.skipped_files.load(Ordering::Relaxed) {
+        match skipped {
             0 => {}
             skipped => text.push_str(&format!("; {skipped} were there already")),
         }
