@@ -170,7 +170,6 @@ impl Writer {
         }
         let answers = join_all(by_node.into_iter().map(|(node, ids)| sync_on(engine, node, ids))).await;
         let mut synced: HashMap<ChunkId, usize> = HashMap::new();
-        let mut gone: HashMap<ChunkId, usize> = HashMap::new();
         let mut last = None;
         for answer in answers {
             match answer {
@@ -178,7 +177,6 @@ impl Writer {
                     for (chunk, outcome) in outcomes {
                         match outcome {
                             None => *synced.entry(chunk).or_default() += 1,
-                            Some(ErrorKind::ChunkNotFound) => *gone.entry(chunk).or_default() += 1,
                             Some(kind) => {
                                 last = Some(ClientError::new(kind, "a datanode could not sync a chunk"))
                             }
@@ -190,11 +188,8 @@ impl Writer {
         }
         let map = engine.coordinator.map().get();
         let demanded = |set: ReplicaSetId| map.sets.get(&set).map_or(1, |set| set.min_replicas);
-        // Nobody has it any more: its bytes were overwritten and the chunk deleted.
-        let is_gone = |chunk: &Chunk| gone.get(&chunk.id).is_some_and(|gone| *gone == chunk.by.len());
-        let is_done = |chunk: &Chunk| {
-            is_gone(chunk) || synced.get(&chunk.id).copied().unwrap_or(0) >= demanded(chunk.set)
-        };
+        // A member that does not hold the chunk any more has lost it: that is no success.
+        let is_done = |chunk: &Chunk| synced.get(&chunk.id).copied().unwrap_or(0) >= demanded(chunk.set);
         let (done, open): (Vec<_>, Vec<_>) = unique.into_values().partition(|chunk| is_done(chunk));
         self.unsynced.remove(&done.into_iter().map(|chunk| chunk.id).collect());
         match open.first() {
