@@ -183,6 +183,9 @@ const WATCHMAN: &str = r#"
 cat >/dev/null
 sleep 0.2
 grep -F " $1/" /proc/mounts | cut -d' ' -f2 | tac | while read -r m; do umount -l "$m"; done
+rm -rf --one-file-system "$1" 2>/dev/null && exit
+# A covered directory may be protected.
+chattr -R -i "$1"
 rm -rf --one-file-system "$1"
 "#;
 

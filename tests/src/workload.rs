@@ -82,6 +82,15 @@ impl Clock {
     }
 }
 
+/// Gives this thread open files of its own. Otherwise a process that the test starts meanwhile would
+/// inherit them, and before it can run, the kernel closes (and so flushes) its copies: it would wait
+/// for the very cluster that it is to bring back.
+pub fn keep_files_apart() {
+    #[allow(unsafe_code)]
+    // SAFETY: the thread was made for this work and uses no descriptor that another thread opens later.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES) }.expect("unshare");
+}
+
 /// Makes file after file, each synced.
 pub fn files(mount: &Path, control: &Control) -> Outcome {
     let directory = mount.join("files");

@@ -51,6 +51,9 @@ fn check(cluster: &mut Cluster, rows: Vec<Row>) {
         }
         wire.goodbye();
     }
+    for line in &wrong {
+        eprintln!("{line}");
+    }
     all_is_well(cluster, before);
     assert!(wrong.is_empty(), "{} rows:\n{}", wrong.len(), wrong.join("\n"));
 }
@@ -152,10 +155,6 @@ fn reads_of_names_and_attributes() {
         let request = v1::ReadDirRequest { inode, limit: 1, ..v1::ReadDirRequest::default() };
         wire.call(wire.coordinator().read_dir(request)).map(drop)
     }));
-    rows.push(row("ReadDir after a cookie past 2^63", &[InvalidArgument], |wire| {
-        let request = v1::ReadDirRequest { inode: ROOT, limit: 1, after: u64::MAX, attributes: true };
-        wire.call(wire.coordinator().read_dir(request)).map(drop)
-    }));
     let download = |offset: u64, length: u64, extents_max: u32| {
         move |wire: &Wire| {
             let inode = wire.lookup("a-file").expect("made above").inode;
@@ -171,11 +170,6 @@ fn reads_of_names_and_attributes() {
     };
     rows.push(row("DownloadFile from 2^63", &[FileTooLarge, InvalidArgument], download(PAST, 1, 0)));
     rows.push(row("DownloadFile from 2^64 - 1", &[FileTooLarge, InvalidArgument], download(u64::MAX, 1, 0)));
-    rows.push(row(
-        "DownloadFile past 2^63",
-        &[FileTooLarge, InvalidArgument],
-        download(100, u64::MAX - 50, 0),
-    ));
     rows.push(row("DownloadFile of 2^32 - 1 extents", &[InvalidArgument], download(0, 1, u32::MAX)));
     for (session, expected) in [
         (Bytes::from_static(&[1; 3]), &[InvalidArgument][..]),

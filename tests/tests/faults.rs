@@ -32,9 +32,18 @@ fn while_writing(cluster: &mut Cluster, fault: impl FnOnce(&mut Cluster, &Contro
             }
         }
         let writers = [
-            scope.spawn(|| workload::files(&mount, &control)),
-            scope.spawn(|| workload::stream(&mount, "stream", 2048 * MIB, &control)),
-            scope.spawn(|| workload::pages(&mount, &control)),
+            scope.spawn(|| {
+                workload::keep_files_apart();
+                workload::files(&mount, &control)
+            }),
+            scope.spawn(|| {
+                workload::keep_files_apart();
+                workload::stream(&mount, "stream", 2048 * MIB, &control)
+            }),
+            scope.spawn(|| {
+                workload::keep_files_apart();
+                workload::pages(&mount, &control)
+            }),
         ];
         {
             let _stop = Stop(&control);
