@@ -35,6 +35,7 @@ mod error;
 mod files;
 mod handles;
 mod inodes;
+mod lately;
 mod listing;
 mod names;
 mod xattrs;
@@ -50,6 +51,7 @@ pub use xattrs::XattrMode;
 
 use handles::HandleTable;
 use inodes::InodeTable;
+use lately::ClosedLately;
 
 /// Attributes are never answered from local state for longer than this.
 pub const ATTRIBUTES_VALID_MAX: Duration = Duration::from_secs(1);
@@ -71,6 +73,7 @@ pub struct Vfs {
     client: Arc<Client>,
     inodes: InodeTable,
     handles: HandleTable,
+    closed_lately: ClosedLately,
     stat_fs: Mutex<Option<(StatFs, Instant)>>,
     valid: Duration,
     runtime: Runtime,
@@ -91,6 +94,7 @@ impl Vfs {
             client,
             inodes: InodeTable::new(valid),
             handles: HandleTable::default(),
+            closed_lately: ClosedLately::default(),
             stat_fs: Mutex::new(None),
             valid,
             runtime: Runtime::current(),

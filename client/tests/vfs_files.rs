@@ -8,7 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use cairn_client::Caller;
 use cairn_client::vfs::{
-    AllocateMode, AttrChange, HandleId, OpenFlags, Opened, SeekFrom, Time, Vfs, VfsError, WriteOrigin,
+    AllocateMode, AttrChange, HandleId, OpenFlags, Opened, RenameMode, SeekFrom, Time, Vfs, VfsError,
+    WriteOrigin,
 };
 use cairn_proto::{ErrorKind, FileName, InodeId};
 use common::Cluster;
@@ -303,5 +304,25 @@ async fn o_sync_writes_are_done_when_they_return() -> anyhow::Result<()> {
     for mount in [&mount, &other] {
         mount.vfs.client().close().await?;
     }
+    cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_found_can_be_opened_although_it_was_replaced_meanwhile() -> anyhow::Result<()> {
+    let cluster = Cluster::start().await?;
+    let mount = Mount::new(&cluster).await?;
+    for (text, content) in [("old", b"old"), ("new", b"new")] {
+        let file = mount.create(text, READ_WRITE).await?;
+        mount.write(file.handle, 0, content).await?;
+        mount.close(file.handle).await?;
+    }
+    let found = mount.vfs.lookup(ROOT, &name("old"), &mount.me).await?.attr.inode;
+    mount.vfs.rename(ROOT, &name("new"), ROOT, &name("old"), RenameMode::Replace, &mount.me).await?;
+    let opened = mount.open(found, READ).await?;
+    assert_eq!(mount.read(opened.handle, 0, 9).await?, "old");
+    mount.close(opened.handle).await?;
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    assert_eq!(kind(mount.open(found, READ).await), ErrorKind::StaleHandle, "it is not kept for ever");
+    mount.vfs.client().close().await?;
     cluster.stop().await
 }

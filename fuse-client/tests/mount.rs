@@ -331,3 +331,25 @@ async fn a_second_mount_is_refused_and_a_foreign_unmount_noticed() -> Result<()>
     tokio::time::timeout(Duration::from_secs(10), t.mounted.unmounted()).await?;
     t.end().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_waits_for_a_cluster_that_is_gone_can_be_stopped() -> Result<()> {
+    let t = Setup::new().await?;
+    t.on(|root| Ok(fs::create_dir(root.join("d"))?)).await?;
+    let Setup { cluster, client, place, mounted } = t;
+    cluster.stop().await?;
+    for signal in [libc::SIGKILL, libc::SIGTERM, libc::SIGINT] {
+        let mut program = tokio::process::Command::new("mkdir").arg(place.path().join("d/new")).spawn()?;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        ensure!(program.try_wait()?.is_none(), "a hard mount waits");
+        let pid =
+            program.id().and_then(|pid| rustix::process::Pid::from_raw(pid as i32)).context("no pid")?;
+        let signal = rustix::process::Signal::from_named_raw(signal).context("no such signal")?;
+        rustix::process::kill_process(pid, signal)?;
+        tokio::time::timeout(Duration::from_secs(5), program.wait()).await.context("it does not end")??;
+    }
+    drop(mounted);
+    drop(client);
+    ensure!(fs::read_dir(place.path())?.next().is_none(), "a dropped mount is detached");
+    Ok(())
+}

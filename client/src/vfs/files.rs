@@ -264,6 +264,7 @@ impl Vfs {
         let Handle::File(file) = &*released else { return };
         if !file.content.is_dirty() {
             self.inodes.closed(file.inode);
+            self.closed_lately.add(released, &self.runtime);
             return;
         }
         let vfs = Arc::clone(self);
@@ -273,6 +274,7 @@ impl Vfs {
                 tracing::error!(inode = %file.guard.inode(), %error, "written data of a closed file is lost");
             }
             vfs.inodes.closed(file.inode);
+            vfs.closed_lately.add(released, &vfs.runtime);
         });
     }
 
