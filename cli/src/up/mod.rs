@@ -166,15 +166,20 @@ fn is_locked(data: &Path) -> bool {
     RealDisk::open(data).is_err_and(|error| error.kind() == std::io::ErrorKind::ResourceBusy)
 }
 
-/// Waits for services whose supervisor was killed; they stop by themselves.
+/// Waits for services whose supervisor was killed; they stop by themselves, the mount first.
 async fn await_leftovers(state: &State, data: &Path, output: Output) -> Result<(), Failure> {
-    for (name, ready) in &state.services {
+    let (mounts, others): (Vec<_>, Vec<_>) = state.services.iter().partition(|(_, ready)| ready.role == "mount");
+    for (name, ready) in mounts.into_iter().chain(others) {
         // A number alone is not enough: the system gives it to others after a while.
-        if !notes::is_alive(ready.pid) || !unmount::mentions(ready.pid, data.as_os_str()) {
+        let marks = [data.as_os_str(), state.directory.as_os_str()];
+        if !notes::is_alive(ready.pid) || !marks.iter().any(|mark| unmount::mentions(ready.pid, mark)) {
             continue;
         }
-        let notice =
-            || output.note(format!("waiting for {name} (pid {}) of an earlier run to end", ready.pid));
+        if ready.role != "mount" {
+            // It serves on for a while for the sake of the mount, which has ended by now.
+            unmount::send(ready.pid, rustix::process::Signal::TERM);
+        }
+        let notice = || output.note(format!("waiting for {name} (pid {}) of an earlier run to end", ready.pid));
         if !unmount::await_end(ready.pid, LEFTOVER_LIMIT, notice).await {
             output.note(format!("{name} (pid {}) of an earlier run does not end and is killed", ready.pid));
             unmount::send(ready.pid, rustix::process::Signal::KILL);
