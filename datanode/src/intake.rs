@@ -12,7 +12,7 @@ use cairn_proto::v1::{StoreFrame, StoreHeader};
 use cairn_proto::{ChunkId, Epoch, ErrorKind, NodeId, ReplicaSetId, WireError};
 use cairn_runtime::clock;
 use tokio::sync::OwnedSemaphorePermit;
-use tonic::Streaming;
+use tonic::{Status, Streaming};
 use tracing::debug;
 
 use crate::assembly::Assembly;
@@ -74,8 +74,10 @@ impl Intake {
         Self { node, role, outbox, uploads: HashMap::new(), refused: VecDeque::new() }
     }
 
-    /// Handles frames until the stream ends, breaks, or the node stops.
-    pub(crate) async fn run(mut self, mut frames: Streaming<StoreFrame>) {
+    /// Handles frames until the stream ends, breaks, or the node stops. Returns why it broke: a
+    /// message that can not be read is its sender's mistake, and it shall know.
+    pub(crate) async fn run(mut self, mut frames: Streaming<StoreFrame>) -> Option<Status> {
+        let mut failure = None;
         let mut life = clock::interval(LIFE_INTERVAL);
         let stop = self.node.stop.clone();
         loop {
@@ -88,6 +90,7 @@ impl Intake {
                     Ok(None) => break,
                     Err(status) => {
                         debug!(role = self.role.name(), error = status.message(), "a stream broke");
+                        failure = Some(status);
                         break;
                     }
                 },
@@ -111,6 +114,7 @@ impl Intake {
             let text = format!("a short chunk: the stream ended at {got} of {length}");
             self.fail(chunk, WireError::new(ErrorKind::InvalidArgument, text));
         }
+        failure
     }
 
     /// Lets the chunks that are under way arrive, for a moment.

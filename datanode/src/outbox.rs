@@ -119,16 +119,21 @@ impl Outbox {
 /// The outgoing half of a stream, which drives the incoming one.
 pub(crate) struct AckStream {
     outbox: Arc<Outbox>,
-    intake: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    intake: Option<Pin<Box<dyn Future<Output = Option<Status>> + Send>>>,
+    /// Why the incoming half could not go on; said last.
+    failure: Option<Status>,
     /// Something was handed out since the connection last had a chance to send it.
     unsent: bool,
 }
 
 impl AckStream {
     /// `intake` handles incoming frames until they end; the stream ends after the last
-    /// acknowledgement that it leaves behind.
-    pub(crate) fn new(outbox: Arc<Outbox>, intake: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self { outbox, intake: Some(Box::pin(intake)), unsent: false }
+    /// acknowledgement that it leaves behind, with the error that `intake` returns.
+    pub(crate) fn new(
+        outbox: Arc<Outbox>,
+        intake: impl Future<Output = Option<Status>> + Send + 'static,
+    ) -> Self {
+        Self { outbox, intake: Some(Box::pin(intake)), failure: None, unsent: false }
     }
 }
 
@@ -149,16 +154,19 @@ impl Stream for AckStream {
             return Poll::Pending;
         }
         if let Some(intake) = &mut self.intake
-            && intake.as_mut().poll(context).is_ready()
+            && let Poll::Ready(failure) = intake.as_mut().poll(context)
         {
             self.intake = None;
+            self.failure = failure;
         }
         match self.outbox.take() {
             Some(ack) => {
                 self.unsent = true;
                 Poll::Ready(Some(Ok(ack)))
             }
-            None if self.intake.is_none() && self.outbox.open() == 0 => Poll::Ready(None),
+            None if self.intake.is_none() && self.outbox.open() == 0 => {
+                Poll::Ready(self.failure.take().map(Err))
+            }
             None => Poll::Pending,
         }
     }

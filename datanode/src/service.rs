@@ -107,6 +107,13 @@ impl DataNode for Service {
     ) -> Result<Response<DeleteChunksResponse>, Status> {
         let request = request.into_inner();
         let chunks = chunk_ids(&request.chunks).map_err(to_status)?;
+        // Checked before it is recorded: a fence beyond what is possible would shut out every delete.
+        for value in [request.term, request.epoch] {
+            if value > i64::MAX as u64 {
+                let text = format!("a term or epoch of {value}; at most 2^63 - 1 is possible");
+                return Err(to_status(WireError::new(ErrorKind::InvalidArgument, text)));
+            }
+        }
         let (node, asked) = (Arc::clone(&self.node), Fence { term: request.term, epoch: request.epoch });
         let fenced = self.node.disks.pool().run(move || node.pass_fence(asked)).await;
         fenced.map_err(|_| to_status(StoreError::Overloaded.to_wire()))?.map_err(to_status)?;
