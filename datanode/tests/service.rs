@@ -159,6 +159,10 @@ async fn a_stream_that_ends_or_an_abort_in_the_middle_of_a_chunk_leaves_nothing(
     assert_absent(&cluster, 3).await;
 }
 
+/// A replica is given up after 3.5 s of silence; the rest is for a busy machine. What this must not
+/// reach is the 15 s after which a replica that shows signs of life is given up.
+const GIVEN_UP: Duration = Duration::from_secs(12);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_replica_is_named_and_the_others_go_on() {
     let mut cluster = Cluster::start(3).await;
@@ -172,7 +176,7 @@ async fn a_dead_replica_is_named_and_the_others_go_on() {
     }
     let started = clock::now();
     let ack = stream.ack().await;
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(started.elapsed() < GIVEN_UP, "{:?}", started.elapsed());
     assert!(ack.stored && ack.stored_by.len() == 2, "{ack:?}");
     assert_eq!(ack.failed[0].node, cluster.nodes[2].id.to_wire());
     assert_eq!(kind(ack.failed[0].error), ErrorKind::Unavailable);
@@ -189,7 +193,7 @@ async fn a_dead_replica_is_named_and_the_others_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_silent_replica_is_given_up_in_less_than_five_seconds() {
+async fn a_silent_replica_is_given_up_long_before_its_connection() {
     let cluster = Cluster::start(2).await;
     let address = silent_node().await;
     cluster.membership.add(Node {
@@ -202,7 +206,7 @@ async fn a_silent_replica_is_given_up_in_less_than_five_seconds() {
     let mut stream = cluster.stream(0).await;
     let started = clock::now();
     let ack = stream.store(1, cluster.header(16 << 20), &content(1, 16 << 20)).await;
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(started.elapsed() < GIVEN_UP, "{:?}", started.elapsed());
     assert!(ack.stored && ack.stored_by.len() == 2, "{ack:?}");
     assert_eq!(ack.failed[0].node.as_ref(), [5; 16]);
 }
@@ -270,7 +274,7 @@ async fn a_node_takes_leave_and_says_how_it_is() {
     let started = clock::now();
     let id = cluster.nodes[0].id;
     cluster.nodes[0].stop().await;
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(started.elapsed() < GIVEN_UP, "{:?}", started.elapsed());
     assert!(cluster.membership.beats.lock().unwrap()[&id].leaving);
 }
 
