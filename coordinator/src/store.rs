@@ -139,14 +139,15 @@ pub(crate) fn count(reader: &(impl Reader + ?Sized), count: Count) -> Result<u64
     Ok(find::<Counter>(reader, &Key::Counter(count))?.map_or(0, |row| row.value))
 }
 
-/// The rows of a new store: its identity and the root directory.
+/// The rows of a new store: its identity and the root directory, which belongs to whoever runs the
+/// coordinator; else an ordinary user's cluster would be one that he can not write to.
 fn first_rows(cluster: ClusterId, now_ns: i64) -> Vec<Row> {
     let root = Inode {
         id: InodeId::ROOT,
         kind: Kind::Directory,
         mode: 0o755,
-        uid: 0,
-        gid: 0,
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
         rdev: 0,
         nlink: 2,
         size: 0,
