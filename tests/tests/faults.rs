@@ -149,6 +149,56 @@ fn reads_go_on_while_any_one_datanode_is_away() {
     }
 }
 
+/// Flips a bit in every 4 KiB page of every segment of a data directory; gives how many.
+fn damage(data: &Path) -> usize {
+    let mut flipped = 0;
+    for entry in std::fs::read_dir(data).expect("readdir") {
+        let entry = entry.expect("entry");
+        let meta = entry.metadata().expect("stat");
+        if meta.is_dir() {
+            flipped += damage(&entry.path());
+        } else if meta.len() >= MIB {
+            use std::os::unix::fs::FileExt;
+            let file = std::fs::File::options().read(true).write(true).open(entry.path()).expect("open");
+            let mut page = [0; 4096];
+            for offset in (0..meta.len()).step_by(page.len()) {
+                let got = file.read_at(&mut page, offset).expect("read");
+                // Only what was written: the rest of a segment is empty.
+                if page[..got].iter().any(|&byte| byte != 0) {
+                    page[2000] ^= 0x10;
+                    file.write_all_at(&page[..got], offset).expect("write");
+                    flipped += 1;
+                }
+            }
+        }
+    }
+    flipped
+}
+
+#[test]
+fn a_damaged_copy_is_never_read() {
+    let mut cluster = Cluster::builder().chunk_size(MIB).start();
+    let path = cluster.mount_path().join("file");
+    pattern::write_file(&path, 31, 12 * MIB);
+    std::fs::File::open(&path).and_then(|file| file.sync_all()).expect("fsync");
+    for index in [0, 1] {
+        cluster.kill9_node(index);
+        assert!(damage(cluster.node_data(index)) > 1000, "something was damaged");
+        cluster.start_node(index);
+        cluster.wait_formed();
+        let reader = cluster.mount_at_with(Path::new(&format!("reader{index}")), &[]);
+        pattern::check_file(&reader.path().join("file"), 31, 12 * MIB);
+    }
+    // With every copy gone, an error is told; nothing else would be true.
+    cluster.kill9_node(2);
+    assert!(damage(cluster.node_data(2)) > 1000, "something was damaged");
+    cluster.start_node(2);
+    cluster.wait_formed();
+    let reader = cluster.mount_at_with(Path::new("last"), &["--unreachable", "soft=5"]);
+    let error = std::fs::read(reader.path().join("file")).expect_err("no good copy is left");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+}
+
 #[test]
 fn what_was_synced_survives_a_killed_mount() {
     let mut cluster = Cluster::builder().start();
