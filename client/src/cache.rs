@@ -38,8 +38,12 @@ impl BlockCache {
         self.blocks.contains_key(&(chunk.get(), block))
     }
 
-    pub(crate) fn insert(&self, chunk: ChunkId, block: u32, data: Bytes) {
-        self.blocks.insert((chunk.get(), block), data);
+    /// Keeps a copy of a block and returns it. A copy, because a slice of a received message would keep
+    /// the whole buffer of the connection alive, many times what is accounted for here.
+    pub(crate) fn insert(&self, chunk: ChunkId, block: u32, data: &[u8]) -> Bytes {
+        let data = Bytes::copy_from_slice(data);
+        self.blocks.insert((chunk.get(), block), data.clone());
+        data
     }
 
     /// Bytes kept, about.

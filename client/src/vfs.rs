@@ -11,10 +11,10 @@
 //! What is kept locally and for how long:
 //! * attributes, for at most [`ATTRIBUTES_VALID_MAX`] since the request that fetched them was sent;
 //!   what is handed out tells how much of that is left, so that two caches in a row add nothing;
-//! * the names in directories that this mount made itself, as long as every change of the directory
-//!   is its own (its version rises by exactly one each time), under the same time limit;
 //! * extended attributes, as long as the version of their inode is the same;
 //! * symlink targets, which never change.
+//!
+//! Names are not kept: whether one is there is the coordinator's to say, each time.
 //!
 //! Of two attributes of one inode the one with the higher version wins, so an answer that was
 //! overtaken by a change of this mount is never shown.
@@ -36,7 +36,6 @@ mod files;
 mod handles;
 mod inodes;
 mod lately;
-mod listing;
 mod names;
 mod xattrs;
 
@@ -51,7 +50,7 @@ pub use xattrs::XattrMode;
 
 use handles::HandleTable;
 use inodes::InodeTable;
-use lately::ClosedLately;
+use lately::{ClosedLately, Removals};
 
 /// Attributes are never answered from local state for longer than this.
 pub const ATTRIBUTES_VALID_MAX: Duration = Duration::from_secs(1);
@@ -74,6 +73,8 @@ pub struct Vfs {
     inodes: InodeTable,
     handles: HandleTable,
     closed_lately: ClosedLately,
+    /// Own removals of names that are under way.
+    removals: Removals,
     stat_fs: Mutex<Option<(StatFs, Instant)>>,
     valid: Duration,
     runtime: Runtime,
@@ -95,6 +96,7 @@ impl Vfs {
             inodes: InodeTable::new(valid),
             handles: HandleTable::default(),
             closed_lately: ClosedLately::default(),
+            removals: Removals::default(),
             stat_fs: Mutex::new(None),
             valid,
             runtime: Runtime::current(),
@@ -113,11 +115,6 @@ impl Vfs {
 
     fn coordinator(&self) -> &Coordinator {
         self.client.coordinator()
-    }
-
-    /// What [`Self::lookup`] can tell without asking: only that a name is not there.
-    pub fn try_lookup(&self, parent: InodeId, name: &FileName) -> Option<Result<Entry>> {
-        self.inodes.lacks(parent, name).then(|| Err(VfsError::absent()))
     }
 
     /// Finds a name in a directory.

@@ -216,8 +216,7 @@ impl Fetch {
         {
             let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
             for block in blocks_of(&frame.data).take((self.count - ready) as usize) {
-                engine.cache.insert(self.chunk, self.first + ready, block.clone());
-                blocks.push(block);
+                blocks.push(engine.cache.insert(self.chunk, self.first + ready, &block));
                 ready += 1;
             }
         }

@@ -46,8 +46,4 @@ impl VfsError {
     pub(super) fn refused(kind: ErrorKind, why: &'static str) -> Self {
         Self::Refused { kind, why }
     }
-
-    pub(super) fn absent() -> Self {
-        Self::refused(ErrorKind::NotFound, "there is no such name")
-    }
 }

@@ -9,7 +9,6 @@ use cairn_proto::{ErrorKind, FileName, InodeId};
 use cairn_runtime::clock;
 
 use super::handles::{FileHandle, FileRef, Handle, Mode};
-use super::listing::Change;
 use super::names::create_of;
 use super::{Entry, HandleId, MAY_READ, MAY_WRITE, Result, Vfs, VfsError, access};
 use crate::{Caller, FileContent, Kind, OpenGuard};
@@ -130,7 +129,7 @@ impl Vfs {
         let asked = clock::now();
         let create = v1::Create { exclusive: flags.exclusive, ..create_of(parent, name, Kind::File, mode) };
         let (guard, applied) = self.coordinator().create_open(create, caller).await?;
-        self.adopt_parents(&applied, asked, Change::Added(name), None);
+        self.adopt_parents(&applied, asked);
         let attr = applied.into_attr()?;
         // Without O_EXCL this may be a file that somebody else made a moment ago.
         if attr.uid != caller.uid {
@@ -148,6 +147,11 @@ impl Vfs {
         let asked = clock::now();
         let (guard, layout) = self.coordinator().open(inode).await?;
         let attr = layout.attr.clone();
+        // Removed by another mount: the name leads elsewhere now, which a kernel finds out when it
+        // hears ESTALE. Removed by this one: the caller was a moment faster, and gets what it found.
+        if attr.nlink == 0 && !self.removals.under_way() && !self.inodes.is_removed_here(inode) {
+            return Err(VfsError::refused(ErrorKind::StaleHandle, "the file was removed by another mount"));
+        }
         let content = self.client.content(inode, &attr);
         content.refresh(&attr, Some(layout));
         let entry = self.inodes.adopt(attr, asked);
@@ -168,7 +172,7 @@ impl Vfs {
             let asked = clock::now();
             let extra = v1::SetAttr { via_handle: true, ..v1::SetAttr::default() };
             let attr = content.truncate(0, caller, extra).await?;
-            entry = self.inodes.adopt_own(attr, asked, Change::Names);
+            entry = self.inodes.adopt_own(attr, asked);
         }
         let pages_good = self.inodes.opened(inode, &content, entry.attr.version);
         // The overlay counts from here on, so that earlier writes of this mount that are not yet
@@ -295,7 +299,7 @@ impl Vfs {
             (Some(content), None) => content.set_attr(caller, set).await?,
             (None, _) => self.coordinator().apply(Op::SetAttr(set), caller).await?.into_attr()?,
         };
-        Ok(self.inodes.adopt_own(attr, asked, Change::Names))
+        Ok(self.inodes.adopt_own(attr, asked))
     }
 
     /// fallocate(2). `length` is at least 1.
@@ -319,7 +323,7 @@ impl Vfs {
         let asked = clock::now();
         let op = v1::Allocate { inode: file.inode.get(), offset, length, keep_size, make_hole };
         let attr = file.content.allocate(op, caller).await?;
-        self.inodes.adopt_own(attr, asked, Change::Names);
+        self.inodes.adopt_own(attr, asked);
         Ok(())
     }
 

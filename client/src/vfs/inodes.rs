@@ -9,11 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cairn_proto::{FileName, InodeId};
+use cairn_proto::InodeId;
 use cairn_runtime::clock::{self, Instant};
 
 use super::Entry;
-use super::listing::{Change, Listing};
 use crate::{Attr, FileContent};
 
 /// Inodes in one generation; about 300 bytes each.
@@ -29,7 +28,8 @@ struct Known {
     pages: Option<u64>,
     /// With the version that they belong to.
     xattrs: Option<(u64, Xattrs)>,
-    listing: Option<Box<Listing>>,
+    /// This mount took its last name.
+    removed_here: bool,
 }
 
 struct Open {
@@ -103,43 +103,34 @@ impl InodeTable {
     /// Takes attributes from an answer to a request that was sent at `asked`. Gives the newest ones
     /// known, which may be others.
     pub(super) fn adopt(&self, attr: Attr, asked: Instant) -> Entry {
-        self.take(attr, asked, None)
+        self.take(attr, asked, false)
     }
 
-    /// Takes the result of an own change of the inode; `change` says what became of its names.
-    pub(super) fn adopt_own(&self, attr: Attr, asked: Instant, change: Change<'_>) -> Entry {
-        self.take(attr, asked, Some(change))
+    /// Takes the result of an own change of the inode.
+    pub(super) fn adopt_own(&self, attr: Attr, asked: Instant) -> Entry {
+        self.take(attr, asked, true)
     }
 
-    /// Takes the attributes of a directory that was just made here.
-    pub(super) fn adopt_new_directory(&self, attr: Attr, asked: Instant) -> Entry {
-        let (inode, version) = (attr.inode, attr.version);
-        let entry = self.take(attr, asked, None);
-        if let Some(known) = self.lock().get(inode) {
-            known.listing = Some(Box::new(Listing::empty(version)));
-        }
-        entry
-    }
-
-    fn take(&self, attr: Attr, asked: Instant, own: Option<Change<'_>>) -> Entry {
+    fn take(&self, attr: Attr, asked: Instant, own: bool) -> Entry {
         let until = asked + self.valid;
         let mut state = self.lock();
         if let Some(open) = state.open.get(&attr.inode) {
-            match own {
-                Some(_) => open.content.refresh_own(&attr),
-                None => open.content.refresh(&attr, None),
+            if own {
+                open.content.refresh_own(&attr);
+            } else {
+                open.content.refresh(&attr, None);
             }
         }
         let inode = attr.inode;
+        if state.get(inode).is_none() {
+            state.insert(inode, Known::new(attr.clone(), until));
+        }
         let (attr, until) = match state.get(inode) {
             Some(known) => {
                 known.take(attr, until, own);
                 (known.attr.clone(), known.until)
             }
-            None => {
-                state.insert(inode, Known::new(attr.clone(), until));
-                (attr, until)
-            }
+            None => (attr, until),
         };
         let valid = until.saturating_duration_since(clock::now());
         Entry { attr: state.overlay(attr), valid }
@@ -152,7 +143,7 @@ impl InodeTable {
         let (attr, until) = match state.get(attr.inode) {
             Some(known) if known.attr.version > attr.version => (known.attr.clone(), known.until),
             Some(known) if until > known.until => {
-                known.take(attr.clone(), until, None);
+                known.take(attr.clone(), until, false);
                 (attr.clone(), until)
             }
             None if until > now => {
@@ -164,12 +155,9 @@ impl InodeTable {
         Entry { attr: state.overlay(attr), valid: until.saturating_duration_since(now) }
     }
 
-    /// Whether `name` is known not to be in `parent`.
-    pub(super) fn lacks(&self, parent: InodeId, name: &FileName) -> bool {
-        let mut state = self.lock();
-        let Some(known) = state.get(parent) else { return false };
-        let fresh = known.until > clock::now();
-        fresh && known.listing.as_ref().is_some_and(|listing| listing.lacks(name))
+    /// Whether this mount took the last name of an inode.
+    pub(super) fn is_removed_here(&self, inode: InodeId) -> bool {
+        self.lock().get(inode).is_some_and(|known| known.removed_here)
     }
 
     /// The version seen last.
@@ -257,28 +245,20 @@ impl InodeTable {
 
 impl Known {
     fn new(attr: Attr, until: Instant) -> Self {
-        Self { attr, until, pages: None, xattrs: None, listing: None }
+        Self { attr, until, pages: None, xattrs: None, removed_here: false }
     }
 
-    fn take(&mut self, attr: Attr, until: Instant, own: Option<Change<'_>>) {
+    fn take(&mut self, attr: Attr, until: Instant, own: bool) {
         if attr.version < self.attr.version {
             return;
         }
-        let change = own.unwrap_or(Change::Names);
-        let follows = match (&mut self.listing, own) {
-            (Some(listing), Some(_)) => listing.follow(attr.version, change),
-            (Some(listing), None) => listing.version() == attr.version,
-            (None, _) => false,
-        };
-        if !follows {
-            self.listing = None;
-        }
-        if own.is_some() && self.pages.is_some_and(|pages| pages + 1 == attr.version) {
+        if own && self.pages.is_some_and(|pages| pages + 1 == attr.version) {
             self.pages = Some(attr.version);
         }
         if self.xattrs.as_ref().is_some_and(|(version, _)| *version != attr.version) {
             self.xattrs = None;
         }
+        self.removed_here |= own && attr.nlink == 0;
         self.attr = attr;
         self.until = self.until.max(until);
     }

@@ -1,4 +1,5 @@
-//! Files that were closed a moment ago, kept open a little longer.
+//! What makes an open work although the file was removed a moment before: files closed lately are
+//! kept open a little longer, and own removals are known.
 //!
 //! A program may find a name, and open what it names after another program has replaced that file:
 //! on a local file system it gets the old one. Here the old one would be deleted with its last name,
@@ -7,6 +8,7 @@
 //! before, so holding them for that moment is.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -68,5 +70,30 @@ impl ClosedLately {
             });
             drop(due);
         }
+    }
+}
+
+/// Counts the removals of names that this mount has under way: what they remove shows at the
+/// coordinator a moment before their answer comes here.
+#[derive(Default)]
+pub(super) struct Removals(AtomicUsize);
+
+impl Removals {
+    /// Counts one until the guard is dropped.
+    pub(super) fn begin(&self) -> impl Drop + '_ {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        UnderWay(self)
+    }
+
+    pub(super) fn under_way(&self) -> bool {
+        self.0.load(Ordering::SeqCst) > 0
+    }
+}
+
+struct UnderWay<'a>(&'a Removals);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::SeqCst);
     }
 }

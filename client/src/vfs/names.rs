@@ -5,7 +5,6 @@ use cairn_proto::v1::{self, mutation::Op};
 use cairn_proto::{FileName, InodeId, SymlinkTarget};
 use cairn_runtime::clock::{self, Instant};
 
-use super::listing::Change;
 use super::{Entry, Result, Vfs};
 use crate::{Applied, Caller, Kind};
 
@@ -33,12 +32,12 @@ impl Vfs {
         caller: &Caller,
     ) -> Result<Entry> {
         let create = v1::Create { rdev, ..create_of(parent, name, kind, mode) };
-        self.create(create, name, caller).await
+        self.create(create, caller).await
     }
 
     /// Makes a directory.
     pub async fn mkdir(&self, parent: InodeId, name: &FileName, mode: u32, caller: &Caller) -> Result<Entry> {
-        self.create(create_of(parent, name, Kind::Directory, mode), name, caller).await
+        self.create(create_of(parent, name, Kind::Directory, mode), caller).await
     }
 
     /// Makes a symlink.
@@ -51,19 +50,14 @@ impl Vfs {
     ) -> Result<Entry> {
         let symlink_target = target.to_bytes();
         let create = v1::Create { symlink_target, ..create_of(parent, name, Kind::Symlink, 0o777) };
-        self.create(create, name, caller).await
+        self.create(create, caller).await
     }
 
-    async fn create(&self, create: v1::Create, name: &FileName, caller: &Caller) -> Result<Entry> {
+    async fn create(&self, create: v1::Create, caller: &Caller) -> Result<Entry> {
         let asked = clock::now();
-        let directory = create.kind() == v1::InodeKind::Directory;
         let applied = self.coordinator().apply(Op::Create(create), caller).await?;
-        self.adopt_parents(&applied, asked, Change::Added(name), None);
-        let attr = applied.into_attr()?;
-        if directory {
-            return Ok(self.inodes.adopt_new_directory(attr, asked));
-        }
-        Ok(self.inodes.adopt(attr, asked))
+        self.adopt_parents(&applied, asked);
+        Ok(self.inodes.adopt(applied.into_attr()?, asked))
     }
 
     /// Gives an inode one more name.
@@ -77,28 +71,29 @@ impl Vfs {
         let asked = clock::now();
         let link = v1::Link { inode: inode.get(), parent: parent.get(), name: name.to_bytes() };
         let applied = self.coordinator().apply(Op::Link(link), caller).await?;
-        self.adopt_parents(&applied, asked, Change::Added(name), None);
-        Ok(self.inodes.adopt_own(applied.into_attr()?, asked, Change::Names))
+        self.adopt_parents(&applied, asked);
+        Ok(self.inodes.adopt_own(applied.into_attr()?, asked))
     }
 
     /// Removes a name of something that is no directory. What is open stays usable.
     pub async fn unlink(&self, parent: InodeId, name: &FileName, caller: &Caller) -> Result<()> {
         let unlink = v1::Unlink { parent: parent.get(), name: name.to_bytes() };
-        self.remove(Op::Unlink(unlink), name, caller).await
+        self.remove(Op::Unlink(unlink), caller).await
     }
 
     /// Removes an empty directory.
     pub async fn rmdir(&self, parent: InodeId, name: &FileName, caller: &Caller) -> Result<()> {
         let rmdir = v1::Rmdir { parent: parent.get(), name: name.to_bytes() };
-        self.remove(Op::Rmdir(rmdir), name, caller).await
+        self.remove(Op::Rmdir(rmdir), caller).await
     }
 
-    async fn remove(&self, op: Op, name: &FileName, caller: &Caller) -> Result<()> {
+    async fn remove(&self, op: Op, caller: &Caller) -> Result<()> {
         let asked = clock::now();
+        let _under_way = self.removals.begin();
         let applied = self.coordinator().apply(op, caller).await?;
-        self.adopt_parents(&applied, asked, Change::Removed(name), None);
+        self.adopt_parents(&applied, asked);
         if let Some(attr) = applied.attr {
-            self.inodes.adopt_own(attr, asked, Change::Names);
+            self.inodes.adopt_own(attr, asked);
         }
         Ok(())
     }
@@ -115,41 +110,26 @@ impl Vfs {
         caller: &Caller,
     ) -> Result<()> {
         let asked = clock::now();
-        let exchange = mode == RenameMode::Exchange;
+        let _under_way = self.removals.begin();
         let rename = v1::Rename {
             parent: parent.get(),
             name: name.to_bytes(),
             new_parent: new_parent.get(),
             new_name: new_name.to_bytes(),
             no_replace: mode == RenameMode::NoReplace,
-            exchange,
+            exchange: mode == RenameMode::Exchange,
         };
         let applied = self.coordinator().apply(Op::Rename(rename), caller).await?;
-        if parent == new_parent {
-            let change = Change::Moved { from: name, to: new_name, exchange };
-            self.adopt_parents(&applied, asked, change, None);
-        } else {
-            let left = if exchange { Change::Names } else { Change::Removed(name) };
-            self.adopt_parents(&applied, asked, left, Some(Change::Added(new_name)));
-        }
+        self.adopt_parents(&applied, asked);
         for attr in [applied.attr, applied.replaced].into_iter().flatten() {
-            self.inodes.adopt_own(attr, asked, Change::Names);
+            self.inodes.adopt_own(attr, asked);
         }
         Ok(())
     }
 
-    pub(super) fn adopt_parents(
-        &self,
-        applied: &Applied,
-        asked: Instant,
-        change: Change<'_>,
-        new_change: Option<Change<'_>>,
-    ) {
-        if let Some(parent) = &applied.parent {
-            self.inodes.adopt_own(parent.clone(), asked, change);
-        }
-        if let (Some(parent), Some(change)) = (&applied.new_parent, new_change) {
-            self.inodes.adopt_own(parent.clone(), asked, change);
+    pub(super) fn adopt_parents(&self, applied: &Applied, asked: Instant) {
+        for parent in [&applied.parent, &applied.new_parent].into_iter().flatten() {
+            self.inodes.adopt_own(parent.clone(), asked);
         }
     }
 }

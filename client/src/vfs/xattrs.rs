@@ -8,7 +8,6 @@ use cairn_proto::{ErrorKind, InodeId};
 use cairn_runtime::clock;
 
 use super::inodes::Xattrs;
-use super::listing::Change;
 use super::{Result, Vfs, VfsError};
 use crate::{Attr, Caller};
 
@@ -121,7 +120,7 @@ impl Vfs {
     pub(super) async fn change(&self, op: Op, caller: &Caller) -> Result<Attr> {
         let asked = clock::now();
         let attr = self.coordinator().apply(op, caller).await?.into_attr()?;
-        Ok(self.inodes.adopt_own(attr, asked, Change::Names).attr)
+        Ok(self.inodes.adopt_own(attr, asked).attr)
     }
 }
 

@@ -167,6 +167,6 @@ fn keep_in_cache(engine: &Engine, grant: &Grant, content: &ChunkContent) {
     }
     let blocks = content.frames.iter().flat_map(|frame| crate::reader::blocks_of(&frame.data));
     for (block, data) in (0..).zip(blocks) {
-        engine.cache.insert(grant.chunk, block, data);
+        engine.cache.insert(grant.chunk, block, &data);
     }
 }
