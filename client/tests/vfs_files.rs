@@ -320,6 +320,11 @@ async fn a_file_that_was_found_can_be_opened_although_it_was_replaced_meanwhile(
     mount.vfs.rename(ROOT, &name("new"), ROOT, &name("old"), RenameMode::Replace, &mount.me).await?;
     let opened = mount.open(found, READ).await?;
     assert_eq!(mount.read(opened.handle, 0, 9).await?, "old");
+
+    let other = Mount::new(&cluster).await?;
+    let elsewhere = other.open(found, READ).await;
+    assert_eq!(kind(elsewhere), ErrorKind::StaleHandle, "another mount is to look the name up again");
+    other.vfs.client().close().await?;
     mount.close(opened.handle).await?;
     tokio::time::sleep(Duration::from_millis(1000)).await;
     assert_eq!(kind(mount.open(found, READ).await), ErrorKind::StaleHandle, "it is not kept for ever");

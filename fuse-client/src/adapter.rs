@@ -45,6 +45,9 @@ const GENERATION: Generation = Generation(0);
 /// What is asked of the kernel where it can do it.
 const WANTED: &[InitFlags] = &[
     InitFlags::FUSE_ATOMIC_O_TRUNC,
+    // A file held open is looked at again once its attributes are old, so that what another mount
+    // wrote is seen; without this its pages would stay for as long as it is open.
+    InitFlags::FUSE_AUTO_INVAL_DATA,
     // Always, not FUSE_READDIRPLUS_AUTO: pages of a listing come with attributes anyway, and a
     // lookup for each entry later costs a round trip each.
     InitFlags::FUSE_DO_READDIRPLUS,
@@ -225,9 +228,6 @@ impl Filesystem for Adapter {
         let asked = self.asked(Op::Lookup, request, parent);
         let parent = decode!(reply, encode::inode(parent));
         let name = decode!(reply, encode::name(name));
-        if let Some(known) = self.vfs.try_lookup(parent, &name) {
-            return self.now(asked, reply, known, answer_entry);
-        }
         let vfs = Arc::clone(&self.vfs);
         // The kernel has checked that the caller may search the directory.
         let work = async move { vfs.lookup(parent, &name, &Caller::root()).await };
