@@ -95,7 +95,7 @@ fn near_full(entry: &NodeEntry) -> Option<Finding> {
         code: "NODE_NEAR_FULL",
         error: false,
         detail: format!("{} has {} MiB of {} MiB left", name_of(entry), entry.free() >> 20, capacity >> 20),
-        remedy: "Delete files, or add disks or datanodes.".into(),
+        remedy: "Add disks or datanodes: new chunks go to those with room.".into(),
     })
 }
 
@@ -114,7 +114,10 @@ fn degraded(members: &Members, faults: u64) -> Option<Finding> {
              members that are down",
             members.sets.len()
         ),
-        remedy: "Bring all datanodes back, and have as many as there shall be copies.".into(),
+        remedy:
+            "Bring all datanodes back and have as many as there shall be copies. This version does not make \
+                 up for copies that were missed meanwhile."
+                .into(),
     })
 }
 

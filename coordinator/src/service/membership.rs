@@ -113,7 +113,9 @@ fn report(capacity: u64, used: u64, disks: Vec<v1::DiskHealth>) -> Result<Report
         return Err(OpError::invalid("a disk's path or fault is too long"));
     }
     if capacity > i64::MAX as u64 {
-        return Err(OpError::invalid(format!("a capacity of {capacity} bytes; at most 2^63 - 1 is possible")));
+        return Err(OpError::invalid(format!(
+            "a capacity of {capacity} bytes; at most 2^63 - 1 is possible"
+        )));
     }
     Ok(Report { capacity, used: used.min(capacity), disks })
 }
