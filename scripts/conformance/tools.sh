@@ -9,13 +9,17 @@ die() {
     exit 2
 }
 
-# tool NAME VERSION  makes sure that exactly this version of a crate's binary is there; prints its path
+# The suites, by crate, in the versions whose results are known.
+declare -A VERSIONS=([pjdfstest]=0.2.2 [fsx]=0.3.2)
+
+# tool NAME  makes sure that the binary of a suite is there; prints its path
 tool() {
-    local root=$TOOLS/$1-$2
+    local version=${VERSIONS[$1]}
+    local root=$TOOLS/$1-$version
     if [ ! -x "$root/bin/$1" ]; then
-        echo "installing $1 $2" >&2
-        env -u CARGO_TARGET_DIR cargo install --locked --quiet --root "$root" --version "$2" "$1" >&2 ||
-            die "cargo install $1 $2 failed"
+        echo "installing $1 $version" >&2
+        env -u CARGO_TARGET_DIR cargo install --locked --quiet --root "$root" --version "$version" "$1" >&2 ||
+            die "cargo install $1 $version failed"
     fi
     echo "$root/bin/$1"
 }
