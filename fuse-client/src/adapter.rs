@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -19,10 +19,10 @@ use cairn_runtime::clock;
 use cairn_runtime::telemetry::RequestId;
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
-    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle as Runtime;
 
@@ -62,7 +62,11 @@ pub(crate) struct Adapter {
     vfs: Arc<Vfs>,
     runtime: Runtime,
     callers: Callers,
+    notifier: Notifications,
 }
+
+/// Where notifications to the kernel are sent; set once the session is there.
+pub(crate) type Notifications = Arc<OnceLock<Notifier>>;
 
 /// What every reply can do.
 trait Reply: Send + 'static {
@@ -89,7 +93,12 @@ macro_rules! decode {
 
 impl Adapter {
     pub(crate) fn new(vfs: Arc<Vfs>, runtime: Runtime) -> Self {
-        Self { vfs, runtime, callers: Callers::default() }
+        Self { vfs, runtime, callers: Callers::default(), notifier: Notifications::default() }
+    }
+
+    /// To be filled by who makes the session.
+    pub(crate) fn notifications(&self) -> Notifications {
+        Arc::clone(&self.notifier)
     }
 
     fn asked(&self, op: Op, request: &Request, inode: INodeNo) -> Asked {
@@ -168,6 +177,17 @@ fn answer_statfs(reply: ReplyStatfs, stat: StatFs) {
         NAME_MAX as u32,
         STATFS_BLOCK as u32,
     );
+}
+
+/// The answer to an open carries no attributes, so the kernel goes on with those it has, as long as
+/// they are valid; an old size would hide what another mount has appended. Attributes alone (a negative
+/// offset) are dropped without any lock, so this is safe while the kernel waits for an answer.
+fn forget_attributes(notifier: &Notifications, inode: INodeNo) {
+    if let Some(notifier) = notifier.get()
+        && let Err(error) = notifier.inval_inode(inode, -1, 0)
+    {
+        tracing::debug!(inode = inode.0, %error, "the kernel keeps old attributes for a moment");
+    }
 }
 
 fn fopen_flags(opened: &Opened, flags: i32) -> FopenFlags {
@@ -396,7 +416,11 @@ impl Filesystem for Adapter {
         let inode = decode!(reply, encode::inode(ino));
         let (vfs, caller, flags) = (Arc::clone(&self.vfs), without_groups(request), flags.0);
         let work = async move { vfs.open(inode, encode::open_flags(flags), &caller).await };
+        let notifier = Arc::clone(&self.notifier);
         self.later(asked, reply, work, move |reply, opened| {
+            if opened.attributes_changed {
+                forget_attributes(&notifier, ino);
+            }
             reply.opened(FileHandle(opened.handle.0), fopen_flags(&opened, flags));
         });
     }

@@ -76,6 +76,7 @@ async fn start_session(
     let (started, result) = oneshot::channel();
     let spawned = threads::spawn("fuse-session", move || {
         let covered = Covered::open(&path);
+        let notifications = adapter.notifications();
         let session = match Session::new(adapter, &path, &options) {
             Ok(session) => session,
             Err(error) => {
@@ -83,6 +84,7 @@ async fn start_session(
                 return;
             }
         };
+        let _ = notifications.set(session.notifier());
         if protect && let Err(error) = covered.and_then(|covered| covered.protect()) {
             warn!(path = %path.display(), %error, "the covered directory can not be protected");
         }

@@ -54,6 +54,8 @@ pub struct Opened {
     /// Nobody but this mount changed the content since this mount last had it open: pages that a
     /// kernel has cached are still good.
     pub pages_good: bool,
+    /// Attributes that were handed out before, and may still be valid, are no longer right.
+    pub attributes_changed: bool,
 }
 
 /// Why a write comes.
@@ -152,10 +154,12 @@ impl Vfs {
         if attr.nlink == 0 && !self.removals.under_way() && !self.inodes.is_removed_here(inode) {
             return Err(VfsError::refused(ErrorKind::StaleHandle, "the file was removed by another mount"));
         }
+        let attributes_changed = self.inodes.seen_version(inode) != Some(attr.version);
         let content = self.client.content(inode, &attr);
         content.refresh(&attr, Some(layout));
         let entry = self.inodes.adopt(attr, asked);
-        self.finish_open(guard, content, entry, flags, flags.truncate, caller).await
+        let opened = self.finish_open(guard, content, entry, flags, flags.truncate, caller).await?;
+        Ok(Opened { attributes_changed, ..opened })
     }
 
     async fn finish_open(
@@ -180,7 +184,7 @@ impl Vfs {
         let entry = Entry { attr: content.attr_overlay(entry.attr), ..entry };
         let (mode, sync) = (flags.mode(), flags.sync);
         let handle = self.handles.insert(Handle::File(FileHandle { inode, content, mode, sync, guard }));
-        Ok(Opened { handle, entry, pages_good })
+        Ok(Opened { handle, entry, pages_good, attributes_changed: false })
     }
 
     /// Reads what is in memory. The answer is shorter than `len` only at the end of the file.

@@ -160,6 +160,14 @@ impl InodeTable {
         self.lock().get(inode).is_some_and(|known| known.removed_here)
     }
 
+    /// The newest version that this mount has shown or made itself.
+    pub(super) fn seen_version(&self, inode: InodeId) -> Option<u64> {
+        let mut state = self.lock();
+        let made = state.open.get(&inode).map(|open| open.content.attr().version);
+        let shown = state.get(inode).map(|known| known.attr.version);
+        made.max(shown)
+    }
+
     /// The version seen last.
     pub(super) fn version(&self, inode: InodeId) -> Option<u64> {
         self.lock().get(inode).map(|known| known.attr.version)
