@@ -168,9 +168,9 @@ fn detached_it_goes_on_until_down() {
     let home = workspace.path().join("home");
     fs::create_dir_all(&home).expect("mkdir");
     let directory = workspace.path().join("mnt");
-    let run = |arguments: &[&str]| {
+    let run_in = |current: &Path, arguments: &[&str]| {
         let mut command = process::cairn(arguments);
-        command.env("HOME", &home).env("XDG_RUNTIME_DIR", home.join("run")).current_dir(workspace.path());
+        command.env("HOME", &home).env("XDG_RUNTIME_DIR", home.join("run")).current_dir(current);
         command.env("CAIRN_DATANODE__RESERVE", "16 MiB");
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
         let child = command.spawn().expect("cairn");
@@ -180,6 +180,7 @@ fn detached_it_goes_on_until_down() {
         assert!(output.status.success(), "cairn {arguments:?}: {error}");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
+    let run = |arguments: &[&str]| run_in(workspace.path(), arguments);
     let (mnt, data) = (directory.to_str().unwrap(), home.join("data"));
     let data = data.to_str().unwrap();
     run(&["up", mnt, "--data", data, "--datanodes", "1", "--detach"]);
@@ -194,10 +195,11 @@ fn detached_it_goes_on_until_down() {
     let _down = Down(&home, data);
     assert!(cluster::is_mounted(&directory));
     fs::write(directory.join("file"), "content").expect("write");
-    // Other commands find its coordinator by themselves.
-    assert_eq!(run(&["cat", "/file"]), "content");
-    assert_eq!(run(&["ls", "/"]).trim(), "file");
-    serde_json::from_str::<serde_json::Value>(&run(&["status", "--json"])).expect("JSON");
+    // Other commands find its coordinator by themselves; by where they are called, should there be
+    // several clusters on the machine.
+    assert_eq!(run_in(&directory, &["cat", "/file"]), "content");
+    assert_eq!(run_in(&directory, &["ls", "/"]).trim(), "file");
+    serde_json::from_str::<serde_json::Value>(&run_in(&directory, &["status", "--json"])).expect("JSON");
     run(&["down", "--data", data]);
     assert!(!cluster::is_mounted(&directory));
 }
