@@ -1,7 +1,7 @@
 //! The inode level: what a kernel asks of a file system, without a kernel.
 //!
 //! Sits between the mount adapter (which decodes and encodes) and the data path (metadata calls,
-//! [`FileContent`]). Everything POSIX about a mount is here and can be tested without one.
+//! [`crate::FileContent`]). Everything POSIX about a mount is here and can be tested without one.
 //!
 //! Each operation that can often be answered from local state has a synchronous `try_` form that
 //! never waits: `None` says that the network is needed and the `async` form must be asked. It is
