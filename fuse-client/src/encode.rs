@@ -102,7 +102,11 @@ pub(crate) fn time(time: TimeOrNow) -> Time {
         TimeOrNow::Now => Time::Now,
         TimeOrNow::SpecificTime(at) => Time::At(match at.duration_since(UNIX_EPOCH) {
             Ok(span) => nanos(span),
-            Err(before) => -nanos(before.duration()),
+            // fuser takes the nanoseconds of a time before 1970 away, where the kernel adds them.
+            Err(before) => {
+                let (secs, subsec) = (before.duration().as_secs(), before.duration().subsec_nanos());
+                i64::from(subsec).saturating_sub(nanos(Duration::from_secs(secs)))
+            }
         }),
     }
 }
@@ -148,9 +152,12 @@ mod tests {
 
     #[test]
     fn times_before_the_epoch_survive() {
-        for ns in [0, 1, -1, -1_500_000_000, i64::MAX] {
+        for ns in [0, 1, -2_000_000_000, i64::MAX] {
             assert_eq!(time(TimeOrNow::SpecificTime(system_time(ns))), Time::At(ns));
         }
+        // What fuser makes of -2 s + 500,000,000 ns.
+        let from_kernel = UNIX_EPOCH - Duration::new(2, 500_000_000);
+        assert_eq!(time(TimeOrNow::SpecificTime(from_kernel)), Time::At(-1_500_000_000));
     }
 
     #[test]

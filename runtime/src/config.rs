@@ -1,8 +1,8 @@
 //! Configuration: values from flags, `CAIRN_*` variables, a TOML file and defaults, in that order.
 //!
 //! Each service has one typed struct with `#[serde(default, deny_unknown_fields)]`, all defaults in
-//! one `impl Default`, and a [`Validate`] that relates its fields. Sizes are [`Bytes`] ("8 MiB"),
-//! times [`Seconds`]-like durations through `humantime_serde` ("10s").
+//! one `impl Default`, and a [`Validate`] that relates its fields. Sizes are [`ByteSize`] ("8 MiB"),
+//! times durations through `humantime_serde` ("10s").
 
 use std::path::Path;
 
