@@ -16,8 +16,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cairn_client::Client;
+use cairn_client::fs::{Files, RemoveOptions};
+use cairn_client::{Caller, Client};
 use cairn_fuse::{MountConfig, MountError, Mounted, mount};
+use cairn_proto::v1::{self, mutation::Op};
 use cairn_runtime::shutdown::Shutdown;
 use common::Cluster;
 use rustix::fs::{FallocateFlags, RenameFlags, SeekFrom as Sparse};
@@ -236,8 +238,7 @@ async fn holes_clones_and_mappings() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn extended_attributes_and_large_directories() -> Result<()> {
-    const ENTRIES: usize = 5000;
+async fn extended_attributes() -> Result<()> {
     let t = Setup::new().await?;
     t.on(|root| {
         let file = root.join("f");
@@ -252,35 +253,48 @@ async fn extended_attributes_and_large_directories() -> Result<()> {
         xattr::remove(&file, "user.a")?;
         ensure!(xattr::list(&file)?.count() == 1);
 
-        let directory = root.join("many");
-        fs::create_dir(&directory)?;
-        std::thread::scope(|scope| {
-            let makers: Vec<_> = (0..8)
-                .map(|part| {
-                    let directory = &directory;
-                    scope.spawn(move || {
-                        (part..ENTRIES)
-                            .step_by(8)
-                            .try_for_each(|index| File::create(directory.join(format!("{index}"))).map(drop))
-                    })
-                })
-                .collect();
-            makers
-                .into_iter()
-                .try_for_each(|maker| maker.join().unwrap_or_else(|_| unreachable!("a maker panicked")))
-        })?;
+        Ok(())
+    })
+    .await?;
+    t.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_directory_is_listed_whole() -> Result<()> {
+    const ENTRIES: usize = 5000;
+    let t = Setup::new().await?;
+    let files = Files::new(Arc::clone(&t.client), Caller::root());
+    let directory = files.make_dir("/many", 0o755, false).await?.inode;
+    for part in 0..ENTRIES / 500 {
+        let create = |index: usize| {
+            Op::Create(v1::Create {
+                parent: directory.get(),
+                name: format!("name-{part}-{index}").into(),
+                kind: v1::InodeKind::File.into(),
+                mode: 0o644,
+                ..v1::Create::default()
+            })
+        };
+        for made in t.client.coordinator().apply_many((0..500).map(create).collect(), &Caller::root()).await?
+        {
+            made?;
+        }
+    }
+    t.on(|root| {
         let mut seen = std::collections::HashSet::new();
-        for entry in fs::read_dir(&directory)? {
+        for entry in fs::read_dir(root.join("many"))? {
             let entry = entry?;
             ensure!(entry.metadata()?.is_file());
             ensure!(seen.insert(entry.file_name()), "{:?} twice", entry.file_name());
         }
-        ensure!(seen.len() == ENTRIES);
-        fs::remove_dir_all(&directory)?;
-        ensure!(errno(fs::metadata(&directory)) == Some(libc::ENOENT));
+        ensure!(seen.len() == ENTRIES, "{} entries", seen.len());
+        fs::rename(root.join("many/name-0-0"), root.join("moved"))?;
+        ensure!(fs::read_dir(root.join("many"))?.count() == ENTRIES - 1);
         Ok(())
     })
     .await?;
+    let all = RemoveOptions { recursive: true, force: false };
+    ensure!(files.remove("/many", all).await? == ENTRIES as u64);
     t.end().await
 }
 
