@@ -22,7 +22,7 @@ use cairn_fuse::{MountConfig, MountError, Mounted, mount};
 use cairn_proto::v1::{self, mutation::Op};
 use cairn_runtime::shutdown::Shutdown;
 use common::Cluster;
-use rustix::fs::{FallocateFlags, RenameFlags, SeekFrom as Sparse};
+use rustix::fs::{FallocateFlags, IFlags, RenameFlags, SeekFrom as Sparse};
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 
 /// A system call that takes longer than this hangs.
@@ -51,9 +51,7 @@ impl Setup {
         F: FnOnce(PathBuf) -> Result<T> + Send + 'static,
     {
         let root = self.place.path().to_owned();
-        let (answer, result) = tokio::sync::oneshot::channel();
-        std::thread::spawn(move || answer.send(calls(root)));
-        tokio::time::timeout(LIMIT, result).await.context("a system call hangs")??
+        on_thread(move || calls(root)).await?
     }
 
     async fn end(self) -> Result<()> {
@@ -62,6 +60,12 @@ impl Setup {
         self.client.close().await?;
         self.cluster.stop().await
     }
+}
+
+async fn on_thread<T: Send + 'static>(calls: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let (answer, result) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || answer.send(calls()));
+    Ok(tokio::time::timeout(LIMIT, result).await.context("a system call hangs")??)
 }
 
 fn config(place: &Path) -> MountConfig {
@@ -366,4 +370,52 @@ async fn a_program_that_waits_for_a_cluster_that_is_gone_can_be_stopped() -> Res
     drop(client);
     ensure!(fs::read_dir(place.path())?.next().is_none(), "a dropped mount is detached");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_mount_is_replaced() -> Result<()> {
+    let t = Setup::new().await?;
+    let device = t.on(|root| Ok(fs::metadata(root)?.dev())).await?;
+    let abort = format!("/sys/fs/fuse/connections/{}/abort", rustix::fs::minor(device));
+    if fs::write(&abort, "1").is_err() {
+        return t.end().await; // only root can make one dead from outside
+    }
+    let Setup { cluster, client, place, mut mounted } = t;
+    tokio::time::timeout(Duration::from_secs(10), mounted.unmounted()).await?;
+    ensure!(errno(fs::metadata(place.path())) == Some(libc::ENOTCONN));
+    drop(mounted);
+    let mounted = mount(Arc::clone(&client), config(place.path()), &Shutdown::new()).await?;
+    let t = Setup { cluster, client, place, mounted };
+    t.on(|root| Ok(fs::write(root.join("f"), b"alive")?)).await?;
+    t.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_protected_mountpoint_takes_no_files_while_nothing_is_mounted() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let client = cluster.client().await?;
+    let place = tempfile::tempdir()?;
+    let protected = MountConfig { protect_mountpoint: true, ..config(place.path()) };
+    for content in ["first", "second"] {
+        let mounted = mount(Arc::clone(&client), protected.clone(), &Shutdown::new()).await?;
+        let inside = place.path().join("f");
+        on_thread(move || fs::write(inside, content)).await??;
+        mounted.unmount().await?;
+        let beside = errno(fs::write(place.path().join("f"), b"beside"));
+        // Undone by hand, as the documentation says; the test's directory is to be removed.
+        unprotect(place.path())?;
+        ensure!(matches!(beside, Some(libc::EPERM | libc::EACCES)), "{beside:?}");
+    }
+    client.close().await?;
+    cluster.stop().await
+}
+
+fn unprotect(place: &Path) -> Result<()> {
+    let directory = File::open(place)?;
+    if let Ok(flags) = rustix::fs::ioctl_getflags(&directory)
+        && flags.contains(IFlags::IMMUTABLE)
+    {
+        rustix::fs::ioctl_setflags(&directory, flags - IFlags::IMMUTABLE)?;
+    }
+    Ok(fs::set_permissions(place, fs::Permissions::from_mode(0o700))?)
 }
