@@ -105,26 +105,29 @@ pub(crate) fn retract_up() {
     remove(&up_path(std::process::id()));
 }
 
-/// The running `cairn up` that other commands use by default: the one whose directory this process
-/// is in, else one's own before those of others, else the latest.
-pub(crate) fn find_up() -> Option<UpNote> {
+/// The running `cairn up`s that other commands may mean: the one whose directory this process is in,
+/// else this user's own, else those of others that leave notes where everybody looks.
+pub(crate) fn find_ups() -> Vec<UpNote> {
     let here = std::env::current_dir().unwrap_or_default();
-    let mut running = Vec::new();
-    for place in places::runtimes() {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(place.join("up")).into_iter().flatten().flatten() {
-            let Some(note) = read::<UpNote>(&entry.path()) else { continue };
-            if is_alive(note.pid) {
-                found.push((entry.metadata().and_then(|meta| meta.modified()).ok(), note));
-            } else {
-                remove(&entry.path());
-            }
-        }
-        found.sort_by_key(|(modified, _)| std::cmp::Reverse(*modified));
-        running.extend(found.into_iter().map(|(_, note)| note));
+    let groups: Vec<Vec<UpNote>> = places::runtimes().iter().map(|place| running_ups(place)).collect();
+    let inside = groups.iter().flatten().find(|note| here.starts_with(&note.directory)).cloned();
+    match inside {
+        Some(note) => vec![note],
+        None => groups.into_iter().find(|group| !group.is_empty()).unwrap_or_default(),
     }
-    let inside = running.iter().position(|note| here.starts_with(&note.directory));
-    (!running.is_empty()).then(|| running.swap_remove(inside.unwrap_or(0)))
+}
+
+fn running_ups(place: &Path) -> Vec<UpNote> {
+    let mut running = Vec::new();
+    for entry in fs::read_dir(place.join("up")).into_iter().flatten().flatten() {
+        match read::<UpNote>(&entry.path()) {
+            Some(note) if is_alive(note.pid) => running.push(note),
+            Some(_) => remove(&entry.path()),
+            None => {}
+        }
+    }
+    running.sort_by_key(|note| note.pid);
+    running
 }
 
 fn mount_path(pid: u32) -> PathBuf {

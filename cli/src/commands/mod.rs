@@ -32,6 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Transfers ride out a restart of the coordinator.
 pub(crate) const TRANSFER_PATIENCE: Duration = Duration::from_secs(120);
 
+/// What a command has written is stored within this time, or given up.
+const CLOSE_LIMIT: Duration = Duration::from_secs(60);
+
 /// What every command works with.
 #[derive(Debug)]
 pub(crate) struct Tool {
@@ -79,9 +82,22 @@ pub(crate) async fn run(cli: Cli) -> Result<Exit, Failure> {
 impl Tool {
     /// All settings, with those that flags of the command make.
     pub(crate) fn settings(&self, flags: Flags) -> Result<Settings, Failure> {
-        let up = notes::find_up().map(|note| note.coordinator);
+        let ups = notes::find_ups();
+        let up = if let [note] = ups.as_slice() { Some(note.coordinator.as_str()) } else { None };
         let flags = flags.coordinator(self.global.coordinator.as_deref());
-        Settings::load(self.global.config.as_deref(), up.as_deref(), flags)
+        Settings::load(self.global.config.as_deref(), up, flags)
+    }
+
+    /// The settings of a client. Which cluster is meant must be clear.
+    pub(crate) fn client_config(&self, settings: &Settings) -> Result<ClientConfig, Failure> {
+        let ups = notes::find_ups();
+        if ups.len() > 1 && settings.origin("client.coordinator") == Origin::Default {
+            let all = ups.iter().map(|note| format!("{} at {}", note.coordinator, note.directory.display()));
+            let why = format!("several clusters run here ({})", all.collect::<Vec<_>>().join(", "));
+            return Err(Failure::usage("choose a cluster", why)
+                .next("say which one by --coordinator, or call this in its directory"));
+        }
+        settings.section("client")
     }
 
     /// All settings of a service, which logs what `log.level`, -v and -q say.
@@ -119,7 +135,7 @@ impl Tool {
 
     /// A coordinator to ask, when logs are set up already.
     pub(crate) fn cluster_quietly(&self) -> Result<Cluster, Failure> {
-        let config: ClientConfig = self.settings(Flags::new())?.section("client")?;
+        let config = self.client_config(&self.settings(Flags::new())?)?;
         Cluster::connect(&config.coordinator)
     }
 
@@ -144,7 +160,7 @@ impl Tool {
         memory: Option<u64>,
     ) -> Result<(Arc<Client>, Shutdown), Failure> {
         let settings = self.settings(Flags::new())?;
-        let mut config: ClientConfig = settings.section("client")?;
+        let mut config = self.client_config(&settings)?;
         if settings.origin("client.unreachable") == Origin::Default {
             config.unreachable = Unreachable::Soft(patience);
         }
@@ -172,7 +188,24 @@ impl Tool {
 
 /// Ends a session: everything stored, said goodbye.
 pub(crate) async fn close(client: &Client, shutdown: &Shutdown) -> Result<(), Failure> {
-    let result = client.close().await.doing("store what was written");
+    close_within(client, shutdown, CLOSE_LIMIT).await
+}
+
+/// As [`close`]; what is not stored after `limit` is given up.
+pub(crate) async fn close_within(
+    client: &Client,
+    shutdown: &Shutdown,
+    limit: Duration,
+) -> Result<(), Failure> {
+    let what = "store what was written";
+    let result = match cairn_runtime::clock::timeout(limit, client.close()).await {
+        Ok(result) => result.doing(what),
+        Err(_) => {
+            Err(Failure::new(what, format!("the cluster did not take it within {} s", limit.as_secs()))
+                .next("`cairn status` shows what it lacks; then run the command again")
+                .exit(Exit::Unreachable))
+        }
+    };
     shutdown.drain().await;
     result
 }

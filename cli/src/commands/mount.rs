@@ -49,15 +49,15 @@ fn flags(args: &MountArgs, directory: &Path) -> Flags {
 }
 
 /// Both sections that a mount uses, judged.
-fn sections(settings: &Settings) -> Result<(ClientConfig, MountConfig), Failure> {
-    Ok((settings.section("client")?, settings.section("mount")?))
+fn sections(tool: &Tool, settings: &Settings) -> Result<(ClientConfig, MountConfig), Failure> {
+    Ok((tool.client_config(settings)?, settings.section("mount")?))
 }
 
 /// Serves the directory until it is unmounted or this process shall stop.
 async fn mount_here(tool: &Tool, args: MountArgs) -> Result<(), Failure> {
     let directory = unmount::absolute(&args.directory).unwrap_or_else(|_| args.directory.clone());
     let settings = tool.service_settings(flags(&args, &directory))?;
-    let (client_config, mount_config) = sections(&settings)?;
+    let (client_config, mount_config) = sections(tool, &settings)?;
     let stop = serve::prepare(&args.child, Duration::ZERO)?;
     // The session outlives the wish to stop, since what is buffered must be stored first.
     let life = Shutdown::new();
@@ -131,7 +131,7 @@ async fn serve_mount(
 async fn mount_in_background(tool: &Tool, args: &MountArgs) -> Result<(), Failure> {
     let directory = unmount::absolute(&args.directory).unwrap_or_else(|_| args.directory.clone());
     // Judged here already, so that what is wrong is said at once and in the right place.
-    sections(&tool.settings(flags(args, &directory))?)?;
+    sections(tool, &tool.settings(flags(args, &directory))?)?;
     let log = args.log_file.clone().unwrap_or_else(|| places::mount_log(&directory));
     let log = std::path::absolute(&log).doing(format!("find the log {}", log.display()))?;
     let ready_file = match &args.child.ready_file {
@@ -203,8 +203,7 @@ fn background_line(
 
 /// Fixed here: what this person's environment says may not be what the background process finds.
 fn coordinator(tool: &Tool) -> Result<String, Failure> {
-    let config: ClientConfig = tool.settings(Flags::new())?.section("client")?;
-    Ok(config.coordinator)
+    Ok(tool.client_config(&tool.settings(Flags::new())?)?.coordinator)
 }
 
 pub(super) async fn umount(tool: &Tool, args: &UmountArgs) -> Result<(), Failure> {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_client::Client;
+use cairn_runtime::clock;
 use cairn_runtime::shutdown::Shutdown;
 use cairn_runtime::threads::Pool;
 use tokio::sync::{Mutex, mpsc};
@@ -19,7 +20,7 @@ use tokio::task::JoinSet;
 
 use crate::args::{GetArgs, PutArgs, TransferOptions};
 use crate::cluster::Cluster;
-use crate::commands::{TRANSFER_PATIENCE, Tool, close};
+use crate::commands::{TRANSFER_PATIENCE, Tool, close_within};
 use crate::failure::{Context, Exit, Failure};
 use crate::output::Output;
 use crate::remote::Remote;
@@ -44,6 +45,11 @@ const LOCAL_THREADS: usize = 4;
 /// A second session for reading back, so that nothing comes from the first one's memory.
 const VERIFY_MEMORY: u64 = 64 << 20;
 
+/// What is in memory at the end is stored within this time, or the transfer has failed.
+const FINISH_LIMIT: Duration = Duration::from_secs(300);
+/// The same when the cluster could not be reached before.
+const GIVE_UP: Duration = Duration::from_secs(2);
+
 /// What walkers and workers share.
 #[derive(Clone)]
 struct Job {
@@ -60,7 +66,7 @@ struct Job {
 impl Job {
     /// Complains about one file; the others go on.
     fn fail(&self, failure: &Failure) {
-        self.progress.failed();
+        self.progress.failed(failure.exit);
         self.progress.suspend(|| self.output.complain(failure));
     }
 }
@@ -92,11 +98,11 @@ async fn start(tool: &Tool, options: &TransferOptions, verify: bool) -> Result<(
 }
 
 impl Sessions {
-    async fn close(self) -> Result<(), Failure> {
+    async fn close(self, limit: Duration) -> Result<(), Failure> {
         if let Some((client, shutdown)) = self.verifier {
-            close(&client, &shutdown).await?;
+            close_within(&client, &shutdown, limit).await?;
         }
-        close(&self.client, &self.shutdown).await
+        close_within(&self.client, &self.shutdown, limit).await
     }
 }
 
@@ -143,16 +149,33 @@ pub(crate) async fn get(tool: &Tool, args: GetArgs) -> Result<Exit, Failure> {
 }
 
 async fn finish(job: Job, sessions: Sessions, result: Result<(), Failure>) -> Result<Exit, Failure> {
-    // Everything that was sent becomes durable here, at once for all files.
-    let durable = sessions.client.flush_all(true).await.doing("make the copies durable");
     let progress = Arc::clone(&job.progress);
+    let unreachable = progress.worst() == Exit::Unreachable;
+    // Everything that was sent becomes durable here, at once for all files. A cluster that could not
+    // be reached all the time is not asked once more.
+    let durable = match unreachable {
+        false => make_durable(&sessions.client).await,
+        true => Ok(()),
+    };
     drop(job);
-    let closed = sessions.close().await;
+    let closed = sessions.close(if unreachable { GIVE_UP } else { FINISH_LIMIT }).await;
     progress.finish();
     result?;
-    durable?;
-    closed?;
-    if progress.failures() == 0 { Ok(Exit::Done) } else { Ok(Exit::Failed) }
+    if !unreachable {
+        durable?;
+        closed?;
+    }
+    Ok(progress.worst())
+}
+
+async fn make_durable(client: &Client) -> Result<(), Failure> {
+    let what = "make the copies durable";
+    match clock::timeout(FINISH_LIMIT, client.flush_all(true)).await {
+        Ok(result) => result.doing(what),
+        Err(_) => Err(Failure::new(what, format!("not done within {} s", FINISH_LIMIT.as_secs()))
+            .next("`cairn status` shows what the cluster lacks; then run the command again")
+            .exit(Exit::Unreachable)),
+    }
 }
 
 /// How long ago the last line of progress may be.

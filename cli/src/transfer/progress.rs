@@ -12,6 +12,7 @@ use tokio::task::AbortHandle;
 
 use super::REPORT_EVERY;
 use crate::args::TransferOptions;
+use crate::failure::Exit;
 use crate::human;
 use crate::output::Output;
 
@@ -27,6 +28,7 @@ pub(super) struct Progress {
     skipped_files: AtomicU64,
     skipped_bytes: AtomicU64,
     failures: AtomicU64,
+    unreachable: AtomicBool,
     all_found: AtomicBool,
     reporter: std::sync::OnceLock<AbortHandle>,
 }
@@ -56,6 +58,7 @@ impl Progress {
             skipped_files: AtomicU64::new(0),
             skipped_bytes: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            unreachable: AtomicBool::new(false),
             all_found: AtomicBool::new(false),
             reporter: std::sync::OnceLock::new(),
         });
@@ -105,8 +108,20 @@ impl Progress {
     }
 
     /// A file could not be copied.
-    pub(super) fn failed(&self) {
+    pub(super) fn failed(&self, exit: Exit) {
         self.failures.fetch_add(1, Ordering::Relaxed);
+        if exit == Exit::Unreachable {
+            self.unreachable.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The exit status that the failures amount to.
+    pub(super) fn worst(&self) -> Exit {
+        match (self.failures(), self.unreachable.load(Ordering::Relaxed)) {
+            (0, _) => Exit::Done,
+            (_, false) => Exit::Failed,
+            (_, true) => Exit::Unreachable,
+        }
     }
 
     /// How many could not.

@@ -168,7 +168,8 @@ fn is_locked(data: &Path) -> bool {
 
 /// Waits for services whose supervisor was killed; they stop by themselves, the mount first.
 async fn await_leftovers(state: &State, data: &Path, output: Output) -> Result<(), Failure> {
-    let (mounts, others): (Vec<_>, Vec<_>) = state.services.iter().partition(|(_, ready)| ready.role == "mount");
+    let (mounts, others): (Vec<_>, Vec<_>) =
+        state.services.iter().partition(|(_, ready)| ready.role == "mount");
     for (name, ready) in mounts.into_iter().chain(others) {
         // A number alone is not enough: the system gives it to others after a while.
         let marks = [data.as_os_str(), state.directory.as_os_str()];
@@ -179,7 +180,8 @@ async fn await_leftovers(state: &State, data: &Path, output: Output) -> Result<(
             // It serves on for a while for the sake of the mount, which has ended by now.
             unmount::send(ready.pid, rustix::process::Signal::TERM);
         }
-        let notice = || output.note(format!("waiting for {name} (pid {}) of an earlier run to end", ready.pid));
+        let notice =
+            || output.note(format!("waiting for {name} (pid {}) of an earlier run to end", ready.pid));
         if !unmount::await_end(ready.pid, LEFTOVER_LIMIT, notice).await {
             output.note(format!("{name} (pid {}) of an earlier run does not end and is killed", ready.pid));
             unmount::send(ready.pid, rustix::process::Signal::KILL);

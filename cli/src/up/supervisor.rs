@@ -2,10 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cairn_client::{Caller, Client, ClientConfig, Unreachable};
-use cairn_proto::{InodeId, v1};
 use cairn_runtime::clock;
-use cairn_runtime::shutdown::Shutdown;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +13,6 @@ use super::state::State;
 use super::summary;
 use crate::args::{GlobalArgs, UpArgs};
 use crate::cluster::Cluster;
-use crate::commands::{close, describe_process};
 use crate::failure::{Context, Failure};
 use crate::notes::{self, Ready, UpNote};
 use crate::output::Output;
@@ -102,9 +98,6 @@ impl Supervisor {
             return Err(failure);
         }
         self.await_nodes(&address).await?;
-        if !places::is_root() {
-            own_root(&address).await?;
-        }
         self.start_one(Role::Mount, common, &address, restart, &events).await?;
         // Returns only when the kernel has asked the mount, which has asked the coordinator.
         rustix::fs::statvfs(&self.state.directory)
@@ -232,27 +225,6 @@ impl Supervisor {
             self.output.note(failure);
         }
     }
-}
-
-/// Gives the root directory to the person whose cluster this is: a new one belongs to root.
-async fn own_root(address: &str) -> Result<(), Failure> {
-    let what = "take over the root directory";
-    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let config = ClientConfig {
-        coordinator: address.to_owned(),
-        unreachable: Unreachable::Soft(NODES_LIMIT),
-        ..ClientConfig::default()
-    };
-    let life = Shutdown::new();
-    let client = Client::connect(config, describe_process(), &life).await.doing(what)?;
-    let root = client.coordinator().get_attr(InodeId::ROOT).await.doing(what)?;
-    if root.uid == 0 {
-        let change =
-            v1::SetAttr { inode: root.inode.get(), uid: Some(uid), gid: Some(gid), ..Default::default() };
-        let change = v1::mutation::Op::SetAttr(change);
-        client.coordinator().apply(change, &Caller::root()).await.doing(what)?;
-    }
-    close(&client, &life).await
 }
 
 /// The first SIGINT or SIGTERM asks for an orderly stop, a second one for a quick one.
