@@ -30,7 +30,7 @@ fn cairn(home: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Run {
         .current_dir(home)
         .env_clear()
         .env("HOME", home)
-        .env("XDG_RUNTIME_DIR", home)
+        .env("CAIRN_RUNTIME_DIR", home.join("run"))
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .envs(variables.iter().copied())
         .output()
