@@ -15,8 +15,9 @@ Examples:
 Coordinator, datanodes and mount are processes of their own, so that one can be killed and the rest
 goes on; one that dies is started again. Data, ports and logs stay under --data, and starting again
 with the same --data finds everything. While it runs, other commands find its coordinator by a file
-in $CAIRN_RUNTIME_DIR/up (else $XDG_RUNTIME_DIR/cairn/up, /run/cairn/up for root, ~/.cache/cairn/up). Of several clusters
-they take the one whose directory they are called in; elsewhere --coordinator must tell.")]
+in $CAIRN_RUNTIME_DIR/up (else $XDG_RUNTIME_DIR/cairn/up, /run/cairn/up for root, ~/.cache/cairn/up).
+Of several clusters they take the one whose directory they are called in; elsewhere --coordinator
+must tell.")]
 pub struct UpArgs {
     /// Directory to mount the cluster at; made when it is missing.
     #[arg(value_name = "DIR")]
