@@ -41,7 +41,7 @@ mod xattrs;
 
 pub(crate) use access::permits;
 pub use access::{MAY_EXECUTE, MAY_READ, MAY_WRITE};
-pub use directories::{DirEntries, DirEntryView};
+pub use directories::{DirEntries, DirEntryView, Listing};
 pub use error::VfsError;
 pub use files::{AllocateMode, AttrChange, OpenFlags, Opened, SeekFrom, Time, WriteOrigin};
 pub use handles::HandleId;

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use cairn_client::vfs::{
-    AttrChange, DirEntries, Entry, HandleId, Opened, RenameMode, Result, SeekFrom, Vfs, WriteOrigin,
+    AttrChange, DirEntries, Entry, HandleId, Listing, Opened, RenameMode, Result, SeekFrom, Vfs, WriteOrigin,
 };
 use cairn_client::{Caller, StatFs};
 use cairn_proto::limits::NAME_MAX;
@@ -48,9 +48,9 @@ const WANTED: &[InitFlags] = &[
     // A file held open is looked at again once its attributes are old, so that what another mount
     // wrote is seen; without this its pages would stay for as long as it is open.
     InitFlags::FUSE_AUTO_INVAL_DATA,
-    // Always, not FUSE_READDIRPLUS_AUTO: pages of a listing come with attributes anyway, and a
-    // lookup for each entry later costs a round trip each.
+    // Attributes with the first entries of a directory, and with the rest when somebody looks at them.
     InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
@@ -544,11 +544,11 @@ impl Filesystem for Adapter {
     fn readdir(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
         let asked = self.asked(Op::ReadDir, request, ino);
         let handle = HandleId(fh.0);
-        if let Some(known) = self.vfs.try_readdir(handle, offset) {
+        if let Some(known) = self.vfs.try_readdir(handle, offset, Listing::Names) {
             return self.now(asked, reply, known, |reply, entries| answer_listing(reply, &entries));
         }
         let vfs = Arc::clone(&self.vfs);
-        let work = async move { vfs.readdir(handle, offset).await };
+        let work = async move { vfs.readdir(handle, offset, Listing::Names).await };
         self.later(asked, reply, work, |reply, entries| answer_listing(reply, &entries));
     }
 
@@ -562,11 +562,11 @@ impl Filesystem for Adapter {
     ) {
         let asked = self.asked(Op::ReadDir, request, ino);
         let handle = HandleId(fh.0);
-        if let Some(known) = self.vfs.try_readdir(handle, offset) {
+        if let Some(known) = self.vfs.try_readdir(handle, offset, Listing::Attributes) {
             return self.now(asked, reply, known, |reply, entries| answer_listing_plus(reply, &entries));
         }
         let vfs = Arc::clone(&self.vfs);
-        let work = async move { vfs.readdir(handle, offset).await };
+        let work = async move { vfs.readdir(handle, offset, Listing::Attributes).await };
         self.later(asked, reply, work, |reply, entries| answer_listing_plus(reply, &entries));
     }
 

@@ -15,19 +15,34 @@ use crate::{DirEntry, DirPage, Kind};
 
 /// Entries of the first page of a listing: most directories are smaller.
 const FIRST_PAGE: u32 = 512;
-/// Entries of each later page; with attributes about 150 bytes each on the wire.
-const PAGE: u32 = 4096;
+/// Entries of each later page; with attributes about 150 bytes each on the wire, without about 40.
+const PAGE_WITH_ATTRIBUTES: u32 = 4096;
+const PAGE_OF_NAMES: u32 = 16_384;
+/// What a listing shall bring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listing {
+    /// Names, numbers and kinds, as getdents(2) shows them.
+    Names,
+    /// The attributes of each entry besides, for a kernel that will ask for them.
+    Attributes,
+}
+
 /// Positions in front of the first entry of the cluster.
 const DOTS: u64 = 2;
 
 struct Page {
     /// The cookie that it was asked with.
     after: u64,
+    listing: Listing,
     page: DirPage,
     asked: Instant,
 }
 
 impl Page {
+    fn brings(&self, listing: Listing) -> bool {
+        self.listing == Listing::Attributes || listing == Listing::Names
+    }
+
     /// Where to go on behind cookie `after`; `None`: not in this page.
     fn find(&self, after: u64) -> Option<usize> {
         if after == self.after {
@@ -62,14 +77,13 @@ impl DirHandle {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn cached(&self, after: u64) -> Option<(Arc<Page>, usize)> {
+    fn cached(&self, after: u64, listing: Listing) -> Option<(Arc<Page>, usize)> {
         let mut pages = self.lock();
-        if let Some(found) =
-            pages.current.as_ref().and_then(|page| Some((Arc::clone(page), page.find(after)?)))
-        {
+        let current = pages.current.as_ref().filter(|page| page.brings(listing));
+        if let Some(found) = current.and_then(|page| Some((Arc::clone(page), page.find(after)?))) {
             return Some(found);
         }
-        let next = pages.next.take()?;
+        let next = pages.next.take_if(|page| page.brings(listing))?;
         let at = next.find(after)?;
         pages.current = Some(Arc::clone(&next));
         Some((next, at))
@@ -153,7 +167,12 @@ impl Vfs {
     }
 
     /// Entries from `position` (0: the start, else `next` of an entry), when they are at hand.
-    pub fn try_readdir(self: &Arc<Self>, handle: HandleId, position: u64) -> Option<Result<DirEntries>> {
+    pub fn try_readdir(
+        self: &Arc<Self>,
+        handle: HandleId,
+        position: u64,
+        listing: Listing,
+    ) -> Option<Result<DirEntries>> {
         let directory = match self.handles.directory(handle) {
             Ok(directory) => directory,
             Err(error) => return Some(Err(error)),
@@ -161,16 +180,20 @@ impl Vfs {
         if position == 0 {
             return None; // rewinddir(3) shows the directory as it is now
         }
-        let (page, at) = directory.cached(position.saturating_sub(DOTS))?;
+        let (page, at) = directory.cached(position.saturating_sub(DOTS), listing)?;
         Some(Ok(self.entries(&directory, page, position, at)))
     }
 
     /// Entries from `position`.
-    pub async fn readdir(self: &Arc<Self>, handle: HandleId, position: u64) -> Result<DirEntries> {
+    pub async fn readdir(
+        self: &Arc<Self>,
+        handle: HandleId,
+        position: u64,
+        listing: Listing,
+    ) -> Result<DirEntries> {
         let directory = self.handles.directory(handle)?;
         let after = position.saturating_sub(DOTS);
-        let limit = if after == 0 { FIRST_PAGE } else { PAGE };
-        let page = self.fetch_page(&directory, after, limit).await?;
+        let page = self.fetch_page(&directory, after, listing).await?;
         {
             let mut pages = directory.lock();
             *pages = Pages { current: Some(Arc::clone(&page)), ..Pages::default() };
@@ -178,15 +201,21 @@ impl Vfs {
         Ok(self.entries(&directory, page, position, 0))
     }
 
-    async fn fetch_page(&self, directory: &DirHandle, after: u64, limit: u32) -> Result<Arc<Page>> {
+    async fn fetch_page(&self, directory: &DirHandle, after: u64, listing: Listing) -> Result<Arc<Page>> {
         let asked = clock::now();
-        let page = self.coordinator().read_dir(directory.inode, after, limit, true).await?;
+        let limit = match listing {
+            _ if after == 0 => FIRST_PAGE,
+            Listing::Names => PAGE_OF_NAMES,
+            Listing::Attributes => PAGE_WITH_ATTRIBUTES,
+        };
+        let attributes = listing == Listing::Attributes;
+        let page = self.coordinator().read_dir(directory.inode, after, limit, attributes).await?;
         let largest = page.entries.iter().map(|entry| entry.cookie).max().unwrap_or(0);
         if largest > i64::MAX as u64 - DOTS {
             return Err(VfsError::refused(ErrorKind::Protocol, "a directory cookie is out of range"));
         }
         self.inodes.adopt(page.directory.clone(), asked);
-        Ok(Arc::new(Page { after, page, asked }))
+        Ok(Arc::new(Page { after, listing, page, asked }))
     }
 
     fn entries(
@@ -202,7 +231,9 @@ impl Vfs {
         DirEntries { vfs: Arc::clone(self), page, position, at, outdated }
     }
 
-    /// Fetches the page behind `page` while that one is being shown.
+    /// Fetches the page behind `page` while that one is being shown. Behind the first page only names:
+    /// a kernel that goes on without looking at the entries wants no more, and one that does look
+    /// asks for attributes, which then are fetched ahead, too.
     fn fetch_ahead(self: &Arc<Self>, directory: &Arc<DirHandle>, page: &Arc<Page>) {
         if page.page.end {
             return;
@@ -216,9 +247,10 @@ impl Vfs {
             }
             pages.fetching = Some(after);
         }
+        let listing = if page.after == 0 { Listing::Names } else { page.listing };
         let (vfs, directory) = (Arc::clone(self), Arc::clone(directory));
         self.runtime.spawn(async move {
-            let fetched = vfs.fetch_page(&directory, after, PAGE).await;
+            let fetched = vfs.fetch_page(&directory, after, listing).await;
             let mut pages = directory.lock();
             if pages.fetching == Some(after) {
                 pages.fetching = None;
