@@ -523,6 +523,33 @@ fn what_one_mount_closed_another_sees() {
 }
 
 #[test]
+fn a_file_held_open_shows_what_another_mount_wrote_soon_after() {
+    let (cluster, first) = mounted();
+    let second = cluster.mount_at_with(Path::new("second"), &[]);
+    let length = 300_000;
+    fs::write(first.join("f"), pattern::bytes(0, 0, length)).expect("write");
+    let mut held = None;
+    cairn_tests::wait::until_true("the name on the other mount", Duration::from_secs(3), || {
+        held = File::open(second.path().join("f")).ok();
+        held.is_some()
+    });
+    let held = held.expect("open");
+    let mut got = vec![0; length];
+    held.read_exact_at(&mut got, 0).expect("read");
+    for round in 1..4 {
+        // The same size: only the time tells that something has changed.
+        let want = pattern::bytes(round, 0, length);
+        let file = OpenOptions::new().write(true).open(first.join("f")).expect("open");
+        file.write_all_at(&want, 0).expect("write");
+        file.sync_all().expect("fsync");
+        cairn_tests::wait::until_true("what the other mount synced", Duration::from_secs(20), || {
+            held.read_exact_at(&mut got, 0).expect("read");
+            got == want
+        });
+    }
+}
+
+#[test]
 fn direct_and_synchronous_writes_are_stored_when_they_return() {
     let (cluster, mount) = mounted();
     let path = mount.join("direct");

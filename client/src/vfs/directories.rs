@@ -3,6 +3,7 @@
 //! Positions are stable: "." is behind position 0, ".." behind 1, and an entry of the cluster with
 //! cookie `c` is behind which position `c + 2` starts, as long as the directory lives.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +37,9 @@ struct Page {
     listing: Listing,
     page: DirPage,
     asked: Instant,
+    /// Where the last search ended: the next one goes on from there, so that a listing takes no
+    /// longer the longer its pages are.
+    reached: AtomicUsize,
 }
 
 impl Page {
@@ -48,8 +52,14 @@ impl Page {
         if after == self.after {
             return Some(0);
         }
-        // The order of cookies is the directory's own, not that of numbers.
-        let at = self.page.entries.iter().position(|entry| entry.cookie == after)? + 1;
+        // The order of cookies is the directory's own, not that of numbers; readers go forward.
+        let entries = &self.page.entries;
+        let (seen, ahead) = entries.split_at(self.reached.load(Ordering::Relaxed).min(entries.len()));
+        let is_it = |entry: &DirEntry| entry.cookie == after;
+        let found = ahead.iter().position(is_it).map(|at| seen.len() + at);
+        let at = found.or_else(|| seen.iter().position(is_it))?;
+        self.reached.store(at, Ordering::Relaxed);
+        let at = at + 1;
         (at < self.page.entries.len() || self.page.end).then_some(at)
     }
 
@@ -215,7 +225,7 @@ impl Vfs {
             return Err(VfsError::refused(ErrorKind::Protocol, "a directory cookie is out of range"));
         }
         self.inodes.adopt(page.directory.clone(), asked);
-        Ok(Arc::new(Page { after, listing, page, asked }))
+        Ok(Arc::new(Page { after, listing, page, asked, reached: AtomicUsize::new(0) }))
     }
 
     fn entries(
