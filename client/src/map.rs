@@ -54,7 +54,7 @@ impl Map {
             let liveness = match node.state() {
                 v1::NodeState::Up => Liveness::Up,
                 v1::NodeState::Suspect => Liveness::Suspect,
-                v1::NodeState::Down | v1::NodeState::Unspecified => Liveness::Down,
+                v1::NodeState::Down | v1::NodeState::Lost | v1::NodeState::Unspecified => Liveness::Down,
             };
             match NodeId::from_wire(&node.node) {
                 Ok(id) => drop(taken.nodes.insert(id, Node { address: node.address, liveness })),

@@ -45,6 +45,9 @@ pub struct CoordinatorConfig {
     /// A datanode silent for so long counts as absent; at least `suspect_after`.
     #[serde(with = "humantime_serde")]
     pub down_after: Duration,
+    /// A datanode silent for so long is given up: its copies are made again elsewhere. `down_after` to 30 days.
+    #[serde(with = "humantime_serde")]
+    pub lost_after: Duration,
     /// Copies of each chunk, 1 to 16.
     pub replicas: u32,
     /// Copies without which no write is acknowledged, 1 to `replicas`.
@@ -75,6 +78,7 @@ impl Default for CoordinatorConfig {
             heartbeat: Duration::from_secs(1),
             suspect_after: Duration::from_secs(3),
             down_after: Duration::from_secs(10),
+            lost_after: Duration::from_secs(600),
             replicas: 3,
             min_replicas: 2,
             chunk_size: ByteSize(CHUNK_SIZE_DEFAULT),
@@ -104,6 +108,7 @@ impl Validate for CoordinatorConfig {
             ("plan_time", self.plan_time, second, 24 * 60 * minute),
             ("garbage_grace", self.garbage_grace, Duration::ZERO, 365 * 24 * 60 * minute),
             ("down_after", self.down_after, self.suspect_after, 60 * minute),
+            ("lost_after", self.lost_after, self.down_after, 30 * 24 * 60 * minute),
         ];
         for (key, value, min, max) in times {
             if value < min || value > max {

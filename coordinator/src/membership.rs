@@ -114,6 +114,6 @@ impl Cluster {
 }
 
 /// From the configuration.
-pub(crate) fn timing(suspect_after: Duration, down_after: Duration) -> Timing {
-    Timing { suspect_after, down_after }
+pub(crate) fn timing(suspect_after: Duration, down_after: Duration, lost_after: Duration) -> Timing {
+    Timing { suspect_after, down_after, lost_after }
 }

@@ -196,7 +196,7 @@ fn open(config: &CoordinatorConfig) -> Result<Opened, StoreError> {
     let orphans: Vec<Orphan> = store::list(&*writer, &Scan::all(Table::Orphan))?;
     let sessions = store::list(&*writer, &Scan::all(Table::Session))?;
     let members = Members::new(
-        timing(config.suspect_after, config.down_after),
+        timing(config.suspect_after, config.down_after, config.lost_after),
         store::list(&*writer, &Scan::all(Table::Datanode))?,
         store::list(&*writer, &Scan::all(Table::ReplicaSet))?,
         store::count(&*writer, Count::Epoch)?,

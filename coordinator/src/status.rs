@@ -69,6 +69,15 @@ fn standing(entry: &NodeEntry) -> Option<Finding> {
             detail: format!("{name} is silent; no new chunks are placed there"),
             remedy: "If it does not come back within seconds, look at its process and network.".into(),
         }),
+        NodeState::Lost => Some(Finding {
+            code: "NODE_LOST",
+            error: false,
+            detail: format!("{name} is lost; its copies are made again elsewhere"),
+            remedy:
+                "Start it again with the same data directory: what is still good there is used. If it is \
+                     gone for good, remove it."
+                    .into(),
+        }),
         NodeState::Down => Some(Finding {
             code: "NODE_DOWN",
             error: false,
@@ -102,7 +111,9 @@ fn near_full(entry: &NodeEntry) -> Option<Finding> {
 fn degraded(members: &Members, faults: u64) -> Option<Finding> {
     let down = |set: &&ReplicaSet| {
         let state = |node| members.nodes.get(&node).map(|entry| entry.state);
-        set.members.nodes().any(|node| state(node).is_none_or(|state| state == NodeState::Down))
+        set.members
+            .nodes()
+            .any(|node| state(node).is_none_or(|state| matches!(state, NodeState::Down | NodeState::Lost)))
     };
     let short = members.sets.values().filter(|set| set.members.0.len() < set.replicas as usize).count();
     let down = members.sets.values().filter(down).count();

@@ -65,7 +65,9 @@ impl Map {
 
     /// Whether the coordinator counts a node as absent.
     pub(crate) fn is_down(&self, node: NodeId) -> bool {
-        self.nodes.get(&node).is_none_or(|entry| entry.state == v1::NodeState::Down)
+        self.nodes
+            .get(&node)
+            .is_none_or(|entry| matches!(entry.state, v1::NodeState::Down | v1::NodeState::Lost))
     }
 
     /// Those who share a set with `me`, and where to reach them.

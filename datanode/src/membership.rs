@@ -131,6 +131,7 @@ impl Membership {
             metrics_address: about.metrics_address,
             version: about.version,
             incarnation: bytes::Bytes::copy_from_slice(self.incarnation.as_bytes()),
+            ..RegisterDataNodeRequest::default()
         };
         let answer = tokio::select! {
             answer = clock::timeout(REGISTER_MAX, client.register_data_node(request)) => answer,
@@ -235,6 +236,7 @@ impl Membership {
             map_revision: self.node.maps.get().revision,
             incarnation: bytes::Bytes::copy_from_slice(self.incarnation.as_bytes()),
             leaving,
+            ..HeartbeatRequest::default()
         }
     }
 

@@ -123,6 +123,7 @@ impl Node {
             metrics_address: self.facts.metrics_address.clone(),
             disks,
             version: cairn_runtime::VERSION.into(),
+            admin: v1::AdminState::Unspecified.into(),
         }
     }
 }

@@ -101,6 +101,50 @@ impl DataNode for Service {
         Ok(Response::new(SyncChunksResponse { failed }))
     }
 
+    async fn restore_chunks(
+        &self,
+        _request: Request<cairn_proto::v1::RestoreChunksRequest>,
+    ) -> Result<Response<cairn_proto::v1::RestoreChunksResponse>, Status> {
+        Err(Status::unimplemented("restore_chunks"))
+    }
+
+    async fn summarize_chunks(
+        &self,
+        _request: Request<cairn_proto::v1::SummarizeChunksRequest>,
+    ) -> Result<Response<cairn_proto::v1::SummarizeChunksResponse>, Status> {
+        Err(Status::unimplemented("summarize_chunks"))
+    }
+
+    async fn list_chunks(
+        &self,
+        _request: Request<cairn_proto::v1::ListChunksRequest>,
+    ) -> Result<Response<cairn_proto::v1::ListChunksResponse>, Status> {
+        Err(Status::unimplemented("list_chunks"))
+    }
+
+    async fn repack_chunks(
+        &self,
+        _request: Request<cairn_proto::v1::RepackChunksRequest>,
+    ) -> Result<Response<cairn_proto::v1::RepackChunksResponse>, Status> {
+        Err(Status::unimplemented("repack_chunks"))
+    }
+
+    async fn scrub(
+        &self,
+        _request: Request<cairn_proto::v1::ScrubRequest>,
+    ) -> Result<Response<cairn_proto::v1::ScrubResponse>, Status> {
+        Err(Status::unimplemented("scrub"))
+    }
+
+    type CopyChunksStream =
+        Pin<Box<dyn Stream<Item = Result<cairn_proto::v1::CopyChunksResponse, Status>> + Send>>;
+    async fn copy_chunks(
+        &self,
+        _request: Request<cairn_proto::v1::CopyChunksRequest>,
+    ) -> Result<Response<Self::CopyChunksStream>, Status> {
+        Err(Status::unimplemented("copy_chunks"))
+    }
+
     async fn delete_chunks(
         &self,
         request: Request<DeleteChunksRequest>,

@@ -181,6 +181,8 @@ impl DiskStore {
             fault: state.fault.clone().unwrap_or_default(),
             chunks: state.index.len() as u64,
             quarantined: state.quarantined,
+            trash: 0,
+            slow: false,
         }
     }
 

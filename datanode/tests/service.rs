@@ -241,7 +241,7 @@ async fn deletion_is_fenced_and_syncing_reports_what_is_not_there() {
     let stats = stats.into_inner().chunks;
     assert!(stats[0].present && stats[0].synced && !stats[1].present);
 
-    let delete = |term, epoch| DeleteChunksRequest { chunks: vec![1], term, epoch };
+    let delete = |term, epoch| DeleteChunksRequest { chunks: vec![1], term, epoch, sequence: 0 };
     let newer = client.delete_chunks(delete(5, 1)).await.unwrap().into_inner();
     assert!(newer.failed.is_empty());
     assert_absent(&cluster, 1).await;

@@ -3,6 +3,7 @@
 //! No I/O happens here.
 
 pub mod checksum;
+pub mod digest;
 mod error;
 mod ids;
 pub mod limits;

@@ -668,7 +668,7 @@ fn chunks() {
             failed.first().and_then(|f| WireError::from_fields(f.error, &f.message)).map_or(Ok(()), Err)
         }));
         rows.push(row(format!("DeleteChunks of {id}"), &[InvalidArgument, StaleEpoch], move |wire| {
-            let request = v1::DeleteChunksRequest { chunks: vec![id], term: 1, epoch: 1 };
+            let request = v1::DeleteChunksRequest { chunks: vec![id], term: 1, epoch: 1, sequence: 0 };
             let failed = wire.call(first(wire).delete_chunks(request))?.failed;
             failed.first().and_then(|f| WireError::from_fields(f.error, &f.message)).map_or(Ok(()), Err)
         }));
@@ -719,8 +719,12 @@ fn chunks() {
         failed.first().and_then(|f| WireError::from_fields(f.error, &f.message)).map_or(Ok(()), Err)
     }));
     rows.push(row("DeleteChunks of 65,537", &[InvalidArgument], move |wire| {
-        let request =
-            v1::DeleteChunksRequest { chunks: (1..65_538).collect(), term: 1 << 40, epoch: 1 << 40 };
+        let request = v1::DeleteChunksRequest {
+            chunks: (1..65_538).collect(),
+            term: 1 << 40,
+            epoch: 1 << 40,
+            sequence: 0,
+        };
         wire.call(first(wire).delete_chunks(request)).map(drop)
     }));
     for (term, epoch) in [(PAST, 1), (1, PAST), (u64::MAX, u64::MAX), (0, 0)] {
@@ -728,7 +732,7 @@ fn chunks() {
             format!("DeleteChunks of term {term}, epoch {epoch}"),
             &[InvalidArgument, StaleEpoch],
             move |wire| {
-                let request = v1::DeleteChunksRequest { chunks: vec![1 << 50], term, epoch };
+                let request = v1::DeleteChunksRequest { chunks: vec![1 << 50], term, epoch, sequence: 0 };
                 wire.call(first(wire).delete_chunks(request)).map(drop)
             },
         ));
@@ -739,7 +743,8 @@ fn chunks() {
         // What the coordinator said last is higher.
         let term = wire.map().term;
         assert!(term >= 1);
-        let request = v1::DeleteChunksRequest { chunks: vec![planned.chunk], term: term - 1, epoch: 1 };
+        let request =
+            v1::DeleteChunksRequest { chunks: vec![planned.chunk], term: term - 1, epoch: 1, sequence: 0 };
         let result = match wire.call(wire.node(&wire.members(planned.set)[0]).delete_chunks(request)) {
             Ok(answer) => answer
                 .failed

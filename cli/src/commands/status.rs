@@ -170,6 +170,7 @@ fn state_of(node: &v1::Node) -> (anstyle::Style, &'static str) {
         v1::NodeState::Up => (GOOD, "up"),
         v1::NodeState::Suspect => (WARN, "suspect"),
         v1::NodeState::Down => (BAD, "down"),
+        v1::NodeState::Lost => (BAD, "lost"),
         v1::NodeState::Unspecified => (WARN, "unknown"),
     }
 }

@@ -3,7 +3,7 @@
 use cairn_proto::{ClusterId, v1};
 
 use super::state::{Members, NodeEntry, NodeState};
-use crate::store::{MemberState, ReplicaSet};
+use crate::store::{AdminState, MemberState, ReplicaSet};
 
 /// The whole map.
 pub(super) fn build(cluster: ClusterId, term: u64, members: &Members) -> v1::ClusterMap {
@@ -22,6 +22,12 @@ fn node(entry: &NodeEntry) -> v1::Node {
         NodeState::Up => v1::NodeState::Up,
         NodeState::Suspect => v1::NodeState::Suspect,
         NodeState::Down => v1::NodeState::Down,
+        NodeState::Lost => v1::NodeState::Lost,
+    };
+    let admin = match entry.row.admin {
+        AdminState::In => v1::AdminState::In,
+        AdminState::Draining => v1::AdminState::Draining,
+        AdminState::Out => v1::AdminState::Out,
     };
     v1::Node {
         node: entry.row.id.to_wire(),
@@ -34,6 +40,7 @@ fn node(entry: &NodeEntry) -> v1::Node {
         metrics_address: entry.row.metrics_address.clone(),
         disks: entry.report.disks.clone(),
         version: entry.row.version.clone(),
+        admin: admin.into(),
     }
 }
 
@@ -43,6 +50,7 @@ fn replica_set(set: &ReplicaSet) -> v1::ReplicaSet {
             MemberState::Active => v1::MemberState::Active,
             MemberState::Backfilling => v1::MemberState::Backfilling,
             MemberState::Lost => v1::MemberState::Lost,
+            MemberState::Leaving => v1::MemberState::Leaving,
         };
         v1::Member { node: member.node.to_wire(), state: state.into() }
     };

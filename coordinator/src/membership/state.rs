@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!             heartbeat
-//!        ┌──────────────────┬─────────────┐
-//!        ▼                  │             │
-//!       up ── silent ──▶ suspect ─ silent ▶ down
+//!        ┌──────────────────┬─────────────┬─────────────┐
+//!        ▼                  │             │             │
+//!       up ── silent ──▶ suspect ─ silent ▶ down ─ silent ▶ lost
 //!        │    (or its stream broke)       ▲
 //!        └─────────── leaving ────────────┘
 //! ```
@@ -26,6 +26,8 @@ use crate::store::{Datanode, ReplicaSet};
 pub(crate) struct Timing {
     pub(crate) suspect_after: Duration,
     pub(crate) down_after: Duration,
+    /// Silence after which copies are made again elsewhere.
+    pub(crate) lost_after: Duration,
 }
 
 /// The standing of a datanode.
@@ -34,6 +36,7 @@ pub(crate) enum NodeState {
     Up,
     Suspect,
     Down,
+    Lost,
 }
 
 /// What a datanode reports of itself with each heartbeat.
@@ -194,7 +197,9 @@ impl Members {
         now_ns: i64,
     ) -> Result<(), OpError> {
         let node = row.id;
+        let mut row = row;
         if let Some(entry) = self.nodes.get(&node) {
+            row.admin = entry.row.admin;
             let other = entry.incarnation.is_some_and(|other| other != incarnation);
             if other && entry.stream.is_some() {
                 return Err(busy(node, &entry.row.address));
@@ -253,6 +258,11 @@ impl Members {
             .filter_map(|(&node, entry)| {
                 let silent = now.saturating_duration_since(entry.last_seen);
                 let state = match entry.state {
+                    NodeState::Up | NodeState::Suspect | NodeState::Down
+                        if silent >= self.timing.lost_after =>
+                    {
+                        NodeState::Lost
+                    }
                     NodeState::Up | NodeState::Suspect if silent >= self.timing.down_after => NodeState::Down,
                     NodeState::Up if silent >= self.timing.suspect_after => NodeState::Suspect,
                     state => state,
@@ -270,7 +280,8 @@ impl Members {
         let deadline = |entry: &NodeEntry| match entry.state {
             NodeState::Up => Some(entry.last_seen + self.timing.suspect_after),
             NodeState::Suspect => Some(entry.last_seen + self.timing.down_after),
-            NodeState::Down => None,
+            NodeState::Down => Some(entry.last_seen + self.timing.lost_after),
+            NodeState::Lost => None,
         };
         self.nodes.values().filter_map(deadline).min()
     }
@@ -287,6 +298,9 @@ impl Members {
             }
             NodeState::Down => {
                 tracing::warn!(node = %node, address = %entry.row.address, "datanode is down");
+            }
+            NodeState::Lost => {
+                tracing::warn!(node = %node, address = %entry.row.address, "datanode is lost");
             }
         }
         entry.state = state;

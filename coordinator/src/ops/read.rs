@@ -112,7 +112,8 @@ pub(crate) struct Room {
 
 /// statfs(2): what users can store, which is a part of what disks can hold.
 pub(crate) fn stat_fs(reader: &dyn Reader, members: &Members, policy: &Policy) -> Result<Room, OpError> {
-    let present = || members.nodes.values().filter(|entry| entry.state != NodeState::Down);
+    let present =
+        || members.nodes.values().filter(|entry| !matches!(entry.state, NodeState::Down | NodeState::Lost));
     // With fewer datanodes than copies, each holds one.
     let copies = u64::from(policy.replicas).min(present().count() as u64).max(1);
     let capacity: u64 = present().map(|entry| entry.report.capacity).fold(0, u64::saturating_add);

@@ -24,7 +24,11 @@ use crate::store::{Inode, Writer};
 /// A view on a store, whose writer is wrapped first.
 pub(crate) fn tx_on(store: &MemoryStore, wrap: impl FnOnce(Box<dyn Writer>) -> Box<dyn Writer>) -> Tx {
     let opened = store.open(ClusterId::from_uuid(Uuid::from_u128(1)), 1).unwrap();
-    let timing = Timing { suspect_after: Duration::from_secs(3), down_after: Duration::from_secs(9) };
+    let timing = Timing {
+        suspect_after: Duration::from_secs(3),
+        down_after: Duration::from_secs(9),
+        lost_after: Duration::from_secs(600),
+    };
     let members = Members::new(timing, vec![], vec![], 1, cairn_runtime::clock::now());
     let context = Context {
         policy: Policy::default(),

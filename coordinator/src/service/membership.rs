@@ -16,7 +16,7 @@ use crate::error::OpError;
 use crate::membership::state::{Event, Report};
 use crate::ops;
 use crate::status;
-use crate::store::{Count, Datanode, Labels};
+use crate::store::{AdminState, Count, Datanode, Labels};
 
 /// Answers under way to one datanode.
 const ANSWERS: usize = 16;
@@ -58,6 +58,7 @@ pub(super) async fn register(
         used: report.used,
         version: text("version", request.version)?,
         last_seen_ns: clock::wall_ns(),
+        admin: AdminState::In,
     };
     let (now, now_ns) = (clock::now(), clock::wall_ns());
     cluster.apply(Event::Registered { row: row.clone(), incarnation, report, now, now_ns })?;
@@ -205,7 +206,7 @@ impl Beats {
         if let Some(map) = &map {
             self.revision = map.revision;
         }
-        let response = v1::HeartbeatResponse { map, term: cluster.term() };
+        let response = v1::HeartbeatResponse { map, term: cluster.term(), ..Default::default() };
         matches!(clock::timeout(SEND_TIME, self.answers.send(Ok(response))).await, Ok(Ok(())))
     }
 }

@@ -117,6 +117,7 @@ fn rows_of_every_table_come_back_as_they_were() {
         }
         .into(),
         Datanode {
+            admin: AdminState::Draining,
             id: cairn_proto::NodeId::from_uuid(uuid(4)),
             address: "a:1".into(),
             metrics_address: String::new(),

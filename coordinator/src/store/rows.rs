@@ -231,6 +231,8 @@ tables! {
         used: u64,
         version: String,
         last_seen_ns: i64,
+        /// What the operator wants of it.
+        admin: AdminState,
     }
 
     /// A copy known to be missing or bad.
@@ -381,6 +383,8 @@ counts! {
     NextChunk = "next_chunk",
     NextInode = "next_inode",
     NextSet = "next_set",
+    /// Commits of the store since it was made.
+    Sequence = "sequence",
     /// The coordinator's reign.
     Term = "term",
 }
@@ -394,9 +398,45 @@ pub(crate) struct Member {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MemberState {
+    /// Holds every chunk of the set but those with a row in the table of faults.
     Active,
+    /// Takes new chunks; is still to get older ones.
     Backfilling,
+    /// Counts for nothing; leaves the set once another has taken its place.
     Lost,
+    /// As active; leaves the set once another has taken its place.
+    Leaving,
+}
+
+/// What the operator wants of a datanode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AdminState {
+    /// Serves.
+    In,
+    /// Takes no new chunks; its places in replica sets move to others.
+    Draining,
+    /// Removed: its copies do not count, and it may not register again.
+    Out,
+}
+
+impl Column for AdminState {
+    const SQL: &'static str = "TEXT";
+    fn value(&self) -> Value {
+        let text = match self {
+            Self::In => "in",
+            Self::Draining => "draining",
+            Self::Out => "out",
+        };
+        Value::Text(text.to_owned())
+    }
+    fn from_value(value: ValueRef<'_>) -> Option<Self> {
+        match value {
+            ValueRef::Text("in") => Some(Self::In),
+            ValueRef::Text("draining") => Some(Self::Draining),
+            ValueRef::Text("out") => Some(Self::Out),
+            _ => None,
+        }
+    }
 }
 
 /// The ordered members of a replica set; the first is the primary. Stored as words `UUID=state`.
@@ -426,6 +466,7 @@ impl Column for Members {
                 MemberState::Active => "active",
                 MemberState::Backfilling => "backfilling",
                 MemberState::Lost => "lost",
+                MemberState::Leaving => "leaving",
             };
             format!("{}={state}", member.node)
         });
@@ -439,6 +480,7 @@ impl Column for Members {
                 "active" => MemberState::Active,
                 "backfilling" => MemberState::Backfilling,
                 "lost" => MemberState::Lost,
+                "leaving" => MemberState::Leaving,
                 _ => return None,
             };
             Some(Member { node: NodeId::from_uuid(node.parse().ok()?), state })

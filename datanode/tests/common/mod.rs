@@ -140,7 +140,7 @@ macro_rules! not_here {
                             }
                             _ = maps.changed() => Some(maps.borrow_and_update().clone()),
                         };
-                        if answers.send(Ok(HeartbeatResponse { term: 1, map })).await.is_err() {
+                        if answers.send(Ok(HeartbeatResponse { term: 1, map, ..Default::default() })).await.is_err() {
                             break;
                         }
                     }
@@ -446,6 +446,40 @@ impl v1::data_node_server::DataNode for Silent {
         &self,
         _: Request<DeleteChunksRequest>,
     ) -> Result<Response<DeleteChunksResponse>, Status> {
+        Err(Status::unimplemented("silent"))
+    }
+    async fn restore_chunks(
+        &self,
+        _: Request<v1::RestoreChunksRequest>,
+    ) -> Result<Response<v1::RestoreChunksResponse>, Status> {
+        Err(Status::unimplemented("silent"))
+    }
+    async fn summarize_chunks(
+        &self,
+        _: Request<v1::SummarizeChunksRequest>,
+    ) -> Result<Response<v1::SummarizeChunksResponse>, Status> {
+        Err(Status::unimplemented("silent"))
+    }
+    async fn list_chunks(
+        &self,
+        _: Request<v1::ListChunksRequest>,
+    ) -> Result<Response<v1::ListChunksResponse>, Status> {
+        Err(Status::unimplemented("silent"))
+    }
+    async fn repack_chunks(
+        &self,
+        _: Request<v1::RepackChunksRequest>,
+    ) -> Result<Response<v1::RepackChunksResponse>, Status> {
+        Err(Status::unimplemented("silent"))
+    }
+    async fn scrub(&self, _: Request<v1::ScrubRequest>) -> Result<Response<v1::ScrubResponse>, Status> {
+        Err(Status::unimplemented("silent"))
+    }
+    type CopyChunksStream = Answers<v1::CopyChunksResponse>;
+    async fn copy_chunks(
+        &self,
+        _: Request<v1::CopyChunksRequest>,
+    ) -> Result<Response<Self::CopyChunksStream>, Status> {
         Err(Status::unimplemented("silent"))
     }
     async fn stat_chunks(

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::super::selector::SpreadSelector;
 use super::super::state::{Event, Report, Timing};
 use super::*;
-use crate::store::{Datanode, Labels, Members as SetMembers};
+use crate::store::{AdminState, Datanode, Labels, Members as SetMembers};
 
 const GIB: u64 = 1 << 30;
 const SIZE: u64 = 8 << 20;
@@ -24,7 +24,11 @@ struct Bench {
 impl Bench {
     /// Datanodes 1, 2, … with so much free space each.
     fn new(free: &[u64]) -> Self {
-        let timing = Timing { suspect_after: Duration::from_secs(3), down_after: Duration::from_secs(9) };
+        let timing = Timing {
+            suspect_after: Duration::from_secs(3),
+            down_after: Duration::from_secs(9),
+            lost_after: Duration::from_secs(600),
+        };
         let now = cairn_runtime::clock::now();
         let mut members = Members::new(timing, vec![], vec![], 1, now);
         for (number, &free) in (1..).zip(free) {
@@ -37,6 +41,7 @@ impl Bench {
                 used: 0,
                 version: String::new(),
                 last_seen_ns: 0,
+                admin: AdminState::In,
             };
             let report = Report { capacity: 100 * GIB, used: 100 * GIB - free, disks: vec![] };
             let incarnation = Uuid::from_u128(number);

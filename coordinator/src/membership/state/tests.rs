@@ -1,7 +1,11 @@
 use super::*;
-use crate::store::Labels;
+use crate::store::{AdminState, Labels};
 
-const TIMING: Timing = Timing { suspect_after: Duration::from_secs(3), down_after: Duration::from_secs(10) };
+const TIMING: Timing = Timing {
+    suspect_after: Duration::from_secs(3),
+    down_after: Duration::from_secs(10),
+    lost_after: Duration::from_secs(600),
+};
 
 fn node(number: u128) -> NodeId {
     NodeId::from_uuid(Uuid::from_u128(number))
@@ -17,6 +21,7 @@ fn row(number: u128) -> Datanode {
         used: 0,
         version: String::new(),
         last_seen_ns: 0,
+        admin: AdminState::In,
     }
 }
 
