@@ -1,5 +1,7 @@
 //! What operations need to know besides rows: who is connected, and the rules of this cluster.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use cairn_proto::limits::{CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MIN};
 
 use crate::config::CoordinatorConfig;
@@ -45,10 +47,32 @@ impl Default for Policy {
     }
 }
 
+/// How many commits the store has seen since it was made. Raised by the executor in each commit, so
+/// a store that was put back to an earlier state shows by it.
+#[derive(Debug)]
+pub(crate) struct Sequence(AtomicU64);
+
+impl Sequence {
+    pub(crate) fn new(value: u64) -> Self {
+        Self(AtomicU64::new(value))
+    }
+
+    /// That of the last commit.
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// For the executor alone.
+    pub(crate) fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Release);
+    }
+}
+
 /// Shared by the executor and the services.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) policy: Policy,
     pub(crate) sessions: Sessions,
     pub(crate) cluster: Cluster,
+    pub(crate) sequence: Sequence,
 }

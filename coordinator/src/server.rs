@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::config::{CoordinatorConfig, Engine};
-use crate::context::{Context, Policy};
+use crate::context::{Context, Policy, Sequence};
 use crate::executor::{Executor, Tx};
 use crate::maintenance;
 use crate::membership::state::Members;
@@ -206,6 +206,7 @@ fn open(config: &CoordinatorConfig) -> Result<Opened, StoreError> {
         policy: Policy::new(config),
         sessions: Sessions::new(config.lease, sessions, &orphans),
         cluster: Cluster::new(cluster, term, members),
+        sequence: Sequence::new(store::count(&*writer, Count::Sequence)?),
     });
     let mut tx = Tx::new(writer, Arc::clone(&context));
     tx.reap = orphans.iter().filter(|row| row.session == NOBODY).map(|row| row.inode).collect();

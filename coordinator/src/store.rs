@@ -78,6 +78,15 @@ pub(crate) trait Reader {
     /// Rows of a range in the order of their keys (backwards if asked).
     fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError>;
 
+    /// All rows of a table in the order of their keys, one after another, so that a table of any size
+    /// takes no memory.
+    #[allow(dead_code)] // for backups and checks, which read whole tables
+    fn each(
+        &self,
+        table: Table,
+        visit: &mut dyn FnMut(Row) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError>;
+
     /// Entries of a directory behind cookie `after`, in the order of their cookies, each with its
     /// inode when asked, until `visit` answers false or `limit` are visited.
     fn read_dir(

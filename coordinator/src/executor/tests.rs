@@ -19,6 +19,13 @@ impl Reader for Watched {
     fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
         self.inner.scan(scan)
     }
+    fn each(
+        &self,
+        table: crate::store::Table,
+        visit: &mut dyn FnMut(Row) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.inner.each(table, visit)
+    }
     fn read_dir(
         &self,
         parent: cairn_proto::InodeId,
@@ -131,4 +138,21 @@ async fn it_ends_when_nobody_can_ask_any_more() {
     let bench = bench();
     drop(bench.executor);
     bench.end.await.unwrap();
+}
+
+#[tokio::test]
+async fn each_commit_raises_the_sequence_by_one_also_after_one_that_failed() {
+    let bench = bench();
+    let commit = || bench.executor.run(|tx| Ok((tx.count(Count::Chunks, 1)?, Arc::clone(&tx.context)).1));
+    let context = commit().await.unwrap();
+    assert_eq!((context.sequence.get(), stored(&bench.store, Count::Sequence)), (1, 1));
+    bench.fail.store(true, Ordering::Relaxed);
+    assert_eq!(commit().await.unwrap_err().kind(), ErrorKind::NoSpace);
+    assert_eq!((context.sequence.get(), stored(&bench.store, Count::Sequence)), (1, 1));
+    bench.fail.store(false, Ordering::Relaxed);
+    commit().await.unwrap();
+    assert_eq!((context.sequence.get(), stored(&bench.store, Count::Sequence)), (2, 2));
+    // Nothing was changed: no commit, no number.
+    bench.executor.run(|tx| Ok(tx.get(&Key::Counter(Count::Chunks))?.is_some())).await.unwrap();
+    assert_eq!(context.sequence.get(), 2);
 }

@@ -91,13 +91,16 @@ impl Tx {
         !self.undo.is_empty()
     }
 
-    /// Writes the changes of the group.
+    /// Writes the changes of the group, and the number of this commit with them.
     pub(crate) fn commit(&mut self) -> Result<(), StoreError> {
-        let pending = std::mem::take(&mut self.pending);
+        let mut pending = std::mem::take(&mut self.pending);
         if pending.is_empty() {
             self.context.sessions.clear_condemned();
             return Ok(());
         }
+        let sequence =
+            Counter { name: Count::Sequence, value: self.context.sequence.get().saturating_add(1) };
+        pending.insert(Key::Counter(Count::Sequence), Some(sequence.clone().into()));
         let mut batch = Batch::default();
         for (key, row) in pending {
             if self.cache.len() >= CACHE_ROWS {
@@ -113,6 +116,7 @@ impl Tx {
         if committed.is_err() {
             self.forget();
         } else {
+            self.context.sequence.set(sequence.value);
             self.context.cluster.publish();
         }
         self.context.sessions.clear_condemned();
@@ -125,13 +129,16 @@ impl Tx {
         self.slots.clear();
         let sets = crate::store::list(&*self.store, &Scan::all(Table::ReplicaSet));
         let orphans = crate::store::list::<Orphan>(&*self.store, &Scan::all(Table::Orphan));
-        match (sets, orphans) {
-            (Ok(sets), Ok(orphans)) => {
+        // What became of the commit may be unknown: the store says which was the last.
+        let sequence = crate::store::count(&*self.store, Count::Sequence);
+        match (sets, orphans, sequence) {
+            (Ok(sets), Ok(orphans), Ok(sequence)) => {
+                self.context.sequence.set(sequence);
                 self.context.cluster.reset_sets(sets);
                 let nobodys = orphans.iter().filter(|row| row.session == NOBODY);
                 self.reap = nobodys.map(|row| row.inode).collect();
             }
-            (Err(error), _) | (_, Err(error)) => {
+            (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => {
                 tracing::error!(%error, "replica sets and orphans can not be read again");
             }
         }

@@ -12,14 +12,14 @@ use uuid::Uuid;
 
 use super::access::Caller;
 use super::{Applied, Create, Mutation, NewInode, Rename, RenameMode, SetAttr, apply};
-use crate::context::{Context, Policy};
+use crate::context::{Context, Policy, Sequence};
 use crate::error::OpError;
 use crate::executor::Tx;
 use crate::membership::Cluster;
 use crate::membership::state::{Members, Timing};
 use crate::sessions::Sessions;
 use crate::store::memory::MemoryStore;
-use crate::store::{Inode, Writer};
+use crate::store::{Count, Inode, Writer, count};
 
 /// A view on a store, whose writer is wrapped first.
 pub(crate) fn tx_on(store: &MemoryStore, wrap: impl FnOnce(Box<dyn Writer>) -> Box<dyn Writer>) -> Tx {
@@ -34,6 +34,7 @@ pub(crate) fn tx_on(store: &MemoryStore, wrap: impl FnOnce(Box<dyn Writer>) -> B
         policy: Policy::default(),
         sessions: Sessions::new(Duration::from_secs(10), vec![], &[]),
         cluster: Cluster::new(opened.cluster, opened.term, members),
+        sequence: Sequence::new(count(&*opened.writer, Count::Sequence).unwrap()),
     };
     Tx::new(wrap(opened.writer), Arc::new(context))
 }

@@ -225,3 +225,24 @@ impl Extent {
         Key::Extent(self.inode, self.offset)
     }
 }
+
+#[test]
+fn each_shows_every_row_of_a_table_once_in_order() {
+    for place in Place::all() {
+        let mut store = place.open();
+        let rows = (0..300u64).map(|n| extent(n / 100 + 2, (n % 100) * 10));
+        let mut expected: Vec<Extent> = rows.clone().collect();
+        store.writer.commit(&puts(rows.rev().map(Into::into))).unwrap();
+        expected.sort_by_key(|row| (row.inode, row.offset));
+        let mut seen = Vec::new();
+        let reader = store.readers.reader(true).unwrap();
+        let visited = reader.each(Table::Extent, &mut |row| {
+            seen.extend(Extent::from_row(row));
+            Ok(())
+        });
+        visited.unwrap();
+        assert_eq!(seen, expected);
+        let stopped = reader.each(Table::Extent, &mut |_| Err(StoreError::Full));
+        assert_eq!(stopped.unwrap_err().kind(), ErrorKind::NoSpace);
+    }
+}

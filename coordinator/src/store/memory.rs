@@ -85,6 +85,13 @@ impl Reader for Arc<Tables> {
     fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
         (**self).scan(scan)
     }
+    fn each(
+        &self,
+        table: Table,
+        visit: &mut dyn FnMut(Row) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        (**self).each(table, visit)
+    }
     fn read_dir(
         &self,
         parent: InodeId,
@@ -116,6 +123,14 @@ impl Reader for Tables {
         } else {
             rows.take(scan.limit).cloned().collect()
         })
+    }
+
+    fn each(
+        &self,
+        table: Table,
+        visit: &mut dyn FnMut(Row) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.rows.get(&table).into_iter().flat_map(BTreeMap::values).cloned().try_for_each(visit)
     }
 
     fn read_dir(
@@ -152,6 +167,13 @@ impl Reader for MemoryWriter {
     }
     fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
         self.store.tables().scan(scan)
+    }
+    fn each(
+        &self,
+        table: Table,
+        visit: &mut dyn FnMut(Row) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.store.tables().each(table, visit)
     }
     fn read_dir(
         &self,

@@ -210,6 +210,20 @@ impl Reader for Connected {
         Ok(found)
     }
 
+    fn each(
+        &self,
+        table: Table,
+        visit: &mut dyn FnMut(Row) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let failed = engine("read a table");
+        let mut statement = self.connection.prepare_cached(&self.sql(table).all_up).map_err(&failed)?;
+        let mut rows = statement.query([i64::MAX]).map_err(&failed)?;
+        while let Some(row) = rows.next().map_err(&failed)? {
+            visit(self.decode(table, row, 0).ok_or_else(|| self.damaged(table, row, 0))?)?;
+        }
+        Ok(())
+    }
+
     fn read_dir(
         &self,
         parent: InodeId,
@@ -258,6 +272,13 @@ impl Reader for SqliteWriter {
     }
     fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
         self.reading.scan(scan)
+    }
+    fn each(
+        &self,
+        table: Table,
+        visit: &mut dyn FnMut(Row) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.reading.each(table, visit)
     }
     fn read_dir(
         &self,
@@ -401,6 +422,13 @@ impl Reader for Pooled {
     }
     fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
         self.reading()?.scan(scan)
+    }
+    fn each(
+        &self,
+        table: Table,
+        visit: &mut dyn FnMut(Row) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.reading()?.each(table, visit)
     }
     fn read_dir(
         &self,
