@@ -22,6 +22,8 @@ mod config;
 mod context;
 mod error;
 mod executor;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod maintenance;
 mod membership;
 mod metrics;

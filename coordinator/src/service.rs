@@ -5,6 +5,8 @@
 //! that. Long listings and layouts go to a pool of threads.
 
 mod content;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod membership;
 mod metadata;
 mod session;

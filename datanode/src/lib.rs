@@ -11,6 +11,8 @@ mod assembly;
 mod config;
 mod disks;
 mod frame_queue;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod identity;
 mod intake;
 mod map;
