@@ -1,7 +1,12 @@
 //! Compiles `cairn/v1/*.proto` with protox, so that no `protoc` has to be installed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["cairn/v1/types.proto", "cairn/v1/coordinator.proto", "cairn/v1/datanode.proto"];
+    let files = [
+        "cairn/v1/types.proto",
+        "cairn/v1/coordinator.proto",
+        "cairn/v1/datanode.proto",
+        "cairn/v1/metalog.proto",
+    ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");
     }

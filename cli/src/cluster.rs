@@ -11,7 +11,7 @@ use cairn_proto::v1::data_node_client::DataNodeClient;
 use cairn_proto::{ErrorKind, NodeId, WireError, v1, wire_error_of};
 use cairn_runtime::{clock, net};
 use tonic::transport::Channel;
-use tonic::{Response, Status};
+use tonic::{Response, Status, Streaming};
 
 use crate::failure::{Exit, Failure};
 
@@ -94,6 +94,27 @@ impl Cluster {
             offset = part.covered;
         }
         Ok((extents, chunks))
+    }
+
+    /// All metadata as a stream, or, with `to_place`, a backup in the coordinator's second place.
+    pub(crate) async fn backup(&self, to_place: bool) -> Result<Streaming<v1::BackupResponse>, Failure> {
+        let mut client = self.client.clone();
+        let answer = client.backup(v1::BackupRequest { to_place }).await;
+        self.told(answer.map(Response::into_inner).map_err(|status| wire_error_of(&status)))
+    }
+
+    /// What comes next of a backup.
+    pub(crate) async fn next_of_backup(
+        &self,
+        stream: &mut Streaming<v1::BackupResponse>,
+    ) -> Result<Option<v1::BackupResponse>, Failure> {
+        match clock::timeout(VERIFY_LIMIT, stream.message()).await {
+            Ok(message) => self.told(message.map_err(|status| wire_error_of(&status))),
+            Err(_) => self.told(Err(WireError::new(
+                ErrorKind::TimedOut,
+                format!("nothing came for {} s", VERIFY_LIMIT.as_secs()),
+            ))),
+        }
     }
 
     fn told<T>(&self, answer: Result<T, WireError>) -> Result<T, Failure> {

@@ -19,6 +19,20 @@ pub enum Engine {
     Memory,
 }
 
+/// When changes of metadata are answered, while they are also written to a second place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogAck {
+    /// Once they are durable here; the second place follows within about a second.
+    #[default]
+    Async,
+    /// Once they are durable in the second place, too.
+    Shipped,
+}
+
+/// Value of `log_ship` that names the datanodes of the cluster.
+pub(crate) const SHIP_TO_DATANODES: &str = "datanode";
+
 /// Settings of the coordinator. Times are written like `10s`, sizes like `8 MiB`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -62,6 +76,18 @@ pub struct CoordinatorConfig {
     pub garbage_grace: Duration,
     /// Whether changes of metadata survive a power cut when they are answered.
     pub metadata_sync: bool,
+    /// A second place for every change of metadata: a directory on another disk or a network mount, or
+    /// `datanode` for the datanodes of the cluster; none: changes are kept in `data` alone.
+    pub log_ship: Option<String>,
+    /// When changes are answered, with `log_ship`.
+    pub log_ack: LogAck,
+    /// Datanodes that hold the log each, with `log_ship = "datanode"`, 1 to 16.
+    pub log_copies: u32,
+    /// How often all metadata is written to the second place, 1 min to 30 days.
+    #[serde(with = "humantime_serde")]
+    pub backup_every: Duration,
+    /// Backups kept in the second place, each with the changes after it, 1 to 1000.
+    pub backup_keep: u32,
     /// Allows `listen` to be reachable from other machines although nothing is encrypted.
     pub insecure: bool,
 }
@@ -85,6 +111,11 @@ impl Default for CoordinatorConfig {
             plan_time: Duration::from_secs(600),
             garbage_grace: Duration::from_secs(600),
             metadata_sync: true,
+            log_ship: None,
+            log_ack: LogAck::Async,
+            log_copies: 2,
+            backup_every: Duration::from_secs(24 * 3600),
+            backup_keep: 7,
             insecure: false,
         }
     }
@@ -107,6 +138,7 @@ impl Validate for CoordinatorConfig {
             ("heartbeat", self.heartbeat, second / 20, minute),
             ("plan_time", self.plan_time, second, 24 * 60 * minute),
             ("garbage_grace", self.garbage_grace, Duration::ZERO, 365 * 24 * 60 * minute),
+            ("backup_every", self.backup_every, minute, 30 * 24 * 60 * minute),
             ("down_after", self.down_after, self.suspect_after, 60 * minute),
             ("lost_after", self.lost_after, self.down_after, 30 * 24 * 60 * minute),
         ];
@@ -132,6 +164,22 @@ impl Validate for CoordinatorConfig {
             let expected = format!("1 to replicas = {} was expected", self.replicas);
             return Err(ConfigError::out_of_range("min_replicas", self.min_replicas, expected));
         }
+        if !(1..=REPLICAS_MAX).contains(&self.log_copies) {
+            let expected = format!("1 to {REPLICAS_MAX} was expected");
+            return Err(ConfigError::out_of_range("log_copies", self.log_copies, expected));
+        }
+        if !(1..=BACKUPS_MAX).contains(&self.backup_keep) {
+            let expected = format!("1 to {BACKUPS_MAX} was expected");
+            return Err(ConfigError::out_of_range("backup_keep", self.backup_keep, expected));
+        }
+        if self.log_ship.as_ref().is_some_and(String::is_empty) {
+            let expected = "a directory, or \"datanode\", was expected";
+            return Err(ConfigError::out_of_range("log_ship", "\"\"", expected));
+        }
+        if self.log_ack == LogAck::Shipped && self.log_ship.is_none() {
+            let expected = "\"async\" was expected, or a place in log_ship";
+            return Err(ConfigError::out_of_range("log_ack", "\"shipped\"", expected));
+        }
         if !(CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(&self.chunk_size.as_u64()) {
             let expected = "64 KiB to 64 MiB was expected";
             return Err(ConfigError::out_of_range("chunk_size", self.chunk_size, expected));
@@ -140,6 +188,8 @@ impl Validate for CoordinatorConfig {
     }
 }
 
+/// Most backups that can be kept; each is listed whenever one is made.
+const BACKUPS_MAX: u32 = 1000;
 /// Most copies of a chunk that can be asked for.
 const REPLICAS_MAX: u32 = 16;
 

@@ -1,9 +1,11 @@
 //! What operations need to know besides rows: who is connected, and the rules of this cluster.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cairn_proto::limits::{CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MIN};
 
+use crate::archive::queue::Shipping;
 use crate::config::CoordinatorConfig;
 use crate::membership::Cluster;
 use crate::sessions::Sessions;
@@ -75,4 +77,6 @@ pub(crate) struct Context {
     pub(crate) sessions: Sessions,
     pub(crate) cluster: Cluster,
     pub(crate) sequence: Sequence,
+    /// The way of commits to the second place.
+    pub(crate) shipping: Arc<Shipping>,
 }

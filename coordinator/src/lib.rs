@@ -18,12 +18,11 @@
 //! # }
 //! ```
 
+mod archive;
 mod config;
 mod context;
 mod error;
 mod executor;
-#[cfg(feature = "fuzzing")]
-pub mod fuzzing;
 mod maintenance;
 mod membership;
 mod metrics;
@@ -35,5 +34,6 @@ mod slots;
 mod status;
 mod store;
 
-pub use config::{CoordinatorConfig, Engine};
+pub use archive::restore::{RestoreOptions, Restored, Until, restore};
+pub use config::{CoordinatorConfig, Engine, LogAck};
 pub use server::{CoordinatorError, Running, start};

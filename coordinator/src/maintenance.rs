@@ -72,6 +72,9 @@ async fn run_round(shared: &Shared, round: u64) -> Result<(), OpError> {
     if round.is_multiple_of(PLAN_ROUNDS) {
         shared.executor.run(ops::plan::forget_expired).await?;
     }
+    if let Some(standing) = shared.context.shipping.standing() {
+        metrics::log_behind(standing.behind);
+    }
     metrics::sessions(shared.context.sessions.len());
     let [up, suspect, down] = [NodeState::Up, NodeState::Suspect, NodeState::Down].map(|state| {
         shared.context.cluster.members().nodes.values().filter(|entry| entry.state == state).count()

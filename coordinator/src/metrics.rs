@@ -17,6 +17,24 @@ const SESSIONS: &str = "coordinator_sessions";
 /// Datanodes, by state.
 const NODES: &str = "coordinator_datanodes";
 
+/// Commits that have arrived in the second place.
+const SHIPPED: &str = "coordinator_log_shipped_total";
+/// Bytes of log written to the second place.
+const SHIPPED_BYTES: &str = "coordinator_log_shipped_bytes_total";
+/// For how long the second place has lacked something, seconds.
+const LOG_BEHIND: &str = "coordinator_log_behind_seconds";
+
+/// Commits have arrived in the second place.
+pub(crate) fn shipped(commits: usize, bytes: u64) {
+    metrics::counter!(SHIPPED).increment(commits as u64);
+    metrics::counter!(SHIPPED_BYTES).increment(bytes);
+}
+
+/// How far the second place is behind.
+pub(crate) fn log_behind(behind: Duration) {
+    metrics::gauge!(LOG_BEHIND).set(behind.as_secs_f64());
+}
+
 /// A group of jobs was committed.
 pub(crate) fn group(jobs: usize, rows: usize, took: Duration) {
     metrics::histogram!(GROUP_SECONDS).record(took.as_secs_f64());

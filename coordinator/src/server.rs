@@ -17,6 +17,8 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use crate::archive::queue::Shipping;
+use crate::archive::shipper;
 use crate::config::{CoordinatorConfig, Engine};
 use crate::context::{Context, Policy, Sequence};
 use crate::executor::{Executor, Tx};
@@ -26,6 +28,7 @@ use crate::membership::{Cluster, timing};
 use crate::service::{Service, Shared};
 use crate::sessions::{NOBODY, Sessions};
 use crate::store::memory::MemoryStore;
+use crate::store::shipped::ShippedWriter;
 use crate::store::sqlite::{self, SqliteOptions};
 use crate::store::{self, Count, Orphan, Scan, Store, StoreError, Table};
 
@@ -97,13 +100,15 @@ pub struct Running {
     pub cluster: ClusterId,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     executor_end: oneshot::Receiver<()>,
+    /// Ends once it has carried away what the executor left.
+    shipper: Option<JoinHandle<()>>,
     shutdown: Shutdown,
 }
 
 impl Running {
     /// Resolves when the end was requested, all requests are answered and the store is closed.
     pub async fn wait(self) -> Result<(), CoordinatorError> {
-        let Self { mut server, mut executor_end, shutdown, .. } = self;
+        let Self { mut server, mut executor_end, shipper, shutdown, .. } = self;
         let mut early = false;
         tokio::select! {
             () = shutdown.requested() => {}
@@ -117,6 +122,9 @@ impl Running {
             let served = (&mut server).await;
             // The server held the last handles of the executor, which closes the store.
             let _ = executor_end.await;
+            if let Some(shipper) = shipper {
+                let _ = shipper.await;
+            }
             served
         };
         match clock::timeout(CLOSE_TIME, closing).await {
@@ -145,10 +153,15 @@ pub async fn start(config: CoordinatorConfig, shutdown: Shutdown) -> Result<Runn
     let cluster = opened.context.cluster.id();
     let Opened { context, readers, tx } = opened;
     let (executor, executor_end) = Executor::start(tx)?;
+    let (backups, shipper) = match shipper::start(&config, &context, &readers) {
+        Some((backups, shipper)) => (Some(backups), Some(shipper)),
+        None => (None, None),
+    };
     let shared = Arc::new(Shared {
         context,
         executor,
         readers,
+        backups,
         pool,
         shutdown: shutdown.clone(),
         heartbeat: config.heartbeat,
@@ -159,7 +172,7 @@ pub async fn start(config: CoordinatorConfig, shutdown: Shutdown) -> Result<Runn
     maintenance::start(&shared);
     let server = serve(listener, shared, &shutdown).await;
     tracing::info!(%address, %cluster, "coordinator serves");
-    Ok(Running { address, metrics_address, cluster, server, executor_end, shutdown })
+    Ok(Running { address, metrics_address, cluster, server, executor_end, shipper, shutdown })
 }
 
 async fn listen(address: &str, insecure: bool) -> Result<TcpListener, CoordinatorError> {
@@ -193,6 +206,11 @@ fn open(config: &CoordinatorConfig) -> Result<Opened, StoreError> {
             now_ns,
         })?,
     };
+    let sequence = store::count(&*writer, Count::Sequence)?;
+    let shipping = Arc::new(match &config.log_ship {
+        Some(_) => Shipping::new(Some(config.log_ack), sequence),
+        None => Shipping::off(),
+    });
     let orphans: Vec<Orphan> = store::list(&*writer, &Scan::all(Table::Orphan))?;
     let sessions = store::list(&*writer, &Scan::all(Table::Session))?;
     let members = Members::new(
@@ -206,8 +224,13 @@ fn open(config: &CoordinatorConfig) -> Result<Opened, StoreError> {
         policy: Policy::new(config),
         sessions: Sessions::new(config.lease, sessions, &orphans),
         cluster: Cluster::new(cluster, term, members),
-        sequence: Sequence::new(store::count(&*writer, Count::Sequence)?),
+        sequence: Sequence::new(sequence),
+        shipping: Arc::clone(&shipping),
     });
+    let writer: Box<dyn store::Writer> = match shipping.is_on() {
+        true => Box::new(ShippedWriter::new(writer, shipping)),
+        false => writer,
+    };
     let mut tx = Tx::new(writer, Arc::clone(&context));
     tx.reap = orphans.iter().filter(|row| row.session == NOBODY).map(|row| row.inode).collect();
     Ok(Opened { context, readers, tx })

@@ -4,9 +4,8 @@
 //! memory in a few microseconds, and a hop to another thread would cost a lone caller several times
 //! that. Long listings and layouts go to a pool of threads.
 
+mod backup;
 mod content;
-#[cfg(feature = "fuzzing")]
-pub(crate) mod fuzzing;
 mod membership;
 mod metadata;
 mod session;
@@ -23,8 +22,10 @@ use cairn_runtime::clock;
 use cairn_runtime::shutdown::Shutdown;
 use cairn_runtime::threads::Pool;
 use futures::Stream;
+use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::archive::shipper::BaseRequest;
 use crate::context::Context;
 use crate::error::OpError;
 use crate::executor::Executor;
@@ -36,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) context: Arc<Context>,
     pub(crate) executor: Executor,
     pub(crate) readers: Arc<dyn Readers>,
+    /// Asks for a base backup in the second place, when there is one.
+    pub(crate) backups: Option<mpsc::Sender<BaseRequest>>,
     /// For reads of many rows.
     pub(crate) pool: Pool,
     pub(crate) shutdown: Shutdown,
@@ -199,5 +202,14 @@ impl Coordinator for Service {
         _: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
         answer("GetStatus", membership::get_status(&self.0)).await
+    }
+
+    type BackupStream = Replies<v1::BackupResponse>;
+
+    async fn backup(
+        &self,
+        request: Request<v1::BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        answer("Backup", backup::backup(Arc::clone(&self.0), request.into_inner())).await
     }
 }

@@ -91,7 +91,8 @@ impl SlotCache {
 /// Runs `run` unless its request was executed before; then gives the reply of that time.
 ///
 /// `SessionExpired`: the session is over. `StaleSequence`: the slot is already further.
-/// `InvalidArgument`: a sequence was left out.
+/// `InvalidArgument`: a sequence was left out. `Unavailable`: replies wait for the second place of the
+/// metadata log.
 pub(crate) fn once<R: Message + Default>(
     tx: &mut Tx,
     id: &RequestId,
@@ -99,6 +100,7 @@ pub(crate) fn once<R: Message + Default>(
     run: impl FnOnce(&mut Tx) -> Result<R, OpError>,
 ) -> Result<R, OpError> {
     tx.context.sessions.check(id.session)?;
+    tx.context.shipping.check()?;
     if let Some(reply) = earlier_reply(tx, id)? {
         return decode(&reply, method);
     }

@@ -1,13 +1,20 @@
 //! What is wrong with the cluster, as named codes, each with what to do about it.
 
+use std::time::Duration;
+
 use cairn_proto::v1;
 
+use crate::archive::queue::{Shipping, Standing};
+use crate::config::LogAck;
 use crate::context::Policy;
 use crate::membership::state::{Members, NodeEntry, NodeState};
 use crate::store::ReplicaSet;
 
 /// A datanode with less than this part of its capacity free is nearly full: 10 %.
 const NEAR_FULL_PART: u64 = 10;
+
+/// The second place of the metadata log may lack something for so long before it is told.
+const LOG_BEHIND_MAX: Duration = Duration::from_secs(10);
 
 struct Finding {
     code: &'static str,
@@ -22,6 +29,7 @@ pub(crate) fn health(
     policy: &Policy,
     faults: u64,
     store_failed: bool,
+    shipping: &Shipping,
 ) -> Vec<v1::HealthCode> {
     let mut found = Vec::new();
     if store_failed {
@@ -32,6 +40,7 @@ pub(crate) fn health(
             remedy: "Look at the coordinator's log and its disk, then restart the coordinator.".into(),
         });
     }
+    found.extend(shipping.standing().into_iter().flat_map(|standing| log_health(&standing)));
     found.extend(no_writes(members, policy));
     for entry in members.nodes.values() {
         found.extend(standing(entry));
@@ -46,6 +55,43 @@ pub(crate) fn health(
         error: finding.error,
     };
     found.into_iter().map(to_wire).collect()
+}
+
+/// Whether what was changed is also in the second place.
+fn log_health(standing: &Standing) -> Vec<Finding> {
+    let mut found = Vec::new();
+    if standing.behind > LOG_BEHIND_MAX {
+        let waits = standing.ack == LogAck::Shipped;
+        let why = standing.error.as_ref().or(standing.base_error.as_ref());
+        found.push(Finding {
+            code: "LOG_BEHIND",
+            error: waits,
+            detail: format!(
+                "the second place of the metadata log has lacked something for {} s: it has commit {} of {}{}{}",
+                standing.behind.as_secs(),
+                standing.shipped,
+                standing.committed,
+                if standing.covered { "" } else { ", and no base backup that leads there yet" },
+                why.map(|why| format!(" ({why})")).unwrap_or_default(),
+            ),
+            remedy: if waits {
+                "Changes wait for it. Bring the place back (log_ship), or set log_ack = \"async\" and restart the \
+                 coordinator."
+                    .into()
+            } else {
+                "Bring the place back (log_ship): what is missing is sent by itself.".into()
+            },
+        });
+    } else if let Some(why) = &standing.base_error {
+        found.push(Finding {
+            code: "BACKUP_FAILED",
+            error: false,
+            detail: format!("the last backup of the metadata failed: {why}"),
+            remedy: "Look at the place (log_ship) and at the coordinator's log; it is tried again by itself."
+                .into(),
+        });
+    }
+    found
 }
 
 fn no_writes(members: &Members, policy: &Policy) -> Option<Finding> {

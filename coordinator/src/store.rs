@@ -5,16 +5,11 @@
 //! mean; `conformance.rs` holds what every engine must do.
 
 mod error;
-#[cfg(feature = "fuzzing")]
-pub(crate) mod fuzzing {
-    //! What the fuzzer of rows needs to see of them.
-    pub(crate) use super::rows::{Row, Table};
-    pub(crate) use super::value::{Value, ValueRef};
-}
 pub(crate) mod memory;
 mod rows;
+pub(crate) mod shipped;
 pub(crate) mod sqlite;
-mod value;
+pub(crate) mod value;
 
 #[cfg(test)]
 mod conformance;
@@ -86,7 +81,6 @@ pub(crate) trait Reader {
 
     /// All rows of a table in the order of their keys, one after another, so that a table of any size
     /// takes no memory.
-    #[allow(dead_code)] // for backups and checks, which read whole tables
     fn each(
         &self,
         table: Table,
@@ -156,7 +150,7 @@ pub(crate) fn count(reader: &(impl Reader + ?Sized), count: Count) -> Result<u64
 
 /// The rows of a new store: its identity and the root directory, which belongs to whoever runs the
 /// coordinator; else an ordinary user's cluster would be one that he can not write to.
-fn first_rows(cluster: ClusterId, now_ns: i64) -> Vec<Row> {
+pub(crate) fn first_rows(cluster: ClusterId, now_ns: i64) -> Vec<Row> {
     let root = Inode {
         id: InodeId::ROOT,
         kind: Kind::Directory,

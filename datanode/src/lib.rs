@@ -11,12 +11,11 @@ mod assembly;
 mod config;
 mod disks;
 mod frame_queue;
-#[cfg(feature = "fuzzing")]
-pub mod fuzzing;
 mod identity;
 mod intake;
 mod map;
 mod membership;
+mod metalog;
 mod metrics;
 mod node;
 mod outbox;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cairn_proto::limits::MESSAGE_SIZE_MAX;
 use cairn_proto::v1::data_node_server::DataNodeServer;
+use cairn_proto::v1::meta_log_server::MetaLogServer;
 use cairn_proto::{ErrorKind, NodeId};
 use cairn_runtime::config::{ConfigError, Validate};
 use cairn_runtime::disk::{Disk, RealDisk};
@@ -23,6 +24,7 @@ use crate::config::DatanodeConfig;
 use crate::disks::Disks;
 use crate::identity::{self, Fence, Identity};
 use crate::membership::Membership;
+use crate::metalog::Shelf;
 use crate::node::{Facts, Node};
 use crate::replication::Partners;
 use crate::service::Service;
@@ -137,7 +139,10 @@ pub async fn start_on(
         }
         None => address.to_string(),
     };
+    let first = disks.first().cloned();
     let (identity, fence, disks) = open(&config, disks).await?;
+    let shelf = first.map(|disk| Shelf::new(disk, config.reserve.as_u64()).map(MetaLogServer::new));
+    let shelf = shelf.transpose().map_err(DatanodeError::io("starting a thread"))?;
 
     // Its own tasks end after the caller's request, in order.
     let own = Shutdown::new();
@@ -164,7 +169,7 @@ pub async fn start_on(
     let leave = CancellationToken::new();
     let membership =
         Membership::new(Arc::clone(&node), config.coordinator, identity.cluster, leave.clone(), registered);
-    let life = Life { node, own, leave, stop, membership, listener };
+    let life = Life { node, shelf, own, leave, stop, membership, listener };
     let task = tokio::spawn(life.run(shutdown));
     Ok(Running { address, metrics_address, node: identity.node, task })
 }
@@ -172,6 +177,7 @@ pub async fn start_on(
 /// Everything that has to end in order.
 struct Life {
     node: Arc<Node>,
+    shelf: Option<MetaLogServer<Shelf>>,
     own: Shutdown,
     leave: CancellationToken,
     stop: CancellationToken,
@@ -182,8 +188,8 @@ struct Life {
 impl Life {
     /// Serves until told to stop; then takes leave, lets streams end, and closes the disks.
     async fn run(self, shutdown: Shutdown) -> Result<(), DatanodeError> {
-        let Self { node, own, leave, stop, membership, listener } = self;
-        let mut server = tokio::spawn(serve(Arc::clone(&node), listener, own.clone()));
+        let Self { node, shelf, own, leave, stop, membership, listener } = self;
+        let mut server = tokio::spawn(serve(Arc::clone(&node), shelf, listener, own.clone()));
         let mut membership = tokio::spawn(membership.run());
         let mut server_ended = false;
         let result = tokio::select! {
@@ -213,7 +219,12 @@ impl Life {
     }
 }
 
-async fn serve(node: Arc<Node>, listener: TcpListener, own: Shutdown) -> Result<(), DatanodeError> {
+async fn serve(
+    node: Arc<Node>,
+    shelf: Option<MetaLogServer<Shelf>>,
+    listener: TcpListener,
+    own: Shutdown,
+) -> Result<(), DatanodeError> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let service = DataNodeServer::new(Service::new(node))
         .max_decoding_message_size(MESSAGE_SIZE_MAX)
@@ -223,6 +234,9 @@ async fn serve(node: Arc<Node>, listener: TcpListener, own: Shutdown) -> Result<
         .trace_fn(telemetry::request_span)
         .add_service(health)
         .add_service(service)
+        .add_optional_service(shelf.map(|shelf| {
+            shelf.max_decoding_message_size(MESSAGE_SIZE_MAX).max_encoding_message_size(MESSAGE_SIZE_MAX)
+        }))
         .serve_with_incoming_shutdown(net::incoming(listener), own.requested())
         .await
         .map_err(|error| DatanodeError::Server(error.to_string()))

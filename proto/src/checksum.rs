@@ -10,6 +10,16 @@ pub fn crc32c(data: &[u8]) -> u32 {
     low(checksum(CrcAlgorithm::Crc32Iscsi, data))
 }
 
+/// CRC-64/NVME of pieces one after the other: for chains of records, where a collision of 32 bits is
+/// too likely.
+pub fn crc64<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u64 {
+    let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+    for piece in pieces {
+        digest.update(piece);
+    }
+    digest.finalize()
+}
+
 /// One CRC-32C for each 64 KiB block of `data`; the last block may be shorter.
 pub fn block_crcs(data: &[u8]) -> Vec<u32> {
     data.chunks(BLOCK_SIZE).map(crc32c).collect()

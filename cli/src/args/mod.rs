@@ -19,7 +19,7 @@ pub use admin::{
 pub use files::{CatArgs, CpArgs, DfArgs, DuArgs, LocateArgs, LsArgs, MkdirArgs, MvArgs, RmArgs, StatArgs};
 pub use mount::{MountArgs, UmountArgs};
 pub use remote::{BadRemotePath, RemotePath};
-pub use service::{ChildArgs, CoordinatorArgs, DatanodeArgs};
+pub use service::{BackupArgs, ChildArgs, CoordinatorArgs, CoordinatorCommand, DatanodeArgs, RestoreArgs};
 pub use transfer::{GetArgs, PutArgs, TransferOptions};
 pub use up::{DownArgs, UpArgs};
 

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use cairn_coordinator::Until;
 use cairn_runtime::config::ByteSize;
-use clap::Args;
+use clap::{Args, Subcommand};
 
 /// What a parent process that starts a service tells it; not for people.
 #[derive(Debug, Clone, Default, Args)]
@@ -19,16 +20,81 @@ pub struct ChildArgs {
     pub new_session: bool,
 }
 
-/// Arguments of `cairn coordinator`.
+/// What else can be done for a coordinator.
+#[derive(Debug, Subcommand)]
+pub enum CoordinatorCommand {
+    /// Write all metadata to a file, while the coordinator goes on.
+    Backup(BackupArgs),
+    /// Make the directory of a coordinator from backups.
+    Restore(RestoreArgs),
+}
+
+/// Arguments of `cairn coordinator backup`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
+  cairn coordinator backup /backup/metadata-$(date +%F).cairn
+  cairn coordinator backup            in the place that coordinator.log_ship names
+
+What is in the file can be restored by `cairn coordinator restore --from FILE`.")]
+pub struct BackupArgs {
+    /// File to write, on this machine; without it the coordinator makes a backup in its second place.
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Replace a file that exists.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Arguments of `cairn coordinator restore`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cairn coordinator restore --from /mnt/backup/cairn --data /var/lib/cairn/coordinator
+  cairn coordinator restore --from datanode:storage2:7080 --from datanode:storage3:7080 --data DIR
+  cairn coordinator restore --from /mnt/backup/cairn --data DIR --until '2026-03-01 12:00:00'
+
+The old coordinator must not run any more. What to do before and after is in docs/operations.md.")]
+pub struct RestoreArgs {
+    /// A directory with backups (log_ship, or metalog/ of a datanode), a backup file, or
+    /// datanode:HOST:PORT; with several, the one that reaches furthest is taken.
+    #[arg(long, required = true, value_name = "PLACE")]
+    pub from: Vec<String>,
+    /// Directory to make; it must be empty.
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Stop behind this commit, or before what was committed after this time (UTC).
+    #[arg(long, value_name = "SEQUENCE|TIME", value_parser = parse_until)]
+    pub until: Option<Until>,
+}
+
+fn parse_until(text: &str) -> Result<Until, String> {
+    if let Ok(sequence) = text.parse() {
+        return Ok(Until::Sequence(sequence));
+    }
+    let expected = "a number of a commit, or a time such as '2026-03-01 12:00:00' (UTC), was expected";
+    let time = humantime::parse_rfc3339_weak(text).map_err(|_| expected.to_owned())?;
+    let since = time.duration_since(std::time::UNIX_EPOCH).map_err(|_| expected.to_owned())?;
+    Ok(Until::TimeNs(i64::try_from(since.as_nanos()).map_err(|_| expected.to_owned())?))
+}
+
+/// Arguments of `cairn coordinator`.
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+Examples:
   cairn coordinator --data /var/lib/cairn/coordinator
+  cairn coordinator backup /backup/metadata.cairn
   cairn coordinator --listen 10.0.0.1:7070 --insecure --config /etc/cairn.toml
 
 The service runs in the foreground until SIGTERM or Ctrl-C. Everything else is set in the section
-[coordinator] of the configuration file or by CAIRN_COORDINATOR__* variables.")]
+[coordinator] of the configuration file or by CAIRN_COORDINATOR__* variables."
+)]
 pub struct CoordinatorArgs {
+    /// Something else than to run it.
+    #[command(subcommand)]
+    pub command: Option<CoordinatorCommand>,
     /// Where to listen for gRPC; port 0 takes a free one [default: 127.0.0.1:7070].
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<String>,

@@ -8,7 +8,7 @@ use cairn_runtime::config::ByteSize;
 use cairn_runtime::shutdown::Shutdown;
 use cairn_runtime::telemetry::{self, LogConfig};
 
-use crate::args::{Cli, Command, ConfigCommand, GlobalArgs, NodeCommand};
+use crate::args::{Cli, Command, ConfigCommand, CoordinatorCommand, GlobalArgs, NodeCommand};
 use crate::cluster::Cluster;
 use crate::config::{Flags, Origin, Settings};
 use crate::failure::{Context, Exit, Failure};
@@ -16,6 +16,7 @@ use crate::output::Output;
 use crate::{notes, up};
 
 mod about;
+mod backup;
 mod client_error;
 mod config;
 mod files;
@@ -54,7 +55,11 @@ pub(crate) async fn run(cli: Cli) -> Result<Exit, Failure> {
             up::up(args, &tool.global, tool.output).await.map(done)
         }
         Command::Down(args) => up::down(&args, tool.output).await.map(done),
-        Command::Coordinator(args) => serve::coordinator(&tool, args).await.map(done),
+        Command::Coordinator(mut args) => match args.command.take() {
+            None => serve::coordinator(&tool, args).await.map(done),
+            Some(CoordinatorCommand::Backup(args)) => backup::backup(&tool, &args).await.map(done),
+            Some(CoordinatorCommand::Restore(args)) => backup::restore(&tool, args).await.map(done),
+        },
         Command::Datanode(args) => serve::datanode(&tool, args).await.map(done),
         Command::Mount(args) => mount::mount(&tool, args).await.map(done),
         Command::Umount(args) => mount::umount(&tool, &args).await.map(done),

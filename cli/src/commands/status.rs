@@ -47,6 +47,9 @@ pub(super) async fn status(tool: &Tool, args: &StatusArgs) -> Result<Exit, Failu
         let of = format!("{} free of {}", human::size(space.available), human::size(space.capacity));
         output.say(format!("{}   {of}", output.paint(STRONG, "space      ")));
     }
+    if let Some(log) = &status.metadata_log {
+        output.say(format!("{}   {}", output.paint(STRONG, "backup     "), metadata_log(log, now)));
+    }
     output.say(format!("{}   {}", output.paint(STRONG, "sessions   "), status.sessions));
     if !map.nodes.is_empty() {
         output.say("");
@@ -57,6 +60,21 @@ pub(super) async fn status(tool: &Tool, args: &StatusArgs) -> Result<Exit, Failu
         print_sessions(output, &status.session_list)?;
     }
     Ok(exit)
+}
+
+/// How far the second place of the metadata has come.
+fn metadata_log(log: &v1::MetadataLog, now: i64) -> String {
+    let reached = match (log.covered, log.behind_ms) {
+        (true, 0) => format!("commit {}, all that there is", log.shipped),
+        (true, ms) => format!(
+            "commit {} of {}, {} behind",
+            log.shipped,
+            log.committed,
+            human::span(std::time::Duration::from_millis(ms))
+        ),
+        (false, _) => "not yet enough to restore from".to_owned(),
+    };
+    format!("{reached} (last base {})", human::ago(log.base_time_ns, now))
 }
 
 /// Lists the datanodes. As JSON: an array.
@@ -213,6 +231,11 @@ fn as_json(
         "garbage_chunks": status.garbage_chunks,
         "faults": status.faults,
         "replica_sets": map.sets.len(),
+        "metadata_log": status.metadata_log.as_ref().map(|log| json!({
+            "committed": log.committed, "shipped": log.shipped, "covered": log.covered,
+            "behind_ms": log.behind_ms, "base_sequence": log.base_sequence, "base_time_ns": log.base_time_ns,
+            "waits": log.waits,
+        })),
         "capacity": space.map(|space| space.capacity),
         "used": space.map(|space| space.used),
         "available": space.map(|space| space.available),

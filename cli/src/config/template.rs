@@ -32,6 +32,17 @@ const MEANINGS: &[(&str, &str)] = &[
     ),
     ("coordinator.metadata_sync", "Whether changes of metadata survive a power cut when they are answered."),
     (
+        "coordinator.log_ship",
+        "A second place for every change of metadata: a directory, or datanode for the datanodes themselves.",
+    ),
+    (
+        "coordinator.log_ack",
+        "When changes are answered: async (once durable here) or shipped (once durable in log_ship, too).",
+    ),
+    ("coordinator.log_copies", "Datanodes that hold the log each, with log_ship = datanode; 1 to 16."),
+    ("coordinator.backup_every", "How often all metadata is written to log_ship, 1min to 30days."),
+    ("coordinator.backup_keep", "Backups kept in log_ship, each with the changes after it, 1 to 1000."),
+    (
         "coordinator.insecure",
         "Allow listen to be reachable from other machines although nothing is encrypted.",
     ),

@@ -26,6 +26,12 @@ fn each_bad_setting_is_named_with_what_was_expected() {
         ("replicas", |c| c.replicas = 17),
         ("min_replicas", |c| c.min_replicas = 0),
         ("min_replicas", |c| c.min_replicas = 4),
+        ("log_ship", |c| c.log_ship = Some(String::new())),
+        ("log_ack", |c| c.log_ack = LogAck::Shipped),
+        ("log_copies", |c| c.log_copies = 0),
+        ("log_copies", |c| c.log_copies = 17),
+        ("backup_every", |c| c.backup_every = Duration::from_secs(1)),
+        ("backup_keep", |c| c.backup_keep = 0),
         ("chunk_size", |c| c.chunk_size = ByteSize(1)),
         ("chunk_size", |c| c.chunk_size = ByteSize::gib(1)),
     ];

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::access::Caller;
 use super::{Applied, Create, Mutation, NewInode, Rename, RenameMode, SetAttr, apply};
+use crate::archive::queue::Shipping;
 use crate::context::{Context, Policy, Sequence};
 use crate::error::OpError;
 use crate::executor::Tx;
@@ -35,6 +36,7 @@ pub(crate) fn tx_on(store: &MemoryStore, wrap: impl FnOnce(Box<dyn Writer>) -> B
         sessions: Sessions::new(Duration::from_secs(10), vec![], &[]),
         cluster: Cluster::new(opened.cluster, opened.term, members),
         sequence: Sequence::new(count(&*opened.writer, Count::Sequence).unwrap()),
+        shipping: Arc::new(Shipping::off()),
     };
     Tx::new(wrap(opened.writer), Arc::new(context))
 }

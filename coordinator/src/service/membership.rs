@@ -12,6 +12,8 @@ use tonic::{Status, Streaming};
 use uuid::Uuid;
 
 use super::{Replies, Shared, refuse};
+use crate::archive::queue::Standing;
+use crate::config::LogAck;
 use crate::error::OpError;
 use crate::membership::state::{Event, Report};
 use crate::ops;
@@ -83,7 +85,7 @@ fn text(what: &str, text: String) -> Result<String, OpError> {
     Ok(text)
 }
 
-pub(super) fn check_address(address: &str) -> Result<(), OpError> {
+fn check_address(address: &str) -> Result<(), OpError> {
     let split = address.rsplit_once(':').filter(|(host, _)| !host.is_empty() && address.len() <= TEXT_MAX);
     match split.map(|(_, port)| port.parse::<u16>()) {
         Some(Ok(port)) if port > 0 => Ok(()),
@@ -91,7 +93,7 @@ pub(super) fn check_address(address: &str) -> Result<(), OpError> {
     }
 }
 
-pub(super) fn labels(labels: std::collections::BTreeMap<String, String>) -> Result<Labels, OpError> {
+fn labels(labels: std::collections::BTreeMap<String, String>) -> Result<Labels, OpError> {
     if labels.len() > LABELS_MAX {
         return Err(OpError::invalid(format!("{} labels; {LABELS_MAX} are possible", labels.len())));
     }
@@ -106,7 +108,7 @@ pub(super) fn labels(labels: std::collections::BTreeMap<String, String>) -> Resu
 }
 
 /// A full disk is not an error; more used than there is (both move while they are read) is cut.
-pub(super) fn report(capacity: u64, used: u64, disks: Vec<v1::DiskHealth>) -> Result<Report, OpError> {
+fn report(capacity: u64, used: u64, disks: Vec<v1::DiskHealth>) -> Result<Report, OpError> {
     if disks.len() > DISKS_MAX {
         return Err(OpError::invalid(format!("{} disks; {DISKS_MAX} are possible", disks.len())));
     }
@@ -226,8 +228,14 @@ pub(super) async fn get_status(shared: &Shared) -> Result<v1::GetStatusResponse,
     })?;
     let cluster = &shared.context.cluster;
     let sessions = shared.context.sessions.list();
-    let health =
-        status::health(&cluster.members(), &shared.context.policy, faults, shared.executor.has_failed());
+    let context = &shared.context;
+    let health = status::health(
+        &cluster.members(),
+        &context.policy,
+        faults,
+        shared.executor.has_failed(),
+        &context.shipping,
+    );
     let session_info = |session: &crate::sessions::SessionView| v1::SessionInfo {
         session: session.id.to_wire(),
         description: session.description.clone(),
@@ -247,5 +255,19 @@ pub(super) async fn get_status(shared: &Shared) -> Result<v1::GetStatusResponse,
         schema: crate::store::SCHEMA,
         started_ns: shared.started_ns,
         session_list: sessions.iter().map(session_info).collect(),
+        metadata_log: context.shipping.standing().map(metadata_log),
     })
+}
+
+fn metadata_log(standing: Standing) -> v1::MetadataLog {
+    let base = standing.base.unwrap_or_default();
+    v1::MetadataLog {
+        committed: standing.committed,
+        shipped: standing.shipped,
+        covered: standing.covered,
+        behind_ms: u64::try_from(standing.behind.as_millis()).unwrap_or(u64::MAX),
+        base_sequence: base.sequence,
+        base_time_ns: base.time_ns,
+        waits: standing.ack == LogAck::Shipped,
+    }
 }

@@ -22,6 +22,9 @@ pub(crate) enum StoreError {
     /// The engine reports an error.
     #[error("the metadata store failed while it was to {task}: {source}")]
     Engine { task: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
+    /// The commit is durable here, but not in the second place that was to have it first.
+    #[error("the change is not yet in the second place of the metadata log: {0}")]
+    NotShipped(String),
     /// The directory can not be used.
     #[error("{0}")]
     Unusable(String),
@@ -38,6 +41,7 @@ impl StoreError {
             Self::Full => ErrorKind::NoSpace,
             Self::Failed(_) | Self::Engine { .. } => ErrorKind::Io,
             Self::Fenced { .. } => ErrorKind::NotActive,
+            Self::NotShipped(_) => ErrorKind::TimedOut,
             Self::Unusable(_) => ErrorKind::InvalidArgument,
         }
     }

@@ -79,6 +79,19 @@ macro_rules! tables {
                 match self { $(Self::$name(..) => Table::$name),* }
             }
 
+            /// `None` when a column holds what it never can.
+            pub(crate) fn decode(table: Table, columns: &(impl Columns + ?Sized)) -> Option<Self> {
+                let mut index = 0;
+                let mut next = || {
+                    let value = columns.column(index);
+                    index += 1;
+                    value
+                };
+                Some(match table {
+                    $(Table::$name => Self::$name($(<$key_type as Column>::from_value(next()?)?),+)),*
+                })
+            }
+
             /// The key columns.
             pub(crate) fn values(&self) -> Vec<Value> {
                 match self { $(Self::$name($($key),+) => vec![$($key.value()),+]),* }
@@ -383,6 +396,9 @@ counts! {
     NextChunk = "next_chunk",
     NextInode = "next_inode",
     NextSet = "next_set",
+    /// When the store was restored from a backup, ns; 0 once the operator has seen to what follows
+    /// from it. Until then nothing is deleted on datanodes.
+    Restored = "restored",
     /// Commits of the store since it was made.
     Sequence = "sequence",
     /// The coordinator's reign.

@@ -5,6 +5,7 @@
 //! row ends in a column `crc` over its other columns, verified on every read, because a flipped bit
 //! in an SQLite file mostly changes results without any error.
 
+pub(crate) mod rebuild;
 mod schema;
 mod sql;
 

@@ -103,6 +103,11 @@ macro_rules! not_here {
                 Err(Status::unimplemented("not in this test"))
             }
 
+            type BackupStream = Answers<BackupResponse>;
+            async fn backup(&self, _: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+                Err(Status::unimplemented("not in this test"))
+            }
+
             async fn register_data_node(
                 &self,
                 request: Request<RegisterDataNodeRequest>,

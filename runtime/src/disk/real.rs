@@ -13,11 +13,13 @@ use rustix::io::ReadWriteFlags;
 
 use super::{Disk, DiskFile, Space};
 
-/// A directory of the local file system, locked for this process as long as the value lives.
+/// A directory of the local file system, locked for this process as long as the value lives, or only
+/// looked at.
 #[derive(Debug)]
 pub struct RealDisk {
     root: PathBuf,
-    _lock: File,
+    /// `None`: opened for reading alone.
+    lock: Option<File>,
 }
 
 impl RealDisk {
@@ -43,7 +45,23 @@ impl RealDisk {
             ),
             other => explain(other.into()),
         })?;
-        Ok(Self { root: root.to_owned(), _lock: lock })
+        Ok(Self { root: root.to_owned(), lock: Some(lock) })
+    }
+
+    /// Opens an existing directory for reading alone: takes no lock, makes no file, opens files so
+    /// that they can not be written. For tools that look at what a service has left.
+    pub fn open_read_only(root: &Path) -> io::Result<Self> {
+        let explain = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", root.display()));
+        fs::read_dir(root).map_err(explain)?;
+        Ok(Self { root: root.to_owned(), lock: None })
+    }
+
+    fn check_writable(&self) -> io::Result<()> {
+        let refused = || {
+            let message = format!("{} was opened for reading alone", self.root.display());
+            io::Error::new(io::ErrorKind::ReadOnlyFilesystem, message)
+        };
+        self.lock.as_ref().map(|_| ()).ok_or_else(refused)
     }
 
     fn path(&self, path: &Path) -> PathBuf {
@@ -53,24 +71,28 @@ impl RealDisk {
 
 impl Disk for RealDisk {
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.check_writable()?;
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(self.path(path))?;
         Ok(Arc::new(RealFile(file)))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new().read(true).write(true).open(self.path(path))?;
+        let file = OpenOptions::new().read(true).write(self.lock.is_some()).open(self.path(path))?;
         Ok(Arc::new(RealFile(file)))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.check_writable()?;
         fs::rename(self.path(from), self.path(to))
     }
 
     fn unlink(&self, path: &Path) -> io::Result<()> {
+        self.check_writable()?;
         fs::remove_file(self.path(path))
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.check_writable()?;
         fs::create_dir_all(self.path(path))
     }
 
