@@ -11,11 +11,11 @@ mod tx;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, TrySendError};
 use std::time::Duration;
 
 use cairn_proto::ErrorKind;
-use cairn_runtime::{clock, threads};
+use cairn_runtime::clock;
+use cairn_runtime::threads::{self, Inbox, Refused};
 use tokio::sync::oneshot;
 
 use crate::error::OpError;
@@ -71,25 +71,27 @@ where
 /// Hands jobs to the thread. Clones share it; the thread ends when the last is dropped.
 #[derive(Clone)]
 pub(crate) struct Executor {
-    queue: mpsc::SyncSender<Box<dyn Job>>,
+    queue: Inbox<Box<dyn Job>>,
     failed: Arc<AtomicBool>,
 }
 
 impl Executor {
     /// Starts the thread. The receiver resolves when it has ended and closed the store.
     pub(crate) fn start(mut tx: Tx) -> io::Result<(Self, oneshot::Receiver<()>)> {
-        let (queue, jobs) = mpsc::sync_channel::<Box<dyn Job>>(QUEUE_DEPTH);
         let (ended, end) = oneshot::channel();
         let failed = Arc::new(AtomicBool::new(false));
-        let executor = Self { queue, failed: Arc::clone(&failed) };
-        threads::spawn("executor", move || {
-            while let Ok(first) = jobs.recv() {
-                run_group(&mut tx, first, &jobs, &failed);
-            }
-            drop(tx);
-            let _ = ended.send(());
-        })?;
-        Ok((executor, end))
+        let failing = Arc::clone(&failed);
+        let queue = threads::serve(
+            "executor",
+            QUEUE_DEPTH,
+            move |first, more: &mut dyn FnMut() -> Option<Box<dyn Job>>| {
+                run_group(&mut tx, first, more, &failing);
+            },
+            move || {
+                let _ = ended.send(());
+            },
+        )?;
+        Ok((Self { queue, failed }, end))
     }
 
     /// Runs `job` against the rows and returns its result once its changes are durable. When it
@@ -102,8 +104,8 @@ impl Executor {
         let (answer, result) = oneshot::channel();
         let task = Task { run: Some(job), result: None, answer };
         self.queue.try_send(Box::new(task)).map_err(|error| match error {
-            TrySendError::Full(_) => OpError::new(ErrorKind::Overloaded, "too many requests wait"),
-            TrySendError::Disconnected(_) => stopped(),
+            Refused::Full => OpError::new(ErrorKind::Overloaded, "too many requests wait"),
+            Refused::Ended => stopped(),
         })?;
         match clock::timeout(ANSWER_TIME, result).await {
             Ok(Ok(result)) => result,
@@ -123,7 +125,12 @@ fn stopped() -> OpError {
 }
 
 /// Executes the jobs that wait, commits what they changed, answers them.
-fn run_group(tx: &mut Tx, first: Box<dyn Job>, jobs: &mpsc::Receiver<Box<dyn Job>>, failed: &AtomicBool) {
+fn run_group(
+    tx: &mut Tx,
+    first: Box<dyn Job>,
+    more: &mut dyn FnMut() -> Option<Box<dyn Job>>,
+    failed: &AtomicBool,
+) {
     let began = clock::now();
     let mut group = Vec::with_capacity(8);
     let mut next = Some(first);
@@ -131,7 +138,7 @@ fn run_group(tx: &mut Tx, first: Box<dyn Job>, jobs: &mpsc::Receiver<Box<dyn Job
         job.execute(tx);
         group.push(job);
         let full = group.len() >= GROUP_JOBS_MAX || tx.changed_rows() >= GROUP_ROWS_MAX;
-        next = if full { None } else { jobs.try_recv().ok() };
+        next = if full { None } else { more() };
     }
     let rows = tx.changed_rows();
     let committed = tx.commit();

@@ -9,11 +9,11 @@ use cairn_proto::limits::MESSAGE_SIZE_MAX;
 use cairn_proto::v1::coordinator_server::CoordinatorServer;
 use cairn_proto::{ClusterId, ErrorKind};
 use cairn_runtime::config::{ConfigError, Validate};
+use cairn_runtime::net::TcpListener;
 use cairn_runtime::shutdown::Shutdown;
 use cairn_runtime::telemetry;
 use cairn_runtime::threads::Pool;
 use cairn_runtime::{clock, net, random};
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 

@@ -23,14 +23,13 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cairn_proto::limits::CHUNK_SIZE_MAX;
 use cairn_proto::{ChunkId, v1};
 use cairn_runtime::disk::Disk;
 use cairn_runtime::random;
-use cairn_runtime::threads;
+use cairn_runtime::threads::{self, Repeating, Wake};
 use tracing::{error, warn};
 
 pub use error::StoreError;
@@ -70,7 +69,7 @@ pub(crate) struct Found {
 /// The chunk store of one disk. Dropping it stops its thread; [`Self::close`] seals it first.
 pub(crate) struct DiskStore {
     shared: Arc<Shared>,
-    syncer: Mutex<Option<JoinHandle<()>>>,
+    syncer: Mutex<Option<Repeating>>,
 }
 
 /// What writers, readers and the syncer share.
@@ -81,7 +80,7 @@ pub(crate) struct Shared {
     options: StoreOptions,
     state: Mutex<State>,
     /// Wakes the syncer.
-    work: Condvar,
+    work: Arc<Wake>,
     /// Bytes above the reserve when last asked.
     available: AtomicU64,
 }
@@ -97,14 +96,14 @@ impl DiskStore {
             name,
             options,
             state: Mutex::default(),
-            work: Condvar::new(),
+            work: Arc::default(),
             available: AtomicU64::new(0),
         });
         recovery::recover(&shared)?;
         shared.refresh_space();
-        let thread = threads::spawn("disk-sync", {
+        let thread = threads::repeat("disk-sync", &shared.work, {
             let shared = Arc::clone(&shared);
-            move || syncer::run(&shared)
+            move |cause| syncer::step(&shared, cause)
         })
         .map_err(|source| shared.io("starting the sync thread", source))?;
         Ok(Self { shared, syncer: Mutex::new(Some(thread)) })
@@ -216,7 +215,7 @@ impl DiskStore {
         self.shared.work.notify_one();
         let thread = self.syncer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread
-            && thread.join().is_err()
+            && !thread.join()
         {
             error!(disk = self.name(), "the sync thread panicked");
         }

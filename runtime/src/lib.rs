@@ -5,12 +5,15 @@
 //! directly (clippy's `disallowed-methods` sees to it), so that the whole cluster can be run in one
 //! deterministic process with these modules replaced.
 
+pub mod bugs;
 pub mod clock;
 pub mod config;
 pub mod disk;
 pub mod net;
 pub mod random;
 pub mod shutdown;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod telemetry;
 pub mod threads;
 

@@ -4,9 +4,17 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
+
+#[cfg(feature = "sim")]
+mod simulated;
+
+#[cfg(feature = "sim")]
+pub use simulated::incoming;
+#[cfg(not(feature = "sim"))]
+pub use tokio::net::{TcpListener, TcpStream};
+#[cfg(feature = "sim")]
+pub use turmoil::net::{TcpListener, TcpStream};
 
 /// Largest HTTP/2 frame: at 1 MiB a 256 KiB message costs 1.4 times less CPU than at the default 16 KiB.
 const HTTP2_FRAME_SIZE: u32 = 1 << 20;
@@ -35,8 +43,9 @@ pub async fn listen(address: &str) -> io::Result<TcpListener> {
 }
 
 /// The connections of a listening socket, for `serve_with_incoming`.
-pub fn incoming(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener).with_nodelay(Some(true))
+#[cfg(not(feature = "sim"))]
+pub fn incoming(listener: TcpListener) -> tonic::transport::server::TcpIncoming {
+    tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true))
 }
 
 /// A gRPC server with this project's settings.
@@ -82,7 +91,7 @@ fn endpoint_of(address: &str) -> Result<Endpoint, BadAddress> {
 #[allow(clippy::disallowed_methods)] // the one place that connects
 async fn dial(uri: Uri) -> io::Result<hyper_util::rt::TokioIo<TcpStream>> {
     let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&authority))
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(authority.as_str()))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("{authority} did not answer")))??;
     stream.set_nodelay(true)?;

@@ -1,71 +1,64 @@
 //! Threads for work that blocks: disks, SQLite, checksums of much data.
+//!
+//! A [`Pool`] runs jobs, [`serve`] gives a queue to an owner, [`repeat`] takes steps until told to end.
+//! In a simulation all three are tasks of the one thread that runs everything.
 
-use std::io;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread::{Builder, JoinHandle};
+#[cfg(not(feature = "sim"))]
+mod real;
+#[cfg(feature = "sim")]
+mod simulated;
 
-use tokio::sync::oneshot;
+#[cfg(not(feature = "sim"))]
+use real as imp;
+#[cfg(feature = "sim")]
+use simulated as imp;
 
-type Job = Box<dyn FnOnce() + Send>;
+use std::time::Duration;
+
+pub use imp::{Inbox, Pool, Repeating, Wake, repeat, serve};
+#[cfg(not(feature = "sim"))]
+pub use real::spawn;
 
 /// The pool takes no work now: its queue is full or it has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the thread pool {0} has too much to do")]
 pub struct PoolBusy(pub &'static str);
 
-/// A fixed number of threads behind a bounded queue. Dropping the last clone ends the threads once
-/// the queue is empty.
-#[derive(Debug, Clone)]
-pub struct Pool {
-    name: &'static str,
-    queue: mpsc::SyncSender<Job>,
+/// Why an [`Inbox`] takes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// As much as may wait does.
+    Full,
+    /// The owner has ended.
+    Ended,
 }
 
-impl Pool {
-    /// Starts `threads` threads that share a queue of `depth` jobs.
-    pub fn start(name: &'static str, threads: usize, depth: usize) -> io::Result<Self> {
-        let (queue, jobs) = mpsc::sync_channel::<Job>(depth);
-        let jobs = Arc::new(Mutex::new(jobs));
-        for index in 0..threads.max(1) {
-            let jobs = Arc::clone(&jobs);
-            Builder::new().name(format!("{name}-{index}")).spawn(move || {
-                loop {
-                    let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    match job {
-                        Ok(job) => job(),
-                        Err(mpsc::RecvError) => break,
-                    }
-                }
-            })?;
-        }
-        Ok(Self { name, queue })
-    }
-
-    /// Runs `work` on one of the threads. Dropping the future leaves the work running.
-    pub async fn run<T, F>(&self, work: F) -> Result<T, PoolBusy>
-    where
-        T: Send + 'static,
-        F: FnOnce() -> T + Send + 'static,
-    {
-        let (answer, result) = oneshot::channel();
-        let job: Job = Box::new(move || {
-            let _ = answer.send(work());
-        });
-        self.queue.try_send(job).map_err(|_| PoolBusy(self.name))?;
-        result.await.map_err(|_| PoolBusy(self.name))
-    }
+/// What follows a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// The next step.
+    Again,
+    /// A wait for a wake-up, this long at most; then the next step.
+    Wait(Duration),
+    /// Nothing.
+    End,
 }
 
-/// Starts a thread that owns something (a database writer, a disk).
-pub fn spawn<F>(name: &str, body: F) -> io::Result<JoinHandle<()>>
-where
-    F: FnOnce() + Send + 'static,
-{
-    Builder::new().name(name.to_owned()).spawn(body)
+/// Why a step is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// It is the first, follows another at once, or somebody called [`Wake::notify_one`].
+    Called,
+    /// The time of a wait has run out.
+    TimedOut,
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "sim")))]
 mod tests {
+    use std::sync::mpsc;
+
+    use tokio::sync::oneshot;
+
     use super::*;
 
     #[tokio::test]
@@ -93,6 +86,24 @@ mod tests {
         release.send(())?;
         first.await??;
         assert_eq!(second.await?, Ok(2));
+        Ok(())
+    }
+
+    #[test]
+    fn a_call_before_the_wait_is_not_lost_and_waits_end_by_themselves() -> anyhow::Result<()> {
+        let (seen, causes) = mpsc::channel();
+        let wake = std::sync::Arc::new(Wake::new());
+        wake.notify_one();
+        let mut turns =
+            [Turn::Again, Turn::Wait(Duration::from_secs(600)), Turn::Wait(Duration::from_millis(1))]
+                .into_iter();
+        let steps = repeat("steps", &wake, move |cause| {
+            let _ = seen.send(cause);
+            turns.next().unwrap_or(Turn::End)
+        })?;
+        assert!(steps.join());
+        let causes: Vec<Cause> = causes.iter().collect();
+        assert_eq!(causes, [Cause::Called, Cause::Called, Cause::Called, Cause::TimedOut]);
         Ok(())
     }
 }

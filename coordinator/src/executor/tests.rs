@@ -1,4 +1,4 @@
-use std::sync::Mutex;
+use std::sync::{Mutex, mpsc};
 
 use super::*;
 use crate::ops::tests::tx_on;

@@ -2,11 +2,12 @@
 //! at that moment, the footers of full segments, and the next segment before it is needed.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_proto::ChunkId;
 use cairn_runtime::clock;
+use cairn_runtime::threads::{Cause, Turn};
 use tracing::{debug, warn};
 
 use super::record::{ALIGN, EntryState, FooterEntry, Trailer, align_up};
@@ -25,22 +26,23 @@ enum Work {
     Sync(Vec<(u32, SyncCallback)>),
     Seal(u32),
     Spare(u32),
+    Wait,
     Stop,
 }
 
-/// Runs until the store stops.
-pub(super) fn run(shared: &Arc<Shared>) {
-    loop {
-        match next(shared) {
-            Work::Sync(waiters) => sync(shared, waiters),
-            Work::Seal(id) => seal(shared, id),
-            Work::Spare(id) => match shared.create_segment(id, 0) {
-                Ok(spare) => shared.lock().spare = Some(spare),
-                Err(_) => debug!(disk = %shared.name, "no segment could be prepared ahead of time"),
-            },
-            Work::Stop => return,
-        }
+/// Does what is most urgent.
+pub(super) fn step(shared: &Arc<Shared>, cause: Cause) -> Turn {
+    match next(shared, cause) {
+        Work::Sync(waiters) => sync(shared, waiters),
+        Work::Seal(id) => seal(shared, id),
+        Work::Spare(id) => match shared.create_segment(id, 0) {
+            Ok(spare) => shared.lock().spare = Some(spare),
+            Err(_) => debug!(disk = %shared.name, "no segment could be prepared ahead of time"),
+        },
+        Work::Wait => return Turn::Wait(TICK),
+        Work::Stop => return Turn::End,
     }
+    Turn::Again
 }
 
 /// Seals and syncs what is left, after the thread has ended.
@@ -61,36 +63,33 @@ pub(super) fn finish(shared: &Arc<Shared>) {
     }
 }
 
-fn next(shared: &Shared) -> Work {
+fn next(shared: &Shared, cause: Cause) -> Work {
     let mut state = shared.lock();
-    loop {
-        if !state.sync_queue.is_empty() {
-            return Work::Sync(std::mem::take(&mut state.sync_queue));
-        }
-        if state.stop {
-            return Work::Stop;
-        }
-        if let Some(id) = state.seal_queue.pop() {
-            return Work::Seal(id);
-        }
-        if shared.wants_spare(&state) {
-            let id = state.next_segment;
-            state.next_segment = id.saturating_add(1);
-            return Work::Spare(id);
-        }
-        let (guard, timeout) = shared.work.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner);
-        state = guard;
-        if timeout.timed_out() && shared.options.sync {
-            let mut due = Vec::new();
-            for (&id, segment) in state.segments.iter_mut().filter(|(_, segment)| segment.is_dirty()) {
-                segment.dirty_ticks += 1;
-                if segment.dirty_ticks >= WRITE_BACK_TICKS {
-                    due.push((id, Box::new(|_| {}) as SyncCallback));
-                }
+    if cause == Cause::TimedOut && shared.options.sync {
+        let mut due = Vec::new();
+        for (&id, segment) in state.segments.iter_mut().filter(|(_, segment)| segment.is_dirty()) {
+            segment.dirty_ticks += 1;
+            if segment.dirty_ticks >= WRITE_BACK_TICKS {
+                due.push((id, Box::new(|_| {}) as SyncCallback));
             }
-            state.sync_queue.extend(due);
         }
+        state.sync_queue.extend(due);
     }
+    if !state.sync_queue.is_empty() {
+        return Work::Sync(std::mem::take(&mut state.sync_queue));
+    }
+    if state.stop {
+        return Work::Stop;
+    }
+    if let Some(id) = state.seal_queue.pop() {
+        return Work::Seal(id);
+    }
+    if shared.wants_spare(&state) {
+        let id = state.next_segment;
+        state.next_segment = id.saturating_add(1);
+        return Work::Spare(id);
+    }
+    Work::Wait
 }
 
 fn dirty_segments(shared: &Shared) -> Vec<(u32, SyncCallback)> {
