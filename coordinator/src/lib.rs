@@ -23,6 +23,8 @@ mod config;
 mod context;
 mod error;
 mod executor;
+mod fsck;
+mod inventories;
 mod maintenance;
 mod membership;
 mod metrics;
@@ -33,6 +35,7 @@ mod sessions;
 mod slots;
 mod status;
 mod store;
+mod workers;
 
 pub use archive::restore::{RestoreOptions, Restored, Until, restore};
 pub use config::{CoordinatorConfig, Engine, LogAck};

@@ -22,6 +22,7 @@ use crate::archive::shipper;
 use crate::config::{CoordinatorConfig, Engine};
 use crate::context::{Context, Policy, Sequence};
 use crate::executor::{Executor, Tx};
+use crate::inventories::Inventories;
 use crate::maintenance;
 use crate::membership::state::Members;
 use crate::membership::{Cluster, timing};
@@ -31,6 +32,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::shipped::ShippedWriter;
 use crate::store::sqlite::{self, SqliteOptions};
 use crate::store::{self, Count, Orphan, Scan, Store, StoreError, Table};
+use crate::workers::{self, gc::GcState};
 
 /// Threads for long reads, and for opening the store.
 const POOL_THREADS: usize = 2;
@@ -164,12 +166,16 @@ pub async fn start(config: CoordinatorConfig, shutdown: Shutdown) -> Result<Runn
         backups,
         pool,
         shutdown: shutdown.clone(),
+        inventories: Inventories::default(),
+        gc: GcState::default(),
+        fsck: Arc::new(tokio::sync::Semaphore::new(1)),
         heartbeat: config.heartbeat,
         started_ns: clock::wall_ns(),
         streams: AtomicU64::new(1),
     });
     let metrics_address = serve_metrics(&config, &shared, &shutdown).await?;
     maintenance::start(&shared);
+    workers::start(&shared, config.reconcile_every);
     let server = serve(listener, shared, &shutdown).await;
     tracing::info!(%address, %cluster, "coordinator serves");
     Ok(Running { address, metrics_address, cluster, server, executor_end, shipper, shutdown })

@@ -5,6 +5,7 @@
 //! that. Long listings and layouts go to a pool of threads.
 
 mod backup;
+mod consistency;
 mod content;
 mod membership;
 mod metadata;
@@ -29,8 +30,10 @@ use crate::archive::shipper::BaseRequest;
 use crate::context::Context;
 use crate::error::OpError;
 use crate::executor::Executor;
+use crate::inventories::Inventories;
 use crate::metrics;
 use crate::store::{Reader, Readers};
+use crate::workers::gc::GcState;
 
 /// What every request may need.
 pub(crate) struct Shared {
@@ -42,6 +45,11 @@ pub(crate) struct Shared {
     /// For reads of many rows.
     pub(crate) pool: Pool,
     pub(crate) shutdown: Shutdown,
+    /// What datanodes are asked about the chunks they hold.
+    pub(crate) inventories: Inventories,
+    pub(crate) gc: GcState,
+    /// One permit: one check of everything at a time.
+    pub(crate) fsck: Arc<tokio::sync::Semaphore>,
     /// How often datanodes shall report.
     pub(crate) heartbeat: std::time::Duration,
     pub(crate) started_ns: i64,
@@ -61,7 +69,7 @@ impl Shared {
     }
 
     /// Reads on a thread of the pool: many rows.
-    async fn read_many<T: Send + 'static>(
+    pub(crate) async fn read_many<T: Send + 'static>(
         &self,
         read: impl FnOnce(&dyn Reader) -> Result<T, OpError> + Send + 'static,
     ) -> Result<T, OpError> {
@@ -92,7 +100,7 @@ async fn answer<T>(
 }
 
 /// The status of an error; what asks for a person is logged here, once.
-fn refuse(method: &'static str, error: &OpError) -> Status {
+pub(crate) fn refuse(method: &'static str, error: &OpError) -> Status {
     let kind = error.kind();
     metrics::refused(method, kind);
     match kind {
@@ -211,5 +219,32 @@ impl Coordinator for Service {
         request: Request<v1::BackupRequest>,
     ) -> Result<Response<Self::BackupStream>, Status> {
         answer("Backup", backup::backup(Arc::clone(&self.0), request.into_inner())).await
+    }
+
+    async fn get_gc_status(
+        &self,
+        _: Request<v1::GetGcStatusRequest>,
+    ) -> Result<Response<v1::GcStatus>, Status> {
+        answer("GetGcStatus", consistency::gc_status(&self.0)).await
+    }
+
+    async fn control_gc(
+        &self,
+        request: Request<v1::ControlGcRequest>,
+    ) -> Result<Response<v1::GcStatus>, Status> {
+        answer("ControlGc", consistency::control_gc(&self.0, request.into_inner())).await
+    }
+
+    async fn scrub_nodes(
+        &self,
+        request: Request<v1::ScrubNodesRequest>,
+    ) -> Result<Response<v1::ScrubNodesResponse>, Status> {
+        answer("ScrubNodes", consistency::scrub(&self.0, request.into_inner())).await
+    }
+
+    type FsckStream = Replies<v1::FsckResponse>;
+
+    async fn fsck(&self, request: Request<v1::FsckRequest>) -> Result<Response<Self::FsckStream>, Status> {
+        answer("Fsck", consistency::fsck(&self.0, request.into_inner())).await
     }
 }

@@ -1,0 +1,151 @@
+//! What the coordinator asks of datanodes about the chunks they hold. Every call has a deadline; an answer
+//! that is not complete is an error, since nothing may be concluded from it.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use cairn_proto::limits::{LIST_MAX, MESSAGE_SIZE_MAX};
+use cairn_proto::v1::data_node_client::DataNodeClient;
+use cairn_proto::{ChunkId, ErrorKind, NodeId, v1, wire_error_of};
+use cairn_runtime::{clock, net};
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+use crate::error::OpError;
+use crate::membership::Cluster;
+use crate::membership::state::NodeState;
+
+/// A datanode looks through its index, which is in memory.
+const LIST_TIME: Duration = Duration::from_secs(30);
+/// Marks of deletion are synced to the disk.
+const DELETE_TIME: Duration = Duration::from_secs(60);
+
+/// A client of one datanode.
+pub(crate) type Client = DataNodeClient<Channel>;
+
+/// Connections to datanodes, made when they are needed.
+#[derive(Debug, Default)]
+pub(crate) struct Inventories(Mutex<HashMap<NodeId, (String, Client)>>);
+
+impl Inventories {
+    /// A client of a datanode that is up. `Unavailable`: it is not.
+    pub(crate) fn client(&self, cluster: &Cluster, node: NodeId) -> Result<Client, OpError> {
+        let address = {
+            let members = cluster.members();
+            let entry = members.nodes.get(&node).filter(|entry| entry.state == NodeState::Up);
+            entry.map(|entry| entry.row.address.clone())
+        };
+        let Some(address) = address else {
+            return Err(OpError::new(ErrorKind::Unavailable, format!("datanode {} is not up", node.short())));
+        };
+        let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, client)) = clients.get(&node)
+            && *known == address
+        {
+            return Ok(client.clone());
+        }
+        let bad = |error: net::BadAddress| OpError::new(ErrorKind::Unavailable, error.to_string());
+        let channel = net::connect(&address).map_err(bad)?;
+        let client = DataNodeClient::new(channel)
+            .max_decoding_message_size(MESSAGE_SIZE_MAX)
+            .max_encoding_message_size(MESSAGE_SIZE_MAX);
+        clients.insert(node, (address, client.clone()));
+        Ok(client)
+    }
+
+    /// Counts and digests of `ranges` ranges of `span` ids each.
+    pub(crate) async fn summarize(
+        &self,
+        cluster: &Cluster,
+        node: NodeId,
+        request: v1::SummarizeChunksRequest,
+    ) -> Result<Vec<v1::ChunkSummary>, OpError> {
+        let mut client = self.client(cluster, node)?;
+        let answer = answer(node, LIST_TIME, client.summarize_chunks(request)).await?;
+        if answer.ranges.len() != request.ranges as usize {
+            return Err(incomplete(node, "its summary has not as many ranges as were asked for"));
+        }
+        Ok(answer.ranges)
+    }
+
+    /// Everything that a datanode holds with ids from `first` to `last`, in order; the range has at most
+    /// [`LIST_MAX`] ids. `Unavailable`: the listing is not complete.
+    pub(crate) async fn list(
+        &self,
+        cluster: &Cluster,
+        node: NodeId,
+        (first, last): (ChunkId, ChunkId),
+    ) -> Result<Vec<v1::HeldChunk>, OpError> {
+        let mut client = self.client(cluster, node)?;
+        let request = v1::ListChunksRequest { first: first.get(), last: last.get(), limit: LIST_MAX as u32 };
+        let answer = answer(node, LIST_TIME, client.list_chunks(request)).await?;
+        if !answer.complete {
+            return Err(incomplete(node, "its listing is not complete; a disk of it may be away"));
+        }
+        let ids = || answer.chunks.iter().map(|held| held.chunk);
+        if !ids().is_sorted() || ids().any(|id| id < first.get() || id > last.get()) {
+            return Err(incomplete(node, "its listing is not what was asked for"));
+        }
+        Ok(answer.chunks)
+    }
+
+    /// Deletes chunks; returns those that could not be.
+    pub(crate) async fn delete(
+        &self,
+        cluster: &Cluster,
+        node: NodeId,
+        request: v1::DeleteChunksRequest,
+    ) -> Result<Vec<v1::ChunkError>, OpError> {
+        let mut client = self.client(cluster, node)?;
+        Ok(answer(node, DELETE_TIME, client.delete_chunks(request)).await?.failed)
+    }
+
+    /// Brings chunks back from the trash; returns those that are not there.
+    pub(crate) async fn restore(
+        &self,
+        cluster: &Cluster,
+        node: NodeId,
+        chunks: Vec<u64>,
+    ) -> Result<Vec<v1::ChunkError>, OpError> {
+        let mut client = self.client(cluster, node)?;
+        Ok(answer(node, DELETE_TIME, client.restore_chunks(v1::RestoreChunksRequest { chunks }))
+            .await?
+            .failed)
+    }
+
+    /// How far the scrub is; with `request.start` it begins.
+    pub(crate) async fn scrub(
+        &self,
+        cluster: &Cluster,
+        node: NodeId,
+        request: v1::ScrubRequest,
+    ) -> Result<v1::ScrubStatus, OpError> {
+        let mut client = self.client(cluster, node)?;
+        Ok(answer(node, LIST_TIME, client.scrub(request)).await?.status.unwrap_or_default())
+    }
+}
+
+/// One answer within its time. The error names the datanode.
+pub(crate) async fn answer<T>(
+    node: NodeId,
+    limit: Duration,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, OpError> {
+    match clock::timeout(limit, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => {
+            let error = wire_error_of(&status);
+            Err(OpError::new(error.kind, format!("datanode {}: {}", node.short(), error.message)))
+        }
+        Err(_) => {
+            let message = format!("datanode {} does not answer within {limit:?}", node.short());
+            Err(OpError::new(ErrorKind::TimedOut, message))
+        }
+    }
+}
+
+fn incomplete(node: NodeId, why: &str) -> OpError {
+    OpError::new(ErrorKind::Unavailable, format!("datanode {}: {why}", node.short()))
+}
