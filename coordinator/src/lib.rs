@@ -21,10 +21,9 @@
 mod archive;
 mod config;
 mod context;
+mod datanodes;
 mod error;
 mod executor;
-mod fsck;
-mod inventories;
 mod maintenance;
 mod membership;
 mod metrics;

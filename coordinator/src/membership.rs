@@ -5,6 +5,7 @@
 //! channel on which every change of the map is published. Rows of datanodes and sets are written by
 //! the executor, which alone adds sets.
 
+pub(crate) mod change;
 pub(crate) mod map;
 pub(crate) mod placement;
 pub(crate) mod selector;

@@ -35,6 +35,17 @@ pub(crate) fn log_behind(behind: Duration) {
     metrics::gauge!(LOG_BEHIND).set(behind.as_secs_f64());
 }
 
+/// Copies that were made again, or could not be, by outcome.
+const REPAIRED: &str = "coordinator_copies_repaired_total";
+/// Bytes that datanodes fetched for that.
+const REPAIRED_BYTES: &str = "coordinator_repaired_bytes_total";
+
+/// A copy was made again, or could not be.
+pub(crate) fn repaired(done: bool, bytes: u64) {
+    metrics::counter!(REPAIRED, "outcome" => if done { "made" } else { "failed" }).increment(1);
+    metrics::counter!(REPAIRED_BYTES).increment(bytes);
+}
+
 /// A group of jobs was committed.
 pub(crate) fn group(jobs: usize, rows: usize, took: Duration) {
     metrics::histogram!(GROUP_SECONDS).record(took.as_secs_f64());

@@ -21,8 +21,8 @@ use crate::archive::queue::Shipping;
 use crate::archive::shipper;
 use crate::config::{CoordinatorConfig, Engine};
 use crate::context::{Context, Policy, Sequence};
+use crate::datanodes::Datanodes;
 use crate::executor::{Executor, Tx};
-use crate::inventories::Inventories;
 use crate::maintenance;
 use crate::membership::state::Members;
 use crate::membership::{Cluster, timing};
@@ -32,7 +32,9 @@ use crate::store::memory::MemoryStore;
 use crate::store::shipped::ShippedWriter;
 use crate::store::sqlite::{self, SqliteOptions};
 use crate::store::{self, Count, Orphan, Scan, Store, StoreError, Table};
-use crate::workers::{self, gc::GcState};
+use crate::workers::placement::PlacementWorker;
+use crate::workers::repair::RepairWorker;
+use crate::workers::{self, Workers};
 
 /// Threads for long reads, and for opening the store.
 const POOL_THREADS: usize = 2;
@@ -166,16 +168,17 @@ pub async fn start(config: CoordinatorConfig, shutdown: Shutdown) -> Result<Runn
         backups,
         pool,
         shutdown: shutdown.clone(),
-        inventories: Inventories::default(),
-        gc: GcState::default(),
-        fsck: Arc::new(tokio::sync::Semaphore::new(1)),
         heartbeat: config.heartbeat,
         started_ns: clock::wall_ns(),
         streams: AtomicU64::new(1),
+        datanodes: Datanodes::default(),
+        workers: Workers::default(),
+        lost_chunks: AtomicU64::new(0),
     });
     let metrics_address = serve_metrics(&config, &shared, &shutdown).await?;
     maintenance::start(&shared);
-    workers::start(&shared, config.reconcile_every);
+    workers::start(&shared, PlacementWorker::new(config.rebalance_every));
+    workers::start(&shared, RepairWorker::new(config.repair_rate.as_u64()));
     let server = serve(listener, shared, &shutdown).await;
     tracing::info!(%address, %cluster, "coordinator serves");
     Ok(Running { address, metrics_address, cluster, server, executor_end, shipper, shutdown })

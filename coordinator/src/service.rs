@@ -5,7 +5,6 @@
 //! that. Long listings and layouts go to a pool of threads.
 
 mod backup;
-mod consistency;
 mod content;
 mod membership;
 mod metadata;
@@ -28,12 +27,12 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::archive::shipper::BaseRequest;
 use crate::context::Context;
+use crate::datanodes::Datanodes;
 use crate::error::OpError;
 use crate::executor::Executor;
-use crate::inventories::Inventories;
 use crate::metrics;
 use crate::store::{Reader, Readers};
-use crate::workers::gc::GcState;
+use crate::workers::Workers;
 
 /// What every request may need.
 pub(crate) struct Shared {
@@ -45,21 +44,20 @@ pub(crate) struct Shared {
     /// For reads of many rows.
     pub(crate) pool: Pool,
     pub(crate) shutdown: Shutdown,
-    /// What datanodes are asked about the chunks they hold.
-    pub(crate) inventories: Inventories,
-    pub(crate) gc: GcState,
-    /// One permit: one check of everything at a time.
-    pub(crate) fsck: Arc<tokio::sync::Semaphore>,
     /// How often datanodes shall report.
     pub(crate) heartbeat: std::time::Duration,
     pub(crate) started_ns: i64,
     /// Numbers streams of heartbeats, so that the end of an old one is told from that of a new one.
     pub(crate) streams: AtomicU64,
+    pub(crate) datanodes: Datanodes,
+    pub(crate) workers: Workers,
+    /// Chunks of which no copy is known to be sound, as repair has last seen.
+    pub(crate) lost_chunks: AtomicU64,
 }
 
 impl Shared {
     /// Reads on this thread: a few rows.
-    fn read<T>(
+    pub(crate) fn read<T>(
         &self,
         consistent: bool,
         read: impl FnOnce(&dyn Reader) -> Result<T, OpError>,
@@ -100,7 +98,7 @@ async fn answer<T>(
 }
 
 /// The status of an error; what asks for a person is logged here, once.
-pub(crate) fn refuse(method: &'static str, error: &OpError) -> Status {
+fn refuse(method: &'static str, error: &OpError) -> Status {
     let kind = error.kind();
     metrics::refused(method, kind);
     match kind {
@@ -198,6 +196,20 @@ impl Coordinator for Service {
         answer("Heartbeat", membership::heartbeat(Arc::clone(&self.0), request.into_inner())).await
     }
 
+    async fn set_node_admin(
+        &self,
+        request: Request<v1::SetNodeAdminRequest>,
+    ) -> Result<Response<v1::SetNodeAdminResponse>, Status> {
+        answer("SetNodeAdmin", membership::set_node_admin(&self.0, request.into_inner())).await
+    }
+
+    async fn control_worker(
+        &self,
+        request: Request<v1::ControlWorkerRequest>,
+    ) -> Result<Response<v1::ControlWorkerResponse>, Status> {
+        answer("ControlWorker", membership::control_worker(&self.0, request.into_inner())).await
+    }
+
     async fn list_nodes(
         &self,
         _: Request<v1::ListNodesRequest>,
@@ -219,32 +231,5 @@ impl Coordinator for Service {
         request: Request<v1::BackupRequest>,
     ) -> Result<Response<Self::BackupStream>, Status> {
         answer("Backup", backup::backup(Arc::clone(&self.0), request.into_inner())).await
-    }
-
-    async fn get_gc_status(
-        &self,
-        _: Request<v1::GetGcStatusRequest>,
-    ) -> Result<Response<v1::GcStatus>, Status> {
-        answer("GetGcStatus", consistency::gc_status(&self.0)).await
-    }
-
-    async fn control_gc(
-        &self,
-        request: Request<v1::ControlGcRequest>,
-    ) -> Result<Response<v1::GcStatus>, Status> {
-        answer("ControlGc", consistency::control_gc(&self.0, request.into_inner())).await
-    }
-
-    async fn scrub_nodes(
-        &self,
-        request: Request<v1::ScrubNodesRequest>,
-    ) -> Result<Response<v1::ScrubNodesResponse>, Status> {
-        answer("ScrubNodes", consistency::scrub(&self.0, request.into_inner())).await
-    }
-
-    type FsckStream = Replies<v1::FsckResponse>;
-
-    async fn fsck(&self, request: Request<v1::FsckRequest>) -> Result<Response<Self::FsckStream>, Status> {
-        answer("Fsck", consistency::fsck(&self.0, request.into_inner())).await
     }
 }

@@ -24,11 +24,6 @@ fn node(entry: &NodeEntry) -> v1::Node {
         NodeState::Down => v1::NodeState::Down,
         NodeState::Lost => v1::NodeState::Lost,
     };
-    let admin = match entry.row.admin {
-        AdminState::In => v1::AdminState::In,
-        AdminState::Draining => v1::AdminState::Draining,
-        AdminState::Out => v1::AdminState::Out,
-    };
     v1::Node {
         node: entry.row.id.to_wire(),
         address: entry.row.address.clone(),
@@ -40,7 +35,7 @@ fn node(entry: &NodeEntry) -> v1::Node {
         metrics_address: entry.row.metrics_address.clone(),
         disks: entry.report.disks.clone(),
         version: entry.row.version.clone(),
-        admin: admin.into(),
+        admin: admin_to_wire(entry.row.admin).into(),
     }
 }
 
@@ -60,5 +55,14 @@ fn replica_set(set: &ReplicaSet) -> v1::ReplicaSet {
         members: set.members.0.iter().map(member).collect(),
         replicas: set.replicas,
         min_replicas: set.min_replicas,
+    }
+}
+
+/// What the operator wants of a datanode.
+pub(crate) fn admin_to_wire(admin: AdminState) -> v1::AdminState {
+    match admin {
+        AdminState::In => v1::AdminState::In,
+        AdminState::Draining => v1::AdminState::Draining,
+        AdminState::Out => v1::AdminState::Out,
     }
 }

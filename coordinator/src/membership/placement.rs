@@ -1,6 +1,6 @@
 //! Which sets a plan may use, and which must be made first.
 //!
-//! In this order: sets of full size whose members are all up and have room; new ones of that kind;
+//! Members that are lost or leaving do not count. In this order: sets of full size whose members are all up and have room; new ones of that kind;
 //! sets of which at least `min_replicas` members can take chunks; new short ones. When nothing is
 //! left, the answer says whether it lacks room or datanodes.
 
@@ -12,10 +12,8 @@ use super::selector::{Candidate, NodeSelector, SetCandidate};
 use super::state::{Members, NodeEntry, NodeState};
 use crate::context::Policy;
 use crate::error::OpError;
-use crate::store::ReplicaSet;
+use crate::store::{AdminState, Member, MemberState, ReplicaSet};
 
-/// A datanode keeps this part of its capacity free of new chunks: 2 %.
-const FREE_PART: u64 = 50;
 /// An excluded datanode with less room than this part of its capacity was excluded for lack of it.
 const FULL_PART: u64 = 10;
 /// Sets at most; the map lists them all.
@@ -46,7 +44,10 @@ pub(crate) fn place(
         .nodes
         .values()
         .filter(|entry| {
-            entry.state == NodeState::Up && !excluded.contains(&entry.row.id) && has_room(entry, size)
+            entry.state == NodeState::Up
+                && !excluded.contains(&entry.row.id)
+                && entry.row.admin == AdminState::In
+                && entry.has_room(size)
         })
         .collect();
     let is_usable = |node: NodeId| usable.iter().any(|entry| entry.row.id == node);
@@ -54,7 +55,10 @@ pub(crate) fn place(
     let min = policy.min_replicas as usize;
     let may_make = members.sets.len() < SETS_MAX;
 
-    let whole = |set: &&ReplicaSet| set.members.0.len() >= replicas && set.members.nodes().all(is_usable);
+    let whole = |set: &&ReplicaSet| {
+        let leaving = set.members.0.iter().any(|member| member.state == MemberState::Leaving);
+        !leaving && takers(set).count() >= replicas && takers(set).all(is_usable)
+    };
     if usable.len() >= replicas && may_make {
         // A node that leads no set would never get its share.
         let full_sets: Vec<_> = members.sets.values().filter(|set| set.members.0.len() >= replicas).collect();
@@ -70,12 +74,19 @@ pub(crate) fn place(
             return Ok(Placement::Make(sets_led_by(&leaders, members, &usable, selector, replicas)));
         }
     }
+    let quick = |set: &&ReplicaSet| {
+        takers(set).all(|node| members.nodes.get(&node).is_some_and(|entry| !entry.is_slow()))
+    };
+    let picked = pick(members, selector, members.sets.values().filter(whole).filter(quick), draw, count);
+    if !picked.is_empty() {
+        return Ok(Placement::Use(picked));
+    }
     let picked = pick(members, selector, members.sets.values().filter(whole), draw, count);
     if !picked.is_empty() {
         return Ok(Placement::Use(picked));
     }
 
-    let live = |set: &ReplicaSet| set.members.nodes().filter(|&node| is_usable(node)).count();
+    let live = |set: &ReplicaSet| takers(set).filter(|&node| is_usable(node)).count();
     let most = members.sets.values().map(live).max().unwrap_or(0);
     if most < usable.len().min(replicas) && usable.len() >= min && may_make {
         let leaders: Vec<NodeId> = usable.iter().map(|entry| entry.row.id).collect();
@@ -89,9 +100,10 @@ pub(crate) fn place(
     Err(nothing_left(members, policy, excluded, size))
 }
 
-fn has_room(entry: &NodeEntry, size: u64) -> bool {
-    let writable = entry.report.disks.is_empty() || entry.report.disks.iter().any(|disk| disk.writable);
-    writable && entry.free() >= size.saturating_add(entry.report.capacity / FREE_PART)
+/// Members that new chunks of a set are meant for.
+fn takers(set: &ReplicaSet) -> impl Iterator<Item = NodeId> + '_ {
+    let takes = |member: &&Member| matches!(member.state, MemberState::Active | MemberState::Backfilling);
+    set.members.0.iter().filter(takes).map(|member| member.node)
 }
 
 fn sets_led_by(
@@ -142,7 +154,7 @@ fn nothing_left(members: &Members, policy: &Policy, excluded: &BTreeSet<NodeId>,
     let up: Vec<_> = members.nodes.values().filter(|entry| entry.state == NodeState::Up).collect();
     let full = |entry: &&&NodeEntry| {
         let excluded = excluded.contains(&entry.row.id);
-        !has_room(entry, size) || (excluded && entry.free() < entry.report.capacity / FULL_PART + size)
+        !entry.has_room(size) || (excluded && entry.free() < entry.report.capacity / FULL_PART + size)
     };
     let full = up.iter().filter(full).count();
     if up.len() >= min && up.len() - full < min {

@@ -36,6 +36,9 @@ pub(crate) trait NodeSelector: Send + Sync + fmt::Debug {
     /// New sets led by `primary`, each of `replicas` members or of all nodes when there are fewer.
     fn make_sets(&self, primary: NodeId, nodes: &[Candidate], replicas: usize) -> Vec<Vec<NodeId>>;
 
+    /// At most `count` of `candidates` to join the `staying` members of a set.
+    fn extend_set(&self, staying: &[Candidate], candidates: &[Candidate], count: usize) -> Vec<NodeId>;
+
     /// At most `count` of the sets, in the order in which they are to be used. `draw` gives numbers
     /// in `[0, 1)`.
     fn pick(&self, sets: &[SetCandidate], count: usize, draw: &mut dyn FnMut() -> f64) -> Vec<ReplicaSetId>;
@@ -61,6 +64,17 @@ impl NodeSelector for SpreadSelector {
             made.push(set);
         }
         made
+    }
+
+    fn extend_set(&self, staying: &[Candidate], candidates: &[Candidate], count: usize) -> Vec<NodeId> {
+        let mut members: Vec<&Candidate> = staying.iter().collect();
+        for _ in 0..count {
+            match farthest(&members, candidates, &BTreeSet::new()) {
+                Some(best) => members.push(best),
+                None => break,
+            }
+        }
+        members.split_off(staying.len()).into_iter().map(|member| member.node).collect()
     }
 
     fn pick(&self, sets: &[SetCandidate], count: usize, draw: &mut dyn FnMut() -> f64) -> Vec<ReplicaSetId> {
@@ -92,13 +106,7 @@ fn rotation(primary: NodeId, nodes: &[Candidate]) -> Vec<NodeId> {
 fn spread(primary: NodeId, nodes: &[Candidate], replicas: usize, partners: &BTreeSet<NodeId>) -> Vec<NodeId> {
     let mut members: Vec<&Candidate> = nodes.iter().filter(|candidate| candidate.node == primary).collect();
     while members.len() < replicas {
-        let left = nodes.iter().filter(|c| !members.iter().any(|member| member.node == c.node));
-        let best = left.min_by_key(|candidate| {
-            let shared: usize = members.iter().map(|member| shared_domains(member, candidate)).sum();
-            let known = partners.contains(&candidate.node);
-            (shared, known, candidate.sets, std::cmp::Reverse(candidate.free), candidate.node)
-        });
-        match best {
+        match farthest(&members, nodes, partners) {
             Some(best) => members.push(best),
             None => break,
         }
@@ -106,9 +114,33 @@ fn spread(primary: NodeId, nodes: &[Candidate], replicas: usize, partners: &BTre
     members.into_iter().map(|member| member.node).collect()
 }
 
+/// The candidate that shares the fewest failure domains with the members; among equals one that is not
+/// among the `partners`, then the one in the fewest sets, then that with the most room.
+fn farthest<'a>(
+    members: &[&Candidate],
+    candidates: &'a [Candidate],
+    partners: &BTreeSet<NodeId>,
+) -> Option<&'a Candidate> {
+    let left = candidates.iter().filter(|c| !members.iter().any(|member| member.node == c.node));
+    left.min_by_key(|candidate| {
+        let shared: usize = members.iter().map(|member| shared_domains(member, candidate)).sum();
+        let known = partners.contains(&candidate.node);
+        (shared, known, candidate.sets, std::cmp::Reverse(candidate.free), candidate.node)
+    })
+}
+
 /// How close two nodes are: a shared zone alone counts less than a shared rack, that less than a host.
 fn shared_domains(a: &Candidate, b: &Candidate) -> usize {
-    let shared = |domain: &&str| a.labels.get(*domain).is_some_and(|x| b.labels.get(*domain) == Some(x));
+    shared_labels(Some(&a.labels), Some(&b.labels))
+}
+
+/// In how many failure domains both are, by their labels.
+pub(super) fn shared_labels(
+    a: Option<&BTreeMap<String, String>>,
+    b: Option<&BTreeMap<String, String>>,
+) -> usize {
+    let (Some(a), Some(b)) = (a, b) else { return 0 };
+    let shared = |domain: &&str| a.get(*domain).is_some_and(|x| b.get(*domain) == Some(x));
     DOMAINS.iter().filter(|domain| shared(domain)).count()
 }
 

@@ -19,7 +19,7 @@ use cairn_runtime::clock::Instant;
 use uuid::Uuid;
 
 use crate::error::OpError;
-use crate::store::{Datanode, ReplicaSet};
+use crate::store::{AdminState, Datanode, ReplicaSet};
 
 /// How long silence is borne.
 #[derive(Debug, Clone, Copy)]
@@ -61,15 +61,26 @@ pub(crate) struct NodeEntry {
 }
 
 impl NodeEntry {
-    /// The process that is this datanode; none until it has registered in this reign.
-    pub(crate) fn incarnation(&self) -> Option<Uuid> {
-        self.incarnation
-    }
-
     pub(crate) fn free(&self) -> u64 {
         self.report.capacity.saturating_sub(self.report.used)
     }
+
+    /// Whether some disk takes chunks and `size` bytes more fit, with a part of the capacity to spare.
+    pub(crate) fn has_room(&self, size: u64) -> bool {
+        let disks = &self.report.disks;
+        let writable = disks.is_empty() || disks.iter().any(|disk| disk.writable);
+        writable && self.free() >= size.saturating_add(self.report.capacity / FREE_PART)
+    }
+
+    /// Whether every disk that takes chunks is slow.
+    pub(crate) fn is_slow(&self) -> bool {
+        let mut writable = self.report.disks.iter().filter(|disk| disk.writable).peekable();
+        writable.peek().is_some() && writable.all(|disk| disk.slow)
+    }
 }
+
+/// A datanode keeps this part of its capacity free of new chunks: 2 %.
+const FREE_PART: u64 = 50;
 
 /// What can happen to the membership.
 #[derive(Debug)]
@@ -205,6 +216,9 @@ impl Members {
         let mut row = row;
         if let Some(entry) = self.nodes.get(&node) {
             row.admin = entry.row.admin;
+            if row.admin == AdminState::Out {
+                return Err(removed(node));
+            }
             let other = entry.incarnation.is_some_and(|other| other != incarnation);
             if other && entry.stream.is_some() {
                 return Err(busy(node, &entry.row.address));
@@ -312,7 +326,15 @@ impl Members {
         self.changed();
     }
 
-    /// Takes new sets, with the epoch that they raise. For the executor, which stores them.
+    /// Records what the operator wants of a datanode.
+    pub(crate) fn set_admin(&mut self, node: NodeId, admin: AdminState) {
+        if let Some(entry) = self.nodes.get_mut(&node) {
+            entry.row.admin = admin;
+            self.changed();
+        }
+    }
+
+    /// Takes new sets, or new forms of sets, with the epoch that they raise. For the executor, which stores them.
     pub(crate) fn add_sets(&mut self, sets: Vec<ReplicaSet>, epoch: u64) {
         self.sets.extend(sets.into_iter().map(|set| (set.id, set)));
         self.epoch = epoch;
@@ -334,9 +356,30 @@ impl Members {
         std::mem::take(&mut self.dirty)
     }
 
+    /// How far apart the fullest and the emptiest datanode that serve are, as they report, in parts of
+    /// their capacity.
+    pub(crate) fn usage_apart(&self) -> f64 {
+        let serving = self
+            .nodes
+            .values()
+            .filter(|entry| entry.state == NodeState::Up && entry.row.admin == AdminState::In);
+        let usage = serving.map(|entry| entry.report.used as f64 / entry.report.capacity.max(1) as f64);
+        let (least, most) = usage.fold((f64::MAX, 0.0f64), |(least, most), u| (least.min(u), most.max(u)));
+        (most - least).max(0.0)
+    }
+
     pub(crate) fn is_up(&self, node: NodeId) -> bool {
         self.nodes.get(&node).is_some_and(|entry| entry.state == NodeState::Up)
     }
+}
+
+fn removed(node: NodeId) -> OpError {
+    let message = format!(
+        "datanode {} was removed from the cluster and what it holds is out of date; give this machine an \
+         empty data directory, and it joins as a new datanode",
+        node.short()
+    );
+    OpError::new(ErrorKind::NotPermitted, message)
 }
 
 fn busy(node: NodeId, address: &str) -> OpError {

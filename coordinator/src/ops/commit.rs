@@ -15,7 +15,7 @@ use super::chunks::{self, LiveChanges};
 use super::{Applied, clone_range, extents};
 use crate::error::OpError;
 use crate::executor::Tx;
-use crate::store::{Chunk, Count, Counter, Extent, Fault, Key, Plan, ReplicaSet, Scan};
+use crate::store::{Chunk, Count, Counter, Extent, Fault, Key, Member, MemberState, Plan, ReplicaSet, Scan};
 
 /// A chunk as the client says it is stored.
 #[derive(Debug, Clone)]
@@ -141,7 +141,9 @@ fn check_chunk(
             format!("{} members have stored chunk {id}; {needed} are needed", chunk.stored_by.len());
         return Err(OpError::new(ErrorKind::TooFewReplicas, message));
     }
-    let missing: Vec<_> = set.members.nodes().filter(|node| !chunk.stored_by.contains(node)).collect();
+    let lacks =
+        |member: &&Member| member.state != MemberState::Lost && !chunk.stored_by.contains(&member.node);
+    let missing: Vec<_> = set.members.0.iter().filter(lacks).map(|member| member.node).collect();
     let row = Chunk {
         id,
         replica_set: set.id,

@@ -1,8 +1,27 @@
-//! Records datanodes.
+//! Datanodes and the replica sets that they are members of.
+
+use cairn_proto::{ErrorKind, NodeId, ReplicaSetId};
 
 use crate::error::OpError;
 use crate::executor::Tx;
-use crate::store::{Datanode, Key};
+use crate::membership::change::{self, Move, SetChange};
+use crate::store::{AdminState, Count, Counter, Datanode, Key, Member, MemberState, ReplicaSet};
+
+/// Sets that one call of [`settle`] changes at most.
+const SETTLE_STEP: usize = 256;
+
+/// What an operator wants of a datanode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NodeWish {
+    /// Take no new chunks; let others take its places.
+    Drain,
+    /// Serve again.
+    Undrain,
+    /// It is gone and may not come back.
+    Remove { force: bool },
+    /// Another one takes all its places.
+    Replace { by: NodeId },
+}
 
 /// A datanode has registered. What the operator wants of it stays.
 pub(crate) fn record(tx: &mut Tx, mut node: Datanode) -> Result<(), OpError> {
@@ -10,5 +29,171 @@ pub(crate) fn record(tx: &mut Tx, mut node: Datanode) -> Result<(), OpError> {
         node.admin = known.admin;
     }
     tx.put(node);
+    Ok(())
+}
+
+/// Does what an operator wants of a datanode. Returns its state, and in how many sets it has a place.
+///
+/// `NotFound`: no such datanode. `Busy`: it can not be removed yet. `InvalidArgument`: it can not be
+/// replaced by itself, or by one that does not serve.
+pub(crate) fn set_admin(tx: &mut Tx, node: NodeId, wish: NodeWish) -> Result<(AdminState, u32), OpError> {
+    let unknown = || OpError::new(ErrorKind::NotFound, format!("there is no datanode {node}"));
+    let mut row: Datanode = tx.find(&Key::Datanode(node))?.ok_or_else(unknown)?;
+    if row.admin == AdminState::Out && !matches!(wish, NodeWish::Remove { .. }) {
+        let message = format!("datanode {} was removed; it can not serve again", node.short());
+        return Err(OpError::invalid(message));
+    }
+    let changes = match wish {
+        NodeWish::Drain => Vec::new(),
+        NodeWish::Undrain => return_places(tx, node),
+        NodeWish::Remove { force } => {
+            check_removal(tx, node, force)?;
+            Vec::new()
+        }
+        NodeWish::Replace { by } => hand_over(tx, node, by)?,
+    };
+    row.admin = match wish {
+        NodeWish::Drain | NodeWish::Replace { .. } => AdminState::Draining,
+        NodeWish::Undrain => AdminState::In,
+        NodeWish::Remove { .. } => AdminState::Out,
+    };
+    let admin = row.admin;
+    tx.put(row);
+    tx.context.cluster.members().set_admin(node, admin);
+    tracing::info!(node = %node, ?wish, "an operator changed the standing of a datanode");
+    change_sets(tx, changes)?;
+    let sets = tx.context.cluster.members().sets.values().filter(|set| holds_place(set, node)).count();
+    Ok((admin, u32::try_from(sets).unwrap_or(u32::MAX)))
+}
+
+/// Whether a datanode counts for something in a set.
+pub(crate) fn holds_place(set: &ReplicaSet, node: NodeId) -> bool {
+    set.members.0.iter().any(|member| member.node == node && member.state != MemberState::Lost)
+}
+
+fn return_places(tx: &Tx, node: NodeId) -> Vec<SetChange> {
+    let members = tx.context.cluster.members();
+    let leaving = |set: &&ReplicaSet| {
+        set.members.0.iter().any(|member| member.node == node && member.state == MemberState::Leaving)
+    };
+    let back = |set: &ReplicaSet| {
+        let back = |member: &Member| match member.state {
+            MemberState::Leaving if member.node == node => Member { state: MemberState::Active, ..*member },
+            _ => *member,
+        };
+        SetChange { set: set.id, members: set.members.0.iter().map(back).collect() }
+    };
+    members.sets.values().filter(leaving).map(back).collect()
+}
+
+fn check_removal(tx: &Tx, node: NodeId, force: bool) -> Result<(), OpError> {
+    let members = tx.context.cluster.members();
+    let holds_all = |member: &Member| matches!(member.state, MemberState::Active | MemberState::Leaving);
+    let places = members.sets.values().filter(|set| holds_place(set, node)).count();
+    let last = members.sets.values().filter(|set| {
+        let mut holders = set.members.0.iter().filter(|member| holds_all(member)).map(|member| member.node);
+        holders.clone().any(|holder| holder == node)
+            && !holders.any(|holder| holder != node && members.is_up(holder))
+    });
+    let last = last.count();
+    if force || (places == 0) {
+        return Ok(());
+    }
+    let short = node.short();
+    let message = match last {
+        0 => format!(
+            "datanode {short} still has a place in {places} replica sets; drain it first (`cairn node drain \
+             {short} --wait`), or remove it by force when it is gone for good: no data is lost by that"
+        ),
+        _ => format!(
+            "datanode {short} holds the only copies that are up of the chunks of {last} replica sets; bring it or \
+             the others back, and drain it. Removed by force, what only it holds is lost"
+        ),
+    };
+    Err(OpError::new(ErrorKind::Busy, message))
+}
+
+fn hand_over(tx: &Tx, node: NodeId, by: NodeId) -> Result<Vec<SetChange>, OpError> {
+    let members = tx.context.cluster.members();
+    if by == node || !members.nodes.get(&by).is_some_and(change::can_take) {
+        let message = format!(
+            "datanode {} can not take the places of {}: another one that is up, serves and has room was expected",
+            by.short(),
+            node.short()
+        );
+        return Err(OpError::invalid(message));
+    }
+    let concerned = |set: &&ReplicaSet| holds_place(set, node) && !set.members.contains(by);
+    let take = |set: &ReplicaSet| {
+        let mut next = set.members.0.clone();
+        for member in next.iter_mut().filter(|member| member.node == node) {
+            if member.state == MemberState::Active {
+                member.state = MemberState::Leaving;
+            }
+        }
+        next.push(Member { node: by, state: MemberState::Backfilling });
+        SetChange { set: set.id, members: next }
+    };
+    Ok(members.sets.values().filter(concerned).map(take).collect())
+}
+
+/// Gives sets the members that the standing of datanodes asks for. Returns how many were changed.
+pub(crate) fn settle(tx: &mut Tx) -> Result<usize, OpError> {
+    let changes = {
+        let context = std::sync::Arc::clone(&tx.context);
+        let members = context.cluster.members();
+        change::settle(&members, &*context.cluster.selector, SETTLE_STEP)
+    };
+    let count = changes.len();
+    change_sets(tx, changes)?;
+    Ok(count)
+}
+
+/// Begins to move a member of a set to another datanode, when the set is still as it was.
+pub(crate) fn begin_move(tx: &mut Tx, wish: Move) -> Result<bool, OpError> {
+    let next = {
+        let members = tx.context.cluster.members();
+        let settled = |set: &&ReplicaSet| {
+            set.members.0.iter().all(|member| member.state == MemberState::Active)
+                && set.members.contains(wish.from)
+                && !set.members.contains(wish.to)
+        };
+        let ready = members.nodes.get(&wish.to).is_some_and(change::can_take);
+        members.sets.get(&wish.set).filter(|_| ready).filter(settled).map(|set| set.members.0.clone())
+    };
+    let Some(mut next) = next else { return Ok(false) };
+    next.iter_mut().filter(|member| member.node == wish.from).for_each(|m| m.state = MemberState::Leaving);
+    next.push(Member { node: wish.to, state: MemberState::Backfilling });
+    change_sets(tx, vec![SetChange { set: wish.set, members: next }])?;
+    Ok(true)
+}
+
+/// A member has got all chunks of the set: it is active, unless it has become something else meanwhile.
+pub(crate) fn activate(tx: &mut Tx, set: ReplicaSetId, node: NodeId) -> Result<bool, OpError> {
+    let members = tx.context.cluster.members().sets.get(&set).map(|set| set.members.0.clone());
+    let Some(mut next) = members else { return Ok(false) };
+    let backfilling = |m: &&mut Member| m.node == node && m.state == MemberState::Backfilling;
+    let Some(member) = next.iter_mut().find(backfilling) else { return Ok(false) };
+    member.state = MemberState::Active;
+    change_sets(tx, vec![SetChange { set, members: next }])?;
+    Ok(true)
+}
+
+/// Stores new members of sets under a new epoch, which shuts out senders that know the old ones.
+fn change_sets(tx: &mut Tx, changes: Vec<SetChange>) -> Result<(), OpError> {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let epoch = tx.find::<Counter>(&Key::Counter(Count::Epoch))?.map_or(1, |row| row.value) + 1;
+    tx.put(Counter { name: Count::Epoch, value: epoch });
+    let mut changed = Vec::with_capacity(changes.len());
+    for change in changes {
+        let Some(row) = tx.find::<ReplicaSet>(&Key::ReplicaSet(change.set))? else { continue };
+        let members = crate::store::Members(change.members);
+        tracing::info!(set = %row.id, epoch, members = ?members.summary(), "a replica set changes");
+        changed.push(ReplicaSet { members, epoch, ..row });
+    }
+    changed.iter().for_each(|set| tx.put(set.clone()));
+    tx.context.cluster.members().add_sets(changed, epoch);
     Ok(())
 }

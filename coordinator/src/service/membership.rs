@@ -15,12 +15,13 @@ use super::{Replies, Shared, refuse};
 use crate::archive::queue::Standing;
 use crate::config::LogAck;
 use crate::error::OpError;
+use crate::membership::map::admin_to_wire;
 use crate::membership::state::{Event, Report};
 use crate::ops;
-use crate::ops::gc::Position;
-use crate::ops::rollback::Seen;
+use crate::ops::members::NodeWish;
 use crate::status;
 use crate::store::{AdminState, Count, Datanode, Labels};
+use crate::workers::{Worker, placement};
 
 /// Answers under way to one datanode.
 const ANSWERS: usize = 16;
@@ -64,8 +65,6 @@ pub(super) async fn register(
         last_seen_ns: clock::wall_ns(),
         admin: AdminState::In,
     };
-    let seen = seen(request.fence.unwrap_or_default(), request.chunk_max)?;
-    shared.executor.run(move |tx| ops::rollback::compare(tx, id, &seen)).await?;
     let (now, now_ns) = (clock::now(), clock::wall_ns());
     cluster.apply(Event::Registered { row: row.clone(), incarnation, report, now, now_ns })?;
     shared.executor.run(move |tx| ops::members::record(tx, row)).await?;
@@ -74,15 +73,6 @@ pub(super) async fn register(
         map: Some(v1::ClusterMap::clone(&cluster.map())),
         heartbeat_ms: u64::try_from(shared.heartbeat.as_millis()).unwrap_or(u64::MAX),
     })
-}
-
-/// What a datanode says it has seen; numbers that can not be are refused, since ids are skipped by them.
-fn seen(fence: v1::Fence, chunk_max: u64) -> Result<Seen, OpError> {
-    let v1::Fence { term, epoch, sequence } = fence;
-    match [term, epoch, sequence, chunk_max].into_iter().find(|&value| value > i64::MAX as u64) {
-        None => Ok(Seen { position: Position { term, epoch, sequence }, chunk_max }),
-        Some(value) => Err(OpError::invalid(format!("{value} in a fence; at most 2^63 - 1 is possible"))),
-    }
 }
 
 fn incarnation(bytes: &[u8]) -> Result<Uuid, OpError> {
@@ -221,13 +211,7 @@ impl Beats {
         if let Some(map) = &map {
             self.revision = map.revision;
         }
-        let fence = v1::Fence {
-            term: cluster.term(),
-            epoch: cluster.map().epoch,
-            sequence: self.shared.context.sequence.get(),
-        };
-        let response =
-            v1::HeartbeatResponse { map, term: cluster.term(), fence: Some(fence), ..Default::default() };
+        let response = v1::HeartbeatResponse { map, term: cluster.term(), ..Default::default() };
         matches!(clock::timeout(SEND_TIME, self.answers.send(Ok(response))).await, Ok(Ok(())))
     }
 }
@@ -274,6 +258,7 @@ pub(super) async fn get_status(shared: &Shared) -> Result<v1::GetStatusResponse,
         schema: crate::store::SCHEMA,
         started_ns: shared.started_ns,
         session_list: sessions.iter().map(session_info).collect(),
+        workers: shared.workers.list(),
         metadata_log: context.shipping.standing().map(metadata_log),
     })
 }
@@ -289,4 +274,29 @@ fn metadata_log(standing: Standing) -> v1::MetadataLog {
         base_time_ns: base.time_ns,
         waits: standing.ack == LogAck::Shipped,
     }
+}
+
+pub(super) async fn control_worker(
+    shared: &Shared,
+    request: v1::ControlWorkerRequest,
+) -> Result<v1::ControlWorkerResponse, OpError> {
+    let worker = shared.workers.control(&request.worker, request.action())?;
+    Ok(v1::ControlWorkerResponse { worker: Some(worker) })
+}
+
+pub(super) async fn set_node_admin(
+    shared: &Shared,
+    request: v1::SetNodeAdminRequest,
+) -> Result<v1::SetNodeAdminResponse, OpError> {
+    let node = NodeId::from_wire(&request.node)?;
+    let wish = match request.action() {
+        v1::NodeAction::Unspecified => return Err(OpError::invalid("no action was named")),
+        v1::NodeAction::Drain => NodeWish::Drain,
+        v1::NodeAction::Undrain => NodeWish::Undrain,
+        v1::NodeAction::Remove => NodeWish::Remove { force: request.force },
+        v1::NodeAction::Replace => NodeWish::Replace { by: NodeId::from_wire(&request.replacement)? },
+    };
+    let (admin, sets) = shared.executor.run(move |tx| ops::members::set_admin(tx, node, wish)).await?;
+    shared.workers.wake(placement::PlacementWorker::NAME);
+    Ok(v1::SetNodeAdminResponse { admin: admin_to_wire(admin).into(), sets })
 }

@@ -1,0 +1,215 @@
+//! Which copies are to be made: from the queue of faults, and from sets that have new members.
+//!
+//! Plain reading of rows; nothing here talks to anybody.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cairn_proto::{ChunkId, NodeId, ReplicaSetId};
+use uuid::Uuid;
+
+use crate::membership::state::{Members, NodeState};
+use crate::store::{
+    self, Chunk, Fault, Key, Member, MemberState, Reader, ReplicaSet, Scan, StoreError, Table,
+};
+
+/// Copies that one plan holds; the worst protected are kept, the rest is found again by the next one.
+pub(super) const JOBS_MAX: usize = 16_384;
+/// Rows of chunks that one read visits.
+const PAGE: usize = 4096;
+
+/// One copy to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Job {
+    pub(super) chunk: ChunkId,
+    pub(super) set: ReplicaSetId,
+    pub(super) length: u64,
+    pub(super) crc32c: u32,
+    pub(super) to: NodeId,
+    /// Those that hold a sound copy and are up, as far as is known.
+    pub(super) sources: Vec<NodeId>,
+}
+
+/// Sets and datanodes at one moment.
+#[derive(Debug, Clone, Default)]
+pub(super) struct View {
+    sets: BTreeMap<ReplicaSetId, ReplicaSet>,
+    up: BTreeSet<NodeId>,
+}
+
+impl View {
+    pub(super) fn of(members: &Members) -> Self {
+        let up = members.nodes.values().filter(|entry| entry.state == NodeState::Up);
+        Self { sets: members.sets.clone(), up: up.map(|entry| entry.row.id).collect() }
+    }
+
+    pub(super) fn epoch(&self, set: ReplicaSetId) -> Option<u64> {
+        self.sets.get(&set).map(|set| set.epoch)
+    }
+}
+
+fn holds_all(member: &Member) -> bool {
+    matches!(member.state, MemberState::Active | MemberState::Leaving)
+}
+
+/// What is known of the copies of one chunk.
+struct Copies {
+    /// Sound as far as is known, and up.
+    sources: Vec<NodeId>,
+    /// Sound as far as is known, and away.
+    away: usize,
+}
+
+fn copies(reader: &dyn Reader, view: &View, chunk: &Chunk, but: NodeId) -> Result<Copies, StoreError> {
+    let bad: BTreeSet<NodeId> = match chunk.faults {
+        0 => BTreeSet::new(),
+        _ => {
+            let [first, last] =
+                [Uuid::nil(), Uuid::max()].map(|id| Key::Fault(chunk.id, NodeId::from_uuid(id)));
+            let faults: Vec<Fault> = store::list(reader, &Scan::between(first, last))?;
+            faults.into_iter().map(|fault| fault.node).collect()
+        }
+    };
+    let members = view.sets.get(&chunk.replica_set).map(|set| set.members.0.as_slice()).unwrap_or_default();
+    let sound = members.iter().filter(|member| member.node != but && !bad.contains(&member.node));
+    // Those that are still being filled may have it; they are asked last, and not counted on.
+    let (mut sure, mut perhaps, mut away) = (Vec::new(), Vec::new(), 0);
+    for member in sound {
+        match (holds_all(member), view.up.contains(&member.node)) {
+            (true, true) => sure.push(member.node),
+            (true, false) => away += 1,
+            (false, true) if member.state == MemberState::Backfilling => perhaps.push(member.node),
+            (false, _) => {}
+        }
+    }
+    // So that one source does not serve all copies of a set.
+    let turn = usize::try_from(chunk.id.get() % sure.len().max(1) as u64).unwrap_or(0);
+    sure.rotate_left(turn);
+    sure.extend(perhaps);
+    Ok(Copies { sources: sure, away })
+}
+
+/// What the queue of faults asks for.
+#[derive(Debug, Default)]
+pub(super) struct FaultPlan {
+    /// The worst protected first.
+    pub(super) jobs: Vec<Job>,
+    /// Faults of chunks or members that are no more.
+    pub(super) obsolete: Vec<(ChunkId, NodeId)>,
+    /// Chunks of which no copy is known to be sound, whoever comes back.
+    pub(super) lost: u64,
+    /// Faults that wait for a datanode to come back.
+    pub(super) waiting: u64,
+}
+
+/// Reads the whole queue of faults. Datanodes in `resting` get no copies now.
+pub(super) fn faults(
+    reader: &dyn Reader,
+    view: &View,
+    resting: &BTreeSet<NodeId>,
+) -> Result<FaultPlan, StoreError> {
+    let mut plan = FaultPlan::default();
+    // By the number of sound copies, then by age of the chunk.
+    let mut jobs: BTreeMap<(usize, ChunkId, NodeId), Job> = BTreeMap::new();
+    let mut lost = BTreeSet::new();
+    let faults: Vec<Fault> = store::list(reader, &Scan::all(Table::Fault).limit(JOBS_MAX * 4))?;
+    for Fault { chunk, node, .. } in faults {
+        let row: Option<Chunk> = store::find(reader, &Key::Chunk(chunk))?;
+        let member = row.as_ref().and_then(|row| view.sets.get(&row.replica_set)).and_then(|set| {
+            set.members.0.iter().find(|member| member.node == node && member.state != MemberState::Lost)
+        });
+        let (Some(row), Some(_)) = (row, member) else {
+            plan.obsolete.push((chunk, node));
+            continue;
+        };
+        let copies = copies(reader, view, &row, node)?;
+        if copies.sources.is_empty() && copies.away == 0 {
+            lost.insert(chunk);
+        } else if copies.sources.is_empty() || !view.up.contains(&node) || resting.contains(&node) {
+            plan.waiting += 1;
+        } else {
+            let left = copies.sources.len();
+            let job = job_of(&row, node, copies.sources);
+            jobs.insert((left, chunk, node), job);
+            if jobs.len() > JOBS_MAX {
+                jobs.pop_last();
+            }
+        }
+    }
+    plan.lost = lost.len() as u64;
+    plan.jobs = jobs.into_values().collect();
+    Ok(plan)
+}
+
+fn job_of(row: &Chunk, to: NodeId, sources: Vec<NodeId>) -> Job {
+    Job { chunk: row.id, set: row.replica_set, length: row.length, crc32c: row.crc32c, to, sources }
+}
+
+/// New members that are to get the older chunks of their sets: all those of the worst protected sets.
+///
+/// By set: its epoch, and the members to be filled.
+pub(super) type Fills = BTreeMap<ReplicaSetId, (u64, Vec<NodeId>)>;
+
+pub(super) fn fills(view: &View, resting: &BTreeSet<NodeId>) -> Fills {
+    let up = |member: &Member| view.up.contains(&member.node);
+    let left =
+        |set: &ReplicaSet| set.members.0.iter().filter(|member| holds_all(member) && up(member)).count();
+    let filled = |set: &ReplicaSet| -> Vec<NodeId> {
+        let due = |member: &&Member| {
+            member.state == MemberState::Backfilling && up(member) && !resting.contains(&member.node)
+        };
+        set.members.0.iter().filter(due).map(|member| member.node).collect()
+    };
+    // A set nobody is up of can only wait.
+    let open: Vec<_> = view
+        .sets
+        .values()
+        .map(|set| (left(set), set, filled(set)))
+        .filter(|(left, _, filled)| *left > 0 && !filled.is_empty())
+        .collect();
+    let worst = open.iter().map(|(left, ..)| *left).min().unwrap_or(0);
+    let worst = open.into_iter().filter(|(left, ..)| *left == worst);
+    worst.map(|(_, set, filled)| (set.id, (set.epoch, filled))).collect()
+}
+
+/// One page of the chunks that new members are to get.
+#[derive(Debug, Default)]
+pub(super) struct FillPage {
+    pub(super) jobs: Vec<Job>,
+    /// Chunks that nobody has: the new members will not get them either.
+    pub(super) missing: Vec<(ChunkId, NodeId)>,
+    /// Members that could not be given a chunk now, because its holders are away.
+    pub(super) blocked: BTreeSet<(ReplicaSetId, NodeId)>,
+    /// Rows that were looked at.
+    pub(super) visited: u64,
+    /// The last of them; none: the end is reached.
+    pub(super) last: Option<ChunkId>,
+}
+
+/// Looks at the chunks behind `after`.
+pub(super) fn fill_page(
+    reader: &dyn Reader,
+    view: &View,
+    fills: &Fills,
+    after: Option<ChunkId>,
+) -> Result<FillPage, StoreError> {
+    let first = after.map_or(1, |id| id.get().saturating_add(1));
+    let (Ok(first), Ok(last)) = (ChunkId::new(first), ChunkId::new(i64::MAX as u64)) else {
+        return Ok(FillPage::default());
+    };
+    let rows: Vec<Chunk> =
+        store::list(reader, &Scan::between(Key::Chunk(first), Key::Chunk(last)).limit(PAGE))?;
+    let mut page = FillPage { visited: rows.len() as u64, ..FillPage::default() };
+    page.last = rows.last().map(|row| row.id);
+    for row in &rows {
+        let Some((_, nodes)) = fills.get(&row.replica_set) else { continue };
+        for &node in nodes {
+            let copies = copies(reader, view, row, node)?;
+            match (copies.sources.is_empty(), copies.away) {
+                (false, _) => page.jobs.push(job_of(row, node, copies.sources)),
+                (true, 0) => page.missing.push((row.id, node)),
+                (true, _) => drop(page.blocked.insert((row.replica_set, node))),
+            }
+        }
+    }
+    Ok(page)
+}
