@@ -17,7 +17,9 @@ pub(super) const FILE: &str = "meta.db";
 const HARMLESS: &[&str] = &["LOCK", "lost+found"];
 
 /// Step `n` brings schema `n + 1` to `n + 2`, in the transaction that also raises its number.
-const MIGRATIONS: &[fn(&Transaction<'_>) -> rusqlite::Result<()>] = &[];
+const MIGRATIONS: &[Migration] = &[add_admin_state];
+
+type Migration = fn(&Transaction<'_>) -> Result<(), StoreError>;
 
 /// Whose store it is, and which reign began by opening it.
 #[derive(Debug, Clone, Copy)]
@@ -82,7 +84,7 @@ pub(super) fn prepare(
             identity.cluster
         )));
     }
-    migrate(&transaction, &identity).map_err(&failed)?;
+    migrate(&transaction, &identity)?;
     let term = raise_term(&transaction)?;
     transaction.commit().map_err(&failed)?;
     if fresh {
@@ -105,13 +107,62 @@ fn put(transaction: &Transaction<'_>, row: &Row) -> rusqlite::Result<()> {
     transaction.execute(&TableSql::new(table).put, rusqlite::params_from_iter(values)).map(|_| ())
 }
 
-fn migrate(transaction: &Transaction<'_>, from: &Cluster) -> rusqlite::Result<()> {
+fn migrate(transaction: &Transaction<'_>, from: &Cluster) -> Result<(), StoreError> {
     let first = usize::try_from(from.schema.saturating_sub(1)).unwrap_or(usize::MAX);
     for step in MIGRATIONS.iter().skip(first) {
         step(transaction)?;
     }
     if from.schema < SCHEMA {
-        put(transaction, &Cluster { schema: SCHEMA, ..from.clone() }.into())?;
+        let row = Cluster { schema: SCHEMA, ..from.clone() };
+        put(transaction, &row.into()).map_err(engine("raise its schema"))?;
+        tracing::info!(from = from.schema, to = SCHEMA, "the metadata store has a newer schema now");
+    }
+    Ok(())
+}
+
+/// Schema 2: rows of datanodes say what the operator wants of them. The checksum of a row covers all of its
+/// columns, so each is verified in its old form and written anew.
+fn add_admin_state(transaction: &Transaction<'_>) -> Result<(), StoreError> {
+    const COLUMNS: usize = 8;
+    let failed = engine("bring its datanodes to schema 2");
+    let mut rows = Vec::new();
+    {
+        let mut statement = transaction.prepare("SELECT * FROM datanode").map_err(&failed)?;
+        let mut found = statement.query([]).map_err(&failed)?;
+        while let Some(row) = found.next().map_err(&failed)? {
+            let mut values: Vec<rusqlite::types::Value> =
+                (0..COLUMNS).map(|index| row.get(index)).collect::<Result<_, _>>().map_err(&failed)?;
+            let columns = RowColumns { row, first: 0 };
+            let stored = super::Columns::column(&columns, COLUMNS);
+            let mut checksum = RowChecksum::default();
+            checksum.begin(Table::Datanode.name());
+            (0..COLUMNS)
+                .filter_map(|index| super::Columns::column(&columns, index))
+                .for_each(|v| checksum.add(v));
+            if stored != Some(ValueRef::Int(checksum.finish())) {
+                let message = "a row of the table datanode is damaged; restore the store from a backup";
+                return Err(StoreError::Unusable(message.into()));
+            }
+            values.push(rusqlite::types::Value::Text("in".into()));
+            rows.push(values);
+        }
+    }
+    transaction.execute_batch("DROP TABLE datanode").map_err(&failed)?;
+    let sql = TableSql::new(Table::Datanode);
+    transaction.execute_batch(&sql.create).map_err(&failed)?;
+    for mut values in rows {
+        let mut checksum = RowChecksum::default();
+        checksum.begin(Table::Datanode.name());
+        for value in &values {
+            match value {
+                rusqlite::types::Value::Integer(value) => checksum.add(ValueRef::Int(*value)),
+                rusqlite::types::Value::Text(text) => checksum.add(ValueRef::Text(text)),
+                rusqlite::types::Value::Blob(blob) => checksum.add(ValueRef::Blob(blob)),
+                rusqlite::types::Value::Null | rusqlite::types::Value::Real(_) => {}
+            }
+        }
+        values.push(rusqlite::types::Value::Integer(checksum.finish()));
+        transaction.execute(&sql.put, rusqlite::params_from_iter(values)).map_err(&failed)?;
     }
     Ok(())
 }

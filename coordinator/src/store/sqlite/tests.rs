@@ -134,3 +134,59 @@ fn no_flipped_bit_changes_what_is_read() {
     }
     assert!(noticed > 0, "no flip hit a row");
 }
+
+#[test]
+fn a_store_of_schema_1_is_brought_up_with_its_datanodes() {
+    use super::super::value::{Column, RowChecksum};
+    let directory = tempfile::tempdir().unwrap();
+    drop(open(&options(directory.path())).unwrap());
+    // As schema 1 had it: the last column is missing, and the checksum covers the others.
+    let node = cairn_proto::NodeId::from_uuid(Uuid::from_u128(7));
+    let values = [
+        node.value(),
+        String::from("127.0.0.1:7080").value(),
+        String::new().value(),
+        String::from("rack=r1").value(),
+        100u64.value(),
+        10u64.value(),
+        String::from("0.1.0").value(),
+        5i64.value(),
+    ];
+    let old_row = |damage: i64| {
+        let mut checksum = RowChecksum::default();
+        checksum.begin("datanode");
+        values.iter().for_each(|value| checksum.add(value.as_ref()));
+        let connection = Connection::open(directory.path().join(schema::FILE)).unwrap();
+        connection
+            .execute_batch(
+                "DROP TABLE datanode; CREATE TABLE datanode (id BLOB NOT NULL, address TEXT NOT NULL,
+                 metrics_address TEXT NOT NULL, labels TEXT NOT NULL, capacity INTEGER NOT NULL,
+                 used INTEGER NOT NULL, version TEXT NOT NULL, last_seen_ns INTEGER NOT NULL,
+                 crc INTEGER NOT NULL, PRIMARY KEY (id)) STRICT, WITHOUT ROWID;",
+            )
+            .unwrap();
+        let id = node.to_wire().to_vec();
+        connection
+            .execute(
+                "INSERT INTO datanode VALUES (?, '127.0.0.1:7080', '', 'rack=r1', 100, 10, '0.1.0', 5, ?)",
+                rusqlite::params![id, checksum.finish() + damage],
+            )
+            .unwrap();
+        let mut checksum = RowChecksum::default();
+        checksum.begin("cluster");
+        let identity =
+            [1u64.value(), ClusterId::from_uuid(Uuid::from_u128(1)).value(), 1u64.value(), 1i64.value()];
+        identity.iter().for_each(|value| checksum.add(value.as_ref()));
+        connection.execute("UPDATE cluster SET schema = 1, crc = ?", [checksum.finish()]).unwrap();
+    };
+    old_row(1);
+    let why = refusal(&options(directory.path()));
+    assert!(why.contains("datanode is damaged"), "{why}");
+    old_row(0);
+    let store = open(&options(directory.path())).unwrap();
+    let row: Option<super::super::Datanode> =
+        super::super::find(&*store.writer, &Key::Datanode(node)).unwrap();
+    let row = row.unwrap();
+    assert_eq!((row.address.as_str(), row.capacity, row.last_seen_ns), ("127.0.0.1:7080", 100, 5));
+    assert_eq!(row.admin, super::super::AdminState::In);
+}
