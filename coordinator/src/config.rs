@@ -76,9 +76,13 @@ pub struct CoordinatorConfig {
     /// How long granted chunk ids can be used, 1 s to 1 day.
     #[serde(with = "humantime_serde")]
     pub plan_time: Duration,
-    /// How long chunks are kept after the last file that used them, up to 365 days.
+    /// How long chunks are kept after the last file that used them: at least twice `lease`, up to 365 days; or 0,
+    /// for tests: at once.
     #[serde(with = "humantime_serde")]
     pub garbage_grace: Duration,
+    /// How often what each datanode holds is compared with the metadata, 1 s to 30 days.
+    #[serde(with = "humantime_serde")]
+    pub reconcile_every: Duration,
     /// Whether changes of metadata survive a power cut when they are answered.
     pub metadata_sync: bool,
     /// A second place for every change of metadata: a directory on another disk or a network mount, or
@@ -117,6 +121,7 @@ impl Default for CoordinatorConfig {
             chunk_size: ByteSize(CHUNK_SIZE_DEFAULT),
             plan_time: Duration::from_secs(600),
             garbage_grace: Duration::from_secs(600),
+            reconcile_every: Duration::from_secs(6 * 3600),
             metadata_sync: true,
             log_ship: None,
             log_ack: LogAck::Async,
@@ -146,6 +151,7 @@ impl Validate for CoordinatorConfig {
             ("plan_time", self.plan_time, second, 24 * 60 * minute),
             ("garbage_grace", self.garbage_grace, Duration::ZERO, 365 * 24 * 60 * minute),
             ("backup_every", self.backup_every, minute, 30 * 24 * 60 * minute),
+            ("reconcile_every", self.reconcile_every, second, 30 * 24 * 60 * minute),
             ("down_after", self.down_after, self.suspect_after, 60 * minute),
             ("rebalance_every", self.rebalance_every, second, 30 * 24 * 60 * minute),
             ("lost_after", self.lost_after, self.down_after, 30 * 24 * 60 * minute),
@@ -155,6 +161,17 @@ impl Validate for CoordinatorConfig {
                 let expected = format!("{min:?} to {max:?} was expected");
                 return Err(ConfigError::out_of_range(key, format!("{value:?}"), expected));
             }
+        }
+        // A session that was cut off is heard again or over by then, so that whoever reads by an old layout
+        // still finds the chunks.
+        if !self.garbage_grace.is_zero() && self.garbage_grace < 2 * self.lease {
+            let expected =
+                format!("at least twice lease = {:?} was expected, or 0s: at once, for tests", self.lease);
+            return Err(ConfigError::out_of_range(
+                "garbage_grace",
+                format!("{:?}", self.garbage_grace),
+                expected,
+            ));
         }
         if self.suspect_after <= self.heartbeat {
             let expected = format!("more than heartbeat = {:?} was expected", self.heartbeat);

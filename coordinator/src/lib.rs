@@ -24,6 +24,7 @@ mod context;
 mod datanodes;
 mod error;
 mod executor;
+mod fsck;
 mod maintenance;
 mod membership;
 mod metrics;

@@ -32,7 +32,9 @@ use crate::store::memory::MemoryStore;
 use crate::store::shipped::ShippedWriter;
 use crate::store::sqlite::{self, SqliteOptions};
 use crate::store::{self, Count, Orphan, Scan, Store, StoreError, Table};
+use crate::workers::gc::{Gc, GcState};
 use crate::workers::placement::PlacementWorker;
+use crate::workers::reconcile::Reconcile;
 use crate::workers::repair::RepairWorker;
 use crate::workers::{self, Workers};
 
@@ -168,6 +170,8 @@ pub async fn start(config: CoordinatorConfig, shutdown: Shutdown) -> Result<Runn
         backups,
         pool,
         shutdown: shutdown.clone(),
+        gc: GcState::default(),
+        fsck: Arc::new(tokio::sync::Semaphore::new(1)),
         heartbeat: config.heartbeat,
         started_ns: clock::wall_ns(),
         streams: AtomicU64::new(1),
@@ -179,6 +183,8 @@ pub async fn start(config: CoordinatorConfig, shutdown: Shutdown) -> Result<Runn
     maintenance::start(&shared);
     workers::start(&shared, PlacementWorker::new(config.rebalance_every));
     workers::start(&shared, RepairWorker::new(config.repair_rate.as_u64()));
+    workers::start(&shared, Gc::default());
+    workers::start(&shared, Reconcile::new(config.reconcile_every));
     let server = serve(listener, shared, &shutdown).await;
     tracing::info!(%address, %cluster, "coordinator serves");
     Ok(Running { address, metrics_address, cluster, server, executor_end, shipper, shutdown })

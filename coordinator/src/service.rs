@@ -5,6 +5,7 @@
 //! that. Long listings and layouts go to a pool of threads.
 
 mod backup;
+mod consistency;
 mod content;
 mod membership;
 mod metadata;
@@ -33,6 +34,7 @@ use crate::executor::Executor;
 use crate::metrics;
 use crate::store::{Reader, Readers};
 use crate::workers::Workers;
+use crate::workers::gc::GcState;
 
 /// What every request may need.
 pub(crate) struct Shared {
@@ -44,6 +46,10 @@ pub(crate) struct Shared {
     /// For reads of many rows.
     pub(crate) pool: Pool,
     pub(crate) shutdown: Shutdown,
+    /// What datanodes are asked about the chunks they hold.
+    pub(crate) gc: GcState,
+    /// One permit: one check of everything at a time.
+    pub(crate) fsck: Arc<tokio::sync::Semaphore>,
     /// How often datanodes shall report.
     pub(crate) heartbeat: std::time::Duration,
     pub(crate) started_ns: i64,
@@ -98,7 +104,7 @@ async fn answer<T>(
 }
 
 /// The status of an error; what asks for a person is logged here, once.
-fn refuse(method: &'static str, error: &OpError) -> Status {
+pub(crate) fn refuse(method: &'static str, error: &OpError) -> Status {
     let kind = error.kind();
     metrics::refused(method, kind);
     match kind {
@@ -231,5 +237,32 @@ impl Coordinator for Service {
         request: Request<v1::BackupRequest>,
     ) -> Result<Response<Self::BackupStream>, Status> {
         answer("Backup", backup::backup(Arc::clone(&self.0), request.into_inner())).await
+    }
+
+    async fn get_gc_status(
+        &self,
+        _: Request<v1::GetGcStatusRequest>,
+    ) -> Result<Response<v1::GcStatus>, Status> {
+        answer("GetGcStatus", consistency::gc_status(&self.0)).await
+    }
+
+    async fn control_gc(
+        &self,
+        request: Request<v1::ControlGcRequest>,
+    ) -> Result<Response<v1::GcStatus>, Status> {
+        answer("ControlGc", consistency::control_gc(&self.0, request.into_inner())).await
+    }
+
+    async fn scrub_nodes(
+        &self,
+        request: Request<v1::ScrubNodesRequest>,
+    ) -> Result<Response<v1::ScrubNodesResponse>, Status> {
+        answer("ScrubNodes", consistency::scrub(&self.0, request.into_inner())).await
+    }
+
+    type FsckStream = Replies<v1::FsckResponse>;
+
+    async fn fsck(&self, request: Request<v1::FsckRequest>) -> Result<Response<Self::FsckStream>, Status> {
+        answer("Fsck", consistency::fsck(&self.0, request.into_inner())).await
     }
 }

@@ -171,6 +171,13 @@ impl Sessions {
         Ok(())
     }
 
+    /// The wall clock at which every session was known to live; a session that an earlier reign has
+    /// left, and that has not returned yet, puts it at the beginning of time. `None`: nobody is there.
+    pub(crate) fn all_seen_ns(&self) -> Option<i64> {
+        let seen = |live: &Live| if live.returned { live.last_seen_ns } else { i64::MIN };
+        self.lock().live.values().map(seen).min()
+    }
+
     /// Sessions whose lease has run out.
     pub(crate) fn overdue(&self) -> Vec<SessionId> {
         let inner = self.lock();

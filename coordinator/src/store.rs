@@ -35,6 +35,8 @@ pub(crate) enum ScanRange {
     /// From the first to the last key, both included. They belong to one table and differ in their
     /// last column alone.
     Between(Key, Key),
+    /// Those of its table behind a key, so that a table can be read in pages.
+    Behind(Key),
 }
 
 /// A range, the end at which to start, and how many rows to visit at most.
@@ -55,6 +57,12 @@ impl Scan {
         Self { range: ScanRange::Between(first, last), reverse: false, limit: usize::MAX }
     }
 
+    /// The rows of a table behind `key`; all of them when there is none.
+    pub(crate) fn behind(table: Table, key: Option<Key>) -> Self {
+        let range = key.map_or(ScanRange::All(table), ScanRange::Behind);
+        Self { range, reverse: false, limit: usize::MAX }
+    }
+
     pub(crate) fn limit(self, limit: usize) -> Self {
         Self { limit, ..self }
     }
@@ -66,7 +74,7 @@ impl Scan {
     pub(crate) fn table(&self) -> Table {
         match &self.range {
             ScanRange::All(table) => *table,
-            ScanRange::Between(first, _) => first.table(),
+            ScanRange::Between(key, _) | ScanRange::Behind(key) => key.table(),
         }
     }
 }

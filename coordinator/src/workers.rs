@@ -5,8 +5,11 @@
 //! Between steps a worker can be paused, resumed, and woken before its time. Workers hold no strong
 //! reference to what they work on while they wait, and end with the service.
 
+pub(crate) mod gc;
 pub(crate) mod placement;
+pub(crate) mod reconcile;
 pub(crate) mod repair;
+pub(crate) mod strays;
 
 use std::collections::BTreeMap;
 use std::future::Future;

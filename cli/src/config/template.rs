@@ -28,7 +28,11 @@ const MEANINGS: &[(&str, &str)] = &[
     ("coordinator.plan_time", "How long a client may use chunk ids that it was given, 1s to 1day."),
     (
         "coordinator.garbage_grace",
-        "How long chunks are kept after the last file that used them, up to 365days.",
+        "How long chunks are kept after the last file that used them: at least twice lease, up to 365days.",
+    ),
+    (
+        "coordinator.reconcile_every",
+        "How often what each datanode holds is compared with the metadata, 1s to 30days.",
     ),
     ("coordinator.metadata_sync", "Whether changes of metadata survive a power cut when they are answered."),
     (

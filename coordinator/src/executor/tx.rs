@@ -1,6 +1,7 @@
 //! What an operation executes against: committed rows, overlaid with the changes of its group.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use cairn_proto::{ErrorKind, InodeId};
@@ -171,6 +172,11 @@ impl Tx {
                 self.pending.range(first..=last).map(|(key, row)| (key.clone(), row.clone())).collect()
             }
             ScanRange::Between(..) => return Ok(Vec::new()),
+            ScanRange::Behind(after) => {
+                let behind = self.pending.range((Bound::Excluded(after.clone()), Bound::Unbounded));
+                let of_table = behind.take_while(|(key, _)| key.table() == table);
+                of_table.map(|(key, row)| (key.clone(), row.clone())).collect()
+            }
             ScanRange::All(_) => {
                 let of_table = self.pending.iter().filter(|(key, _)| key.table() == table);
                 of_table.map(|(key, row)| (key.clone(), row.clone())).collect()

@@ -61,6 +61,11 @@ pub(crate) struct NodeEntry {
 }
 
 impl NodeEntry {
+    /// The process that is this datanode; none until it has registered in this reign.
+    pub(crate) fn incarnation(&self) -> Option<Uuid> {
+        self.incarnation
+    }
+
     pub(crate) fn free(&self) -> u64 {
         self.report.capacity.saturating_sub(self.report.used)
     }

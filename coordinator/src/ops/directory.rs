@@ -23,7 +23,7 @@ impl Inode {
         self.changed(now_ns);
     }
 
-    pub(super) fn is_directory(&self) -> bool {
+    pub(crate) fn is_directory(&self) -> bool {
         self.kind == Kind::Directory
     }
 }

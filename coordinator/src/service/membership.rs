@@ -18,7 +18,9 @@ use crate::error::OpError;
 use crate::membership::map::admin_to_wire;
 use crate::membership::state::{Event, Report};
 use crate::ops;
+use crate::ops::gc::Position;
 use crate::ops::members::NodeWish;
+use crate::ops::rollback::Seen;
 use crate::status;
 use crate::store::{AdminState, Count, Datanode, Labels};
 use crate::workers::{Worker, placement};
@@ -65,6 +67,8 @@ pub(super) async fn register(
         last_seen_ns: clock::wall_ns(),
         admin: AdminState::In,
     };
+    let seen = seen(request.fence.unwrap_or_default(), request.chunk_max)?;
+    shared.executor.run(move |tx| ops::rollback::compare(tx, id, &seen)).await?;
     let (now, now_ns) = (clock::now(), clock::wall_ns());
     cluster.apply(Event::Registered { row: row.clone(), incarnation, report, now, now_ns })?;
     shared.executor.run(move |tx| ops::members::record(tx, row)).await?;
@@ -73,6 +77,15 @@ pub(super) async fn register(
         map: Some(v1::ClusterMap::clone(&cluster.map())),
         heartbeat_ms: u64::try_from(shared.heartbeat.as_millis()).unwrap_or(u64::MAX),
     })
+}
+
+/// What a datanode says it has seen; numbers that can not be are refused, since ids are skipped by them.
+fn seen(fence: v1::Fence, chunk_max: u64) -> Result<Seen, OpError> {
+    let v1::Fence { term, epoch, sequence } = fence;
+    match [term, epoch, sequence, chunk_max].into_iter().find(|&value| value > i64::MAX as u64) {
+        None => Ok(Seen { position: Position { term, epoch, sequence }, chunk_max }),
+        Some(value) => Err(OpError::invalid(format!("{value} in a fence; at most 2^63 - 1 is possible"))),
+    }
 }
 
 fn incarnation(bytes: &[u8]) -> Result<Uuid, OpError> {
@@ -211,7 +224,13 @@ impl Beats {
         if let Some(map) = &map {
             self.revision = map.revision;
         }
-        let response = v1::HeartbeatResponse { map, term: cluster.term(), ..Default::default() };
+        let fence = v1::Fence {
+            term: cluster.term(),
+            epoch: cluster.map().epoch,
+            sequence: self.shared.context.sequence.get(),
+        };
+        let response =
+            v1::HeartbeatResponse { map, term: cluster.term(), fence: Some(fence), ..Default::default() };
         matches!(clock::timeout(SEND_TIME, self.answers.send(Ok(response))).await, Ok(Ok(())))
     }
 }

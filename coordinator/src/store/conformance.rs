@@ -164,6 +164,13 @@ fn scans_keep_to_their_range_order_and_limit() {
         assert_eq!(offsets(&Scan::between(key(5), key(4))), [0; 0]);
         assert_eq!(offsets(&Scan::all(Table::Extent)).len(), 5);
         assert_eq!(offsets(&Scan::all(Table::Extent).reverse().limit(1)), [5]);
+        let behind = |inode, at| Scan::behind(Table::Extent, Some(Key::Extent(inode_id(inode), at)));
+        assert_eq!(offsets(&behind(6, 5)), [0, 10, 20, 5]);
+        assert_eq!(offsets(&behind(7, 0).limit(2)), [10, 20]);
+        assert_eq!(offsets(&behind(7, 20)), [5]);
+        assert_eq!(offsets(&behind(7, 9).reverse().limit(2)), [5, 20]);
+        assert_eq!(offsets(&behind(8, 5)), [0; 0]);
+        assert_eq!(offsets(&Scan::behind(Table::Extent, None)).len(), 5);
     }
 }
 

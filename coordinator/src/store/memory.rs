@@ -2,6 +2,7 @@
 //! long as the process.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use cairn_proto::{ClusterId, InodeId};
@@ -117,6 +118,10 @@ impl Reader for Tables {
                 Box::new(table.range(first..=last).map(|(_, row)| row))
             }
             ScanRange::Between(..) => return Ok(Vec::new()),
+            ScanRange::Behind(key) => {
+                let behind = (Bound::Excluded(key), Bound::Unbounded);
+                Box::new(table.range::<Key, _>(behind).map(|(_, row)| row))
+            }
         };
         Ok(if scan.reverse {
             rows.rev().take(scan.limit).cloned().collect()

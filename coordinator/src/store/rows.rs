@@ -391,6 +391,8 @@ counts! {
     Faults = "faults",
     /// Rows in the table of garbage.
     Garbage = "garbage",
+    /// When an operator stopped the deletion of chunks, ns since the epoch; 0: it goes on.
+    GcPaused = "gc_paused",
     /// Rows in the table of inodes.
     Inodes = "inodes",
     NextChunk = "next_chunk",
@@ -399,6 +401,11 @@ counts! {
     /// When the store was restored from a backup, ns; 0 once the operator has seen to what follows
     /// from it. Until then nothing is deleted on datanodes.
     Restored = "restored",
+    /// When metadata was seen to have gone backwards, ns since the epoch; 0: it has not.
+    RolledBack = "rolled_back",
+    /// The highest epoch and sequence that a datanode has seen of metadata that is no more.
+    SeenEpoch = "seen_epoch",
+    SeenSequence = "seen_sequence",
     /// Commits of the store since it was made.
     Sequence = "sequence",
     /// The coordinator's reign.

@@ -200,6 +200,9 @@ impl Reader for Connected {
                 values.extend(last.values().pop());
                 (if scan.reverse { &sql.range_down } else { &sql.range_up }, values)
             }
+            ScanRange::Behind(key) => {
+                (if scan.reverse { &sql.behind_down } else { &sql.behind_up }, key.values())
+            }
         };
         values.push(Value::Int(i64::try_from(scan.limit).unwrap_or(i64::MAX)));
         let mut statement = self.connection.prepare_cached(text).map_err(&failed)?;

@@ -19,7 +19,7 @@ use futures::future::join_all;
 
 use super::placement::PlacementWorker;
 use super::{Next, Progress, Worker};
-use crate::datanodes::refusal;
+use crate::datanodes::{COPY_TIME, refusal};
 use crate::error::OpError;
 use crate::membership::state::NodeState;
 use crate::ops;
@@ -30,8 +30,6 @@ use plan::{Fills, Job, View};
 /// Chunks, and bytes, that one call to a datanode asks for: some seconds of work.
 const BATCH_CHUNKS: usize = 64;
 const BATCH_BYTES: u64 = 128 << 20;
-/// A datanode that says nothing about any chunk for so long is given up for now.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// A datanode that could not take copies is left alone for so long.
 const REST: Duration = Duration::from_secs(10);
 /// How often the queues are looked at without being told to.
@@ -249,12 +247,10 @@ async fn run_batch(
         chunks: open.values().map(|job| to_wire(shared, job)).collect(),
         bytes_per_second: rate,
     };
-    let ask = |mut client: crate::datanodes::Client| async move { client.copy_chunks(request).await };
-    let cluster = &shared.context.cluster;
-    let mut answers = shared.datanodes.call(cluster, node, SILENCE_MAX, ask).await?;
+    let mut answers = shared.datanodes.copy(&shared.context.cluster, node, request).await?;
     let silent = || OpError::new(ErrorKind::TimedOut, format!("datanode {} makes no progress", node.short()));
     while !open.is_empty() {
-        let answer = clock::timeout(SILENCE_MAX, answers.message()).await.map_err(|_| silent())?;
+        let answer = clock::timeout(COPY_TIME, answers.message()).await.map_err(|_| silent())?;
         let Some(answer) = answer.map_err(|status| refusal(node, &status))? else { break };
         let job = ChunkId::new(answer.chunk).ok().and_then(|chunk| open.remove(&chunk));
         let Some(job) = job else { continue };

@@ -44,7 +44,7 @@ fn state(members: &Members, number: u128) -> NodeState {
 }
 
 #[test]
-fn silence_makes_suspect_then_down_and_a_heartbeat_up_again() {
+fn silence_makes_suspect_then_down_then_lost_and_a_heartbeat_up_again() {
     let start = cairn_runtime::clock::now();
     let at = |seconds| start + Duration::from_secs(seconds);
     let mut members = members(start);
@@ -58,7 +58,9 @@ fn silence_makes_suspect_then_down_and_a_heartbeat_up_again() {
     members.apply(Event::Deadline { now: at(3) }).unwrap();
     assert_eq!((state(&members, 1), members.revision), (NodeState::Suspect, revision + 1));
     members.apply(Event::Deadline { now: at(10) }).unwrap();
-    assert_eq!((state(&members, 1), members.next_deadline()), (NodeState::Down, None));
+    assert_eq!((state(&members, 1), members.next_deadline()), (NodeState::Down, Some(at(600))));
+    members.apply(Event::Deadline { now: at(600) }).unwrap();
+    assert_eq!((state(&members, 1), members.next_deadline()), (NodeState::Lost, None));
     members.apply(beat(1, 1, 1, at(11))).unwrap();
     assert_eq!(state(&members, 1), NodeState::Up);
 }

@@ -18,6 +18,9 @@ pub(super) struct TableSql {
     /// Parameters: the first key, the last column of the last key, the limit.
     pub(super) range_up: String,
     pub(super) range_down: String,
+    /// Parameters: the key, the limit.
+    pub(super) behind_up: String,
+    pub(super) behind_down: String,
 }
 
 impl TableSql {
@@ -36,6 +39,9 @@ impl TableSql {
             format!("ORDER BY {} LIMIT ?", columns.join(", "))
         };
         let range = format!("SELECT {list} FROM {name} WHERE {prefix}\"{last}\" BETWEEN ? AND ?");
+        let quoted: Vec<_> = keys.iter().map(|key| format!("\"{key}\"")).collect();
+        let holes_of_key = vec!["?"; keys.len()].join(", ");
+        let behind = format!("SELECT {list} FROM {name} WHERE ({}) > ({holes_of_key})", quoted.join(", "));
         let all = format!("SELECT {list} FROM {name}");
         Self {
             columns,
@@ -47,6 +53,8 @@ impl TableSql {
             all_down: format!("{all} {}", order("DESC")),
             range_up: format!("{range} {}", order("ASC")),
             range_down: format!("{range} {}", order("DESC")),
+            behind_up: format!("{behind} {}", order("ASC")),
+            behind_down: format!("{behind} {}", order("DESC")),
         }
     }
 }
