@@ -7,7 +7,7 @@ use cairn_runtime::disk::Disk;
 use cairn_runtime::threads::Pool;
 
 use crate::store::{
-    ChunkReader, DiskStore, Found, StoreError, StoreOptions, SyncCallback, Writer, disk_bytes,
+    ChunkReader, DiskStore, Found, Purpose, StoreError, StoreOptions, SyncCallback, Writer, disk_bytes,
     verify_on_device,
 };
 
@@ -37,19 +37,39 @@ impl Disks {
         Ok(Self { stores, pool })
     }
 
-    /// Reserves room on the writable disk with the most of it.
+    /// Reserves room for a new chunk on the writable disk with the most of it.
     pub(crate) fn begin(&self, chunk: ChunkId, set: u64, length: u32) -> Result<Writer, StoreError> {
-        if self.find(chunk).is_some_and(|(_, found)| !found.quarantined) {
+        if self.find(chunk).is_some_and(|(_, found)| found.is_sound()) {
             return Err(StoreError::Exists(chunk));
         }
+        self.begin_as(chunk, set, length, Purpose::New)
+    }
+
+    /// As [`Self::begin`], also where a copy is held that the new one is to replace.
+    pub(crate) fn begin_replacement(
+        &self,
+        chunk: ChunkId,
+        set: u64,
+        length: u32,
+    ) -> Result<Writer, StoreError> {
+        self.begin_as(chunk, set, length, Purpose::Replacement)
+    }
+
+    fn begin_as(
+        &self,
+        chunk: ChunkId,
+        set: u64,
+        length: u32,
+        purpose: Purpose,
+    ) -> Result<Writer, StoreError> {
         if let [only] = self.stores.as_slice() {
-            return only.begin(chunk, set, length);
+            return only.begin(chunk, set, length, purpose);
         }
         let mut by_room: Vec<_> = self.stores.iter().map(|store| (store.room(), store)).collect();
         by_room.sort_by_key(|(room, _)| std::cmp::Reverse(*room));
         let mut refused = StoreError::NoSpace(disk_bytes(length));
         for (_, store) in by_room {
-            match store.begin(chunk, set, length) {
+            match store.begin(chunk, set, length, purpose) {
                 Ok(writer) => return Ok(writer),
                 Err(error @ StoreError::Exists(_)) => return Err(error),
                 Err(error) => refused = error,
@@ -61,7 +81,28 @@ impl Disks {
     /// The store that holds a chunk, a sound copy before a damaged one.
     pub(crate) fn find(&self, chunk: ChunkId) -> Option<(&Arc<DiskStore>, Found)> {
         let held = self.stores.iter().filter_map(|store| Some((store, store.find(chunk)?)));
-        held.min_by_key(|(_, found)| found.quarantined)
+        held.min_by_key(|(_, found)| found.rank())
+    }
+
+    /// The stores, one for each disk.
+    pub(crate) fn stores(&self) -> &[Arc<DiskStore>] {
+        &self.stores
+    }
+
+    /// Verifies the copy that is held on the device, and returns it with its CRC-32C.
+    pub(crate) async fn verified(&self, chunk: ChunkId) -> Result<(ChunkReader, u32), StoreError> {
+        let (store, _) = self.find(chunk).ok_or(StoreError::NotFound(chunk))?;
+        let reader = store.reader(chunk)?;
+        let work = move || verify_on_device(reader.clone()).map(|crc| (reader, crc));
+        self.pool.run(work).await.map_err(|_| StoreError::Overloaded)?
+    }
+
+    /// Makes a chunk durable; returns when it is.
+    pub(crate) async fn synced(&self, chunk: ChunkId) -> Result<(), StoreError> {
+        let (done, result) = tokio::sync::oneshot::channel();
+        self.sync(chunk, Box::new(move |outcome| _ = done.send(outcome)));
+        // The callback is dropped only when the store is.
+        result.await.unwrap_or(Err(StoreError::NotFound(chunk)))
     }
 
     /// Calls back when the chunk is durable.
@@ -115,6 +156,11 @@ impl Disks {
     /// Chunks held.
     pub(crate) fn chunks(&self) -> u64 {
         self.stores.iter().map(|store| store.chunks()).sum()
+    }
+
+    /// The highest id of a chunk that is held in any form; 0 when there is none.
+    pub(crate) fn chunk_max(&self) -> u64 {
+        self.stores.iter().map(|store| store.chunk_max()).max().unwrap_or(0)
     }
 
     /// Seals and syncs all. Blocks.

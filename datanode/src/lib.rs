@@ -9,16 +9,19 @@
 
 mod assembly;
 mod config;
+mod copy;
 mod disks;
 mod frame_queue;
 mod identity;
 mod intake;
+mod inventory;
 mod map;
 mod membership;
 mod metalog;
 mod metrics;
 mod node;
 mod outbox;
+mod pace;
 mod replication;
 mod server;
 mod service;

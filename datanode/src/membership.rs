@@ -131,6 +131,7 @@ impl Membership {
             metrics_address: about.metrics_address,
             version: about.version,
             incarnation: bytes::Bytes::copy_from_slice(self.incarnation.as_bytes()),
+            chunk_max: self.node.disks.chunk_max(),
             ..RegisterDataNodeRequest::default()
         };
         let answer = tokio::select! {

@@ -32,3 +32,9 @@ pub(crate) const USED_BYTES: &str = "datanode_used_bytes";
 pub(crate) const ROOM_BYTES: &str = "datanode_room_bytes";
 /// Chunks under way (gauge).
 pub(crate) const TRANSFERS: &str = "datanode_transfers";
+/// Chunks that were made to be here for repair: fetched, or found to be here already.
+pub(crate) const COPIED: &str = "datanode_chunk_copied_total";
+/// Chunks that could not be fetched for repair.
+pub(crate) const COPY_FAILED: &str = "datanode_chunk_copy_failed_total";
+/// Payload bytes fetched for repair.
+pub(crate) const COPIED_BYTES: &str = "datanode_chunk_copied_bytes_total";

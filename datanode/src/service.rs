@@ -7,9 +7,10 @@ use std::time::Duration;
 use cairn_proto::limits::{BLOCK_SIZE, LIST_MAX};
 use cairn_proto::v1::data_node_server::DataNode;
 use cairn_proto::v1::{
-    ChunkError, ChunkStat, DeleteChunksRequest, DeleteChunksResponse, GetNodeStatusRequest,
-    GetNodeStatusResponse, RetrieveChunkRequest, RetrieveFrame, StatChunksRequest, StatChunksResponse,
-    StoreFrame, SyncChunksRequest, SyncChunksResponse,
+    ChunkError, ChunkStat, CopyChunksRequest, CopyChunksResponse, DeleteChunksRequest, DeleteChunksResponse,
+    GetNodeStatusRequest, GetNodeStatusResponse, ListChunksRequest, ListChunksResponse, RetrieveChunkRequest,
+    RetrieveFrame, StatChunksRequest, StatChunksResponse, StoreFrame, SummarizeChunksRequest,
+    SummarizeChunksResponse, SyncChunksRequest, SyncChunksResponse,
 };
 use cairn_proto::{ChunkId, Epoch, ErrorKind, ReplicaSetId, WireError, status_from};
 use cairn_runtime::clock;
@@ -22,7 +23,7 @@ use crate::metrics;
 use crate::node::Node;
 use crate::outbox::AckStream;
 use crate::store::{ChunkReader, StoreError};
-use crate::{intake, replication};
+use crate::{copy, intake, inventory, replication};
 
 /// A read waits this long for one of the streams that are possible at once.
 const READ_WAIT: Duration = Duration::from_secs(5);
@@ -44,6 +45,7 @@ impl Service {
 impl DataNode for Service {
     type StoreChunkStream = AckStream;
     type ReplicateChunkStream = AckStream;
+    type CopyChunksStream = Pin<Box<dyn Stream<Item = Result<CopyChunksResponse, Status>> + Send>>;
     type RetrieveChunkStream = Pin<Box<dyn Stream<Item = Result<RetrieveFrame, Status>> + Send>>;
 
     async fn store_chunk(
@@ -110,16 +112,18 @@ impl DataNode for Service {
 
     async fn summarize_chunks(
         &self,
-        _request: Request<cairn_proto::v1::SummarizeChunksRequest>,
-    ) -> Result<Response<cairn_proto::v1::SummarizeChunksResponse>, Status> {
-        Err(Status::unimplemented("summarize_chunks"))
+        request: Request<SummarizeChunksRequest>,
+    ) -> Result<Response<SummarizeChunksResponse>, Status> {
+        let (node, request) = (Arc::clone(&self.node), request.into_inner());
+        self.on_pool(move || inventory::summarize(&node.disks, &request)).await
     }
 
     async fn list_chunks(
         &self,
-        _request: Request<cairn_proto::v1::ListChunksRequest>,
-    ) -> Result<Response<cairn_proto::v1::ListChunksResponse>, Status> {
-        Err(Status::unimplemented("list_chunks"))
+        request: Request<ListChunksRequest>,
+    ) -> Result<Response<ListChunksResponse>, Status> {
+        let (node, request) = (Arc::clone(&self.node), request.into_inner());
+        self.on_pool(move || inventory::list(&node.disks, &request)).await
     }
 
     async fn repack_chunks(
@@ -136,13 +140,12 @@ impl DataNode for Service {
         Err(Status::unimplemented("scrub"))
     }
 
-    type CopyChunksStream =
-        Pin<Box<dyn Stream<Item = Result<cairn_proto::v1::CopyChunksResponse, Status>> + Send>>;
     async fn copy_chunks(
         &self,
-        _request: Request<cairn_proto::v1::CopyChunksRequest>,
+        request: Request<CopyChunksRequest>,
     ) -> Result<Response<Self::CopyChunksStream>, Status> {
-        Err(Status::unimplemented("copy_chunks"))
+        let copies = copy::serve(Arc::clone(&self.node), request.into_inner()).map_err(to_status)?;
+        Ok(Response::new(Box::pin(copies)))
     }
 
     async fn delete_chunks(
@@ -194,6 +197,15 @@ impl DataNode for Service {
 }
 
 impl Service {
+    /// Runs a call that takes a while on the disk threads.
+    async fn on_pool<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, WireError> + Send + 'static,
+    ) -> Result<Response<T>, Status> {
+        let done = self.node.disks.pool().run(work).await;
+        done.map_err(|_| to_status(StoreError::Overloaded.to_wire()))?.map(Response::new).map_err(to_status)
+    }
+
     async fn stat(&self, chunk: ChunkId, verify: bool) -> ChunkStat {
         let Some((store, found)) = self.node.disks.find(chunk) else {
             return ChunkStat { chunk: chunk.get(), ..ChunkStat::default() };

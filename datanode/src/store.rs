@@ -58,12 +58,34 @@ pub(crate) struct StoreOptions {
     pub(crate) sync: bool,
 }
 
+/// Why a chunk is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// It is new: a sound copy that is held already refuses it.
+    New,
+    /// A repaired copy, which takes the place of one that turned out not to be what was committed. The
+    /// caller sets that one aside before it finishes the new one.
+    Replacement,
+}
+
 /// What is known about a chunk without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) length: u32,
     pub(crate) synced: bool,
     pub(crate) quarantined: bool,
+}
+
+impl Found {
+    /// Whether it is a copy that is served.
+    pub(crate) fn is_sound(self) -> bool {
+        !self.quarantined
+    }
+
+    /// Of several copies of a chunk the one with the lowest rank counts.
+    pub(crate) fn rank(self) -> u8 {
+        u8::from(self.quarantined)
+    }
 }
 
 /// The chunk store of one disk. Dropping it stops its thread; [`Self::close`] seals it first.
@@ -112,9 +134,15 @@ impl DiskStore {
     /// Reserves room for a chunk of `length` bytes (1 to 64 MiB) and lets it be written.
     ///
     /// `Exists`, `NoSpace`, `Faulty`, `Io`. Dropping the writer gives the room back.
-    pub(crate) fn begin(&self, chunk: ChunkId, set: u64, length: u32) -> Result<Writer, StoreError> {
+    pub(crate) fn begin(
+        &self,
+        chunk: ChunkId,
+        set: u64,
+        length: u32,
+        purpose: Purpose,
+    ) -> Result<Writer, StoreError> {
         assert!(length > 0 && u64::from(length) <= CHUNK_SIZE_MAX, "a chunk of {length} bytes");
-        Writer::begin(&self.shared, chunk, set, length)
+        Writer::begin(&self.shared, chunk, set, length, purpose)
     }
 
     /// Calls back when the chunk would survive power loss, at once when it does already.
@@ -136,9 +164,7 @@ impl DiskStore {
     /// What is known about a chunk.
     pub(crate) fn find(&self, chunk: ChunkId) -> Option<Found> {
         let state = self.shared.lock();
-        let entry = state.index.get(&chunk.get())?;
-        let synced = entry.synced || !self.shared.options.sync;
-        Some(Found { length: entry.length, synced, quarantined: entry.quarantined })
+        state.index.get(&chunk.get()).map(|entry| self.shared.found(entry))
     }
 
     /// A reader of a chunk; reads nothing yet. `NotFound`, `Corrupt` when set aside.
@@ -160,6 +186,20 @@ impl DiskStore {
         let active = state.active.and_then(|id| state.segments.get(&id)).map_or(0, SegmentState::room);
         let spare = state.spare.as_ref().map_or(0, SegmentState::room);
         self.shared.available.load(Ordering::Relaxed) + active + spare
+    }
+
+    /// What is held with ids from `first` on, in their order, at most `count`. Reads nothing.
+    pub(crate) fn held_from(&self, first: u64, count: usize) -> Vec<(ChunkId, Found)> {
+        let state = self.shared.lock();
+        let found = state.index.range(first..).take(count);
+        found
+            .filter_map(|(&chunk, entry)| Some((ChunkId::new(chunk).ok()?, self.shared.found(entry))))
+            .collect()
+    }
+
+    /// The highest id of a chunk that is held in any form; 0 when there is none.
+    pub(crate) fn chunk_max(&self) -> u64 {
+        self.shared.lock().index.last_key_value().map_or(0, |(&chunk, _)| chunk)
     }
 
     /// Chunks that are served.
@@ -231,6 +271,11 @@ impl Drop for DiskStore {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn found(&self, entry: &state::Entry) -> Found {
+        let synced = entry.synced || !self.options.sync;
+        Found { length: entry.length, synced, quarantined: entry.quarantined }
     }
 
     fn io(&self, doing: &'static str, source: std::io::Error) -> StoreError {

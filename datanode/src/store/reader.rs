@@ -19,6 +19,7 @@ use super::state::{Entry, SegmentFile};
 const ONE_READ_MAX: u64 = 2 * BLOCK_SIZE as u64;
 
 /// Reads one chunk. Holds the segment open, so that the chunk can be deleted meanwhile.
+#[derive(Clone)]
 pub(crate) struct ChunkReader {
     shared: Arc<Shared>,
     segment: Arc<SegmentFile>,
@@ -113,6 +114,12 @@ impl ChunkReader {
             other => other.map(|()| buffer),
         };
         result.map(BytesMut::freeze).map_err(|error| self.damaged(&format!("reading at {offset}: {error}")))
+    }
+
+    /// Sets the record aside for a reason that only the caller knows: the copy is sound in itself and yet
+    /// not what was committed. Blocks.
+    pub(crate) fn set_aside(&self, what: &str) {
+        self.damaged(what);
     }
 
     /// Sets the record aside, unless it was deleted under our hands.

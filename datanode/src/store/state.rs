@@ -4,7 +4,7 @@
 //! this mutex is taken last and never held during a call that may block on the device, except for the
 //! creation of a segment when no spare one is ready.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use cairn_proto::ChunkId;
@@ -23,7 +23,7 @@ pub(super) struct SegmentFile {
     pub(super) file: Arc<dyn DiskFile>,
 }
 
-/// Where a chunk lies. 16 bytes, so that a million chunks take some 30 MiB.
+/// Where a chunk lies. 16 bytes, so that a million chunks take some 40 MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) segment: u32,
@@ -125,7 +125,8 @@ impl SegmentState {
 /// All that one disk's store knows.
 #[derive(Default)]
 pub(super) struct State {
-    pub(super) index: HashMap<u64, Entry>,
+    /// Ordered, so that inventories and the scrub walk it by ranges of ids.
+    pub(super) index: BTreeMap<u64, Entry>,
     pub(super) segments: BTreeMap<u32, SegmentState>,
     pub(super) active: Option<u32>,
     /// Made ahead of time by the syncer.

@@ -34,7 +34,7 @@ fn content(chunk: u64, len: usize) -> Vec<u8> {
 }
 
 fn store(store: &DiskStore, chunk: u64, data: &[u8]) -> Result<(), StoreError> {
-    let mut writer = store.begin(id(chunk), 1, data.len() as u32)?;
+    let mut writer = store.begin(id(chunk), 1, data.len() as u32, Purpose::New)?;
     for frame in data.chunks(128 << 10) {
         writer.write(frame, &block_crcs(frame))?;
     }
@@ -107,10 +107,10 @@ fn a_chunk_is_stored_once_and_unfinished_ones_leave_nothing() {
     let disk = open(dir.path());
     store(&disk, 1, &content(1, 100)).unwrap();
     assert!(matches!(store(&disk, 1, &content(1, 100)), Err(StoreError::Exists(_))));
-    let mut writer = disk.begin(id(2), 1, 200_000).unwrap();
+    let mut writer = disk.begin(id(2), 1, 200_000, Purpose::New).unwrap();
     let part = content(2, 128 << 10);
     writer.write(&part, &block_crcs(&part)).unwrap();
-    assert!(matches!(disk.begin(id(2), 1, 5), Err(StoreError::Exists(_))));
+    assert!(matches!(disk.begin(id(2), 1, 5, Purpose::New), Err(StoreError::Exists(_))));
     assert!(disk.find(id(2)).is_none());
     drop(writer);
     store(&disk, 2, &content(2, 5)).unwrap();
@@ -146,7 +146,7 @@ fn a_chunk_cut_off_by_a_crash_while_it_was_written_is_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let disk = open(dir.path());
     store(&disk, 1, &content(1, 10)).unwrap();
-    let mut writer = disk.begin(id(2), 1, 200_000).unwrap();
+    let mut writer = disk.begin(id(2), 1, 200_000, Purpose::New).unwrap();
     let part = content(2, 128 << 10);
     writer.write(&part, &block_crcs(&part)).unwrap();
     store(&disk, 3, &content(3, 10)).unwrap();
@@ -567,7 +567,7 @@ fn run(ops: Vec<Op>) {
             }
             Op::Abandon(len) => {
                 model.next += 1;
-                let mut writer = disk.begin(id(model.next), 1, len as u32).unwrap();
+                let mut writer = disk.begin(id(model.next), 1, len as u32, Purpose::New).unwrap();
                 if len > 65_536 {
                     let part = content(9, 65_536);
                     writer.write(&part, &block_crcs(&part)).unwrap();

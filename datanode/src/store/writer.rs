@@ -13,7 +13,7 @@ use super::Shared;
 use super::error::StoreError;
 use super::record::{RecordHeader, RecordState, blocks, encode_table, payload_start, record_len};
 use super::state::{Entry, SegmentFile, SegmentState, State};
-use super::{Failed, SPARE_ROOM, record};
+use super::{Failed, Purpose, SPARE_ROOM, record};
 
 /// Up to this size header, checksums and payload go to the disk in one write.
 const ONE_WRITE_MAX: usize = BLOCK_SIZE;
@@ -36,6 +36,7 @@ impl Writer {
         chunk: ChunkId,
         set: u64,
         length: u32,
+        purpose: Purpose,
     ) -> Result<Self, StoreError> {
         let needed = record_len(length);
         let mut state = shared.lock();
@@ -43,7 +44,7 @@ impl Writer {
             return Err(shared.faulty(fault));
         }
         let held = state.index.get(&chunk.get()).is_some_and(|entry| !entry.quarantined);
-        if held || state.writing.contains(&chunk.get()) {
+        if (held && purpose == Purpose::New) || state.writing.contains(&chunk.get()) {
             return Err(StoreError::Exists(chunk));
         }
         let segment = segment_with_room(shared, &mut state, needed)?;

@@ -168,6 +168,8 @@ not_here! {
     download_file(DownloadFileRequest) -> DownloadFileResponse;
     list_nodes(ListNodesRequest) -> ListNodesResponse;
     get_status(GetStatusRequest) -> GetStatusResponse;
+    set_node_admin(SetNodeAdminRequest) -> SetNodeAdminResponse;
+    control_worker(ControlWorkerRequest) -> ControlWorkerResponse;
 }
 
 /// A datanode with a runtime of its own, so that it can be killed.

@@ -1,0 +1,268 @@
+//! What repair, gc and reconciliation ask of datanodes, over real gRPC on loopback.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, unreachable_pub, missing_docs)]
+
+mod common;
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use cairn_proto::checksum::crc32c;
+use cairn_proto::digest::IdDigest;
+use cairn_proto::v1::*;
+use cairn_proto::{ErrorKind, wire_error_of};
+use cairn_runtime::clock;
+use common::{Cluster, SET, content, frames, retrieve};
+use futures::StreamExt;
+
+const LEN: usize = 300_000;
+
+/// Stores a chunk on one node alone.
+async fn store_on(cluster: &Cluster, node: usize, chunk: u64, len: usize) -> Vec<u8> {
+    let data = content(chunk, len);
+    let mut client = cluster.client(node);
+    let frames = frames(chunk, cluster.header(len as u64), &data);
+    // As a primary forwards it.
+    let acks = client.replicate_chunk(futures::stream::iter(frames)).await.unwrap().into_inner();
+    let stored = acks.filter_map(|ack| async move { ack.ok().filter(|ack| ack.stored || ack.error != 0) });
+    let ack = std::pin::pin!(stored).next().await.unwrap();
+    assert!(ack.stored, "{ack:?}");
+    data
+}
+
+fn wanted(cluster: &Cluster, chunk: u64, data: &[u8], sources: &[usize]) -> CopyChunk {
+    let source = |&node: &usize| CopySource {
+        node: cluster.nodes[node].id.to_wire(),
+        address: cluster.nodes[node].address.clone(),
+    };
+    CopyChunk {
+        chunk,
+        set: SET,
+        length: data.len() as u64,
+        crc32c: crc32c(data),
+        sources: sources.iter().map(source).collect(),
+    }
+}
+
+async fn copy(cluster: &Cluster, node: usize, chunks: Vec<CopyChunk>, rate: u64) -> Vec<CopyChunksResponse> {
+    let request = CopyChunksRequest { chunks, bytes_per_second: rate };
+    let answers = cluster.client(node).copy_chunks(request).await.unwrap().into_inner();
+    let mut answers: Vec<_> = answers.map(|answer| answer.unwrap()).collect().await;
+    answers.sort_by_key(|answer| answer.chunk);
+    answers
+}
+
+/// Flips a bit in the payload of the only chunk of this length whose content starts like this.
+fn damage(dir: &Path, data: &[u8]) {
+    for entry in std::fs::read_dir(dir.join("segments")).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(64).position(|window| window == &data[1000..1064]) {
+            let file = std::fs::File::options().write(true).open(path).unwrap();
+            return file.write_all_at(&[bytes[at] ^ 1], at as u64).unwrap();
+        }
+    }
+    panic!("the chunk is in no segment of {}", dir.display());
+}
+
+async fn list(cluster: &Cluster, node: usize) -> ListChunksResponse {
+    let request = ListChunksRequest { first: 1, last: i64::MAX as u64, limit: 65_536 };
+    cluster.client(node).list_chunks(request).await.unwrap().into_inner()
+}
+
+fn kind(number: u32) -> Option<ErrorKind> {
+    ErrorKind::from_number(number)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inventories_agree_with_what_was_stored() {
+    let cluster = Cluster::start(1).await;
+    let ids: Vec<u64> = (1..=40).map(|n| n * 37).collect();
+    for &chunk in &ids {
+        store_on(&cluster, 0, chunk, 1000).await;
+    }
+    let mut client = cluster.client(0);
+    let request = SummarizeChunksRequest { first: 30, span: 100, ranges: 15 };
+    let ranges = client.summarize_chunks(request).await.unwrap().into_inner().ranges;
+    assert_eq!(ranges.len(), 15);
+    for (index, range) in (0u64..).zip(&ranges) {
+        let mut expected = IdDigest::default();
+        let span = 30 + 100 * index..130 + 100 * index;
+        ids.iter().filter(|id| span.contains(id)).for_each(|&id| expected.add(id));
+        assert_eq!((range.count, range.digest), (expected.count, expected.digest), "range {index}");
+    }
+    assert_eq!(ranges.iter().map(|range| range.count).sum::<u64>(), 40);
+
+    let all = list(&cluster, 0).await;
+    assert!(all.complete);
+    assert_eq!(all.chunks.iter().map(|held| held.chunk).collect::<Vec<_>>(), ids);
+    assert!(all.chunks.iter().all(|held| held.length == 1000 && !held.quarantined && !held.trash));
+    let part = ListChunksRequest { first: 38, last: 37 * 20, limit: 10 };
+    let part = client.list_chunks(part).await.unwrap().into_inner();
+    assert!(!part.complete);
+    assert_eq!(part.chunks.iter().map(|held| held.chunk).collect::<Vec<_>>(), ids[1..11]);
+    let part = ListChunksRequest { first: 38, last: 37 * 11, limit: 10 };
+    assert!(client.list_chunks(part).await.unwrap().into_inner().complete);
+
+    // A damaged copy is listed as such and does not count.
+    damage(cluster.nodes[0].dir.path(), &store_on(&cluster, 0, 5, LEN).await);
+    assert!(retrieve(&mut client, 5, 0, LEN as u64).await.is_err());
+    let held = list(&cluster, 0).await.chunks.remove(0);
+    assert!(held.chunk == 5 && held.quarantined);
+    let request = SummarizeChunksRequest { first: 1, span: 1 << 32, ranges: 1 };
+    let ranges = client.summarize_chunks(request).await.unwrap().into_inner().ranges;
+    assert_eq!(ranges[0].count, 40);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_is_fetched_verified_and_durable() {
+    let cluster = Cluster::start(3).await;
+    let mut chunks = Vec::new();
+    for chunk in 1..=20 {
+        let data = store_on(&cluster, 0, chunk, LEN + chunk as usize).await;
+        chunks.push(wanted(&cluster, chunk, &data, &[0]));
+    }
+    let answers = copy(&cluster, 1, chunks.clone(), 0).await;
+    assert_eq!(answers.len(), 20);
+    for answer in &answers {
+        assert_eq!((answer.error, answer.bytes), (0, LEN as u64 + answer.chunk), "{answer:?}");
+    }
+    let stat = StatChunksRequest { chunks: vec![20], verify: true };
+    let stat = cluster.client(1).stat_chunks(stat).await.unwrap().into_inner().chunks.remove(0);
+    assert!(stat.present && stat.synced && stat.error == 0 && stat.crc32c == chunks[19].crc32c);
+    // What is here is not fetched again, and needs no source that lives.
+    for answer in copy(&cluster, 1, chunks, 0).await {
+        assert_eq!((answer.error, answer.bytes), (0, 0), "{answer:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_source_is_named_and_never_spreads() {
+    let cluster = Cluster::start(3).await;
+    let data = store_on(&cluster, 0, 7, LEN).await;
+    store_on(&cluster, 2, 7, LEN).await;
+    damage(cluster.nodes[0].dir.path(), &data);
+    // Damaged on 0, missing on 1 (the destination of the second try), sound on 2.
+    let answer = copy(&cluster, 1, vec![wanted(&cluster, 7, &data, &[0])], 0).await.remove(0);
+    assert_eq!(kind(answer.error), Some(ErrorKind::Corrupt), "{answer:?}");
+    assert!(retrieve(&mut cluster.client(1), 7, 0, 1).await.is_err());
+    let answer = copy(&cluster, 1, vec![wanted(&cluster, 7, &data, &[0, 2])], 0).await.remove(0);
+    assert_eq!((answer.error, answer.bytes), (0, LEN as u64), "{answer:?}");
+    assert_eq!(answer.failed[0].node, cluster.nodes[0].id.to_wire());
+    assert_eq!(kind(answer.failed[0].error), Some(ErrorKind::Corrupt));
+    assert!(retrieve(&mut cluster.client(1), 7, 0, LEN as u64).await.unwrap().1 == data);
+    // The damaged copy is replaced by a sound one.
+    let answer = copy(&cluster, 0, vec![wanted(&cluster, 7, &data, &[0, 1])], 0).await.remove(0);
+    assert_eq!((answer.error, answer.bytes), (0, LEN as u64), "{answer:?}");
+    assert!(retrieve(&mut cluster.client(0), 7, 0, LEN as u64).await.unwrap().1 == data);
+
+    // Nobody has it.
+    let answer = copy(&cluster, 1, vec![wanted(&cluster, 99, &data, &[0, 2])], 0).await.remove(0);
+    assert_eq!(kind(answer.error), Some(ErrorKind::ChunkNotFound));
+    assert!(answer.failed.iter().all(|f| kind(f.error) == Some(ErrorKind::ChunkNotFound)));
+    // Of all sources one only can not be reached: it may come back.
+    let mut dead = wanted(&cluster, 98, &data, &[0, 2]);
+    dead.sources[0].address = "127.0.0.1:1".into();
+    let answer = copy(&cluster, 1, vec![dead], 0).await.remove(0);
+    assert_eq!(kind(answer.error), Some(ErrorKind::Unavailable), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_not_what_was_committed_gives_way_only_to_the_right_one() {
+    let cluster = Cluster::start(2).await;
+    let data = store_on(&cluster, 0, 3, LEN).await;
+    // Another content under the same id, sound in itself.
+    let other = store_on(&cluster, 1, 3, LEN - 1).await;
+    let wrong = wanted(&cluster, 3, &content(4, LEN), &[0]);
+    let answer = copy(&cluster, 1, vec![wrong], 0).await.remove(0);
+    assert_eq!(kind(answer.error), Some(ErrorKind::Corrupt), "{answer:?}");
+    let still = retrieve(&mut cluster.client(1), 3, 0, LEN as u64 - 1).await.unwrap().1;
+    assert!(still == other, "a wrong request must not cost a copy");
+    let answer = copy(&cluster, 1, vec![wanted(&cluster, 3, &data, &[0])], 0).await.remove(0);
+    assert_eq!((answer.error, answer.bytes), (0, LEN as u64), "{answer:?}");
+    assert!(retrieve(&mut cluster.client(1), 3, 0, LEN as u64).await.unwrap().1 == data);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_keep_to_their_rate_and_end_with_the_request() {
+    let cluster = Cluster::start(2).await;
+    let mut chunks = Vec::new();
+    for chunk in 1..=8 {
+        let data = store_on(&cluster, 0, chunk, 512 << 10).await;
+        chunks.push(wanted(&cluster, chunk, &data, &[0]));
+    }
+    let started = clock::now();
+    let answers = copy(&cluster, 1, chunks[..4].to_vec(), 2 << 20).await;
+    assert!(answers.iter().all(|answer| answer.error == 0));
+    let took = started.elapsed();
+    assert!(took > Duration::from_millis(600), "2 MiB at 2 MiB/s took {took:?}");
+
+    let request = CopyChunksRequest { chunks: chunks[4..].to_vec(), bytes_per_second: 100_000 };
+    let answers = cluster.client(1).copy_chunks(request).await.unwrap();
+    clock::sleep(Duration::from_millis(200)).await;
+    drop(answers);
+    clock::sleep(Duration::from_millis(500)).await;
+    let held = list(&cluster, 1).await;
+    assert!(held.chunks.iter().all(|held| held.chunk <= 4), "{:?}", held.chunks);
+    // What was half copied does not stand in the way of the next try.
+    let answers = copy(&cluster, 1, chunks[4..].to_vec(), 0).await;
+    assert!(answers.iter().all(|answer| answer.error == 0), "{answers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_make_no_sense_are_refused_by_name() {
+    let cluster = Cluster::start(1).await;
+    let mut client = cluster.client(0);
+    let refused = |error: tonic::Status| assert_eq!(wire_error_of(&error).kind, ErrorKind::InvalidArgument);
+    let summaries = [
+        (0, 1, 1),
+        (1 << 63, 1, 1),
+        (1, 0, 1),
+        (1, (1 << 32) + 1, 1),
+        (1, 1, 0),
+        (1, 1, 4097),
+        (1, u64::MAX, u32::MAX),
+    ];
+    for (first, span, ranges) in summaries {
+        refused(client.summarize_chunks(SummarizeChunksRequest { first, span, ranges }).await.unwrap_err());
+    }
+    let most = SummarizeChunksRequest { first: i64::MAX as u64, span: 1 << 32, ranges: 4096 };
+    assert_eq!(client.summarize_chunks(most).await.unwrap().into_inner().ranges.len(), 4096);
+    for (first, last, limit) in
+        [(0, 1, 1), (1, 0, 1), (2, 1, 1), (1, u64::MAX, 1), (1, 2, 0), (1, 2, 65_537), (1, 2, u32::MAX)]
+    {
+        refused(client.list_chunks(ListChunksRequest { first, last, limit }).await.unwrap_err());
+    }
+
+    let good = wanted(&cluster, 1, &[1; 10], &[0]);
+    type Break = fn(&mut CopyChunk);
+    let breaks: [Break; 10] = [
+        |c| c.chunk = 0,
+        |c| c.chunk = u64::MAX,
+        |c| c.set = 0,
+        |c| c.length = 0,
+        |c| c.length = (64 << 20) + 1,
+        |c| c.sources.clear(),
+        |c| c.sources = vec![c.sources[0].clone(); 33],
+        |c| c.sources[0].node = vec![1; 15].into(),
+        |c| c.sources[0].address = "nowhere".into(),
+        |c| c.sources[0].address = "host:0".into(),
+    ];
+    for spoil in breaks {
+        let mut chunk = good.clone();
+        spoil(&mut chunk);
+        let request = CopyChunksRequest { chunks: vec![chunk], bytes_per_second: 0 };
+        refused(client.copy_chunks(request).await.map(drop).unwrap_err());
+    }
+    for chunks in
+        [vec![], vec![good.clone(); 2], (1..=4097).map(|n| CopyChunk { chunk: n, ..good.clone() }).collect()]
+    {
+        refused(
+            client
+                .copy_chunks(CopyChunksRequest { chunks, bytes_per_second: 0 })
+                .await
+                .map(drop)
+                .unwrap_err(),
+        );
+    }
+}
