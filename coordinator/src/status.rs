@@ -1,14 +1,18 @@
-//! What is wrong with the cluster, as named codes, each with what to do about it.
+//! What is wrong with the cluster, by the named conditions of `cairn_proto::health`.
 
 use std::time::Duration;
 
+use cairn_proto::health::Condition;
 use cairn_proto::v1;
 
 use crate::archive::queue::{Shipping, Standing};
 use crate::config::LogAck;
 use crate::context::Policy;
 use crate::membership::state::{Members, NodeEntry, NodeState};
-use crate::store::ReplicaSet;
+use crate::ops::members::holds_place;
+use crate::store::{AdminState, Member, MemberState, ReplicaSet};
+use crate::workers::Worker;
+use crate::workers::repair::RepairWorker;
 
 /// A datanode with less than this part of its capacity free is nearly full: 10 %.
 const NEAR_FULL_PART: u64 = 10;
@@ -17,165 +21,172 @@ const NEAR_FULL_PART: u64 = 10;
 const LOG_BEHIND_MAX: Duration = Duration::from_secs(10);
 
 struct Finding {
-    code: &'static str,
-    error: bool,
+    condition: Condition,
     detail: String,
-    remedy: String,
 }
 
-/// Everything that is not well; empty when all is.
-pub(crate) fn health(
-    members: &Members,
-    policy: &Policy,
-    faults: u64,
-    store_failed: bool,
-    shipping: &Shipping,
-) -> Vec<v1::HealthCode> {
+/// What is known of the cluster besides its members.
+#[derive(Debug)]
+pub(crate) struct Facts<'a> {
+    pub(crate) policy: &'a Policy,
+    pub(crate) shipping: &'a Shipping,
+    pub(crate) store_failed: bool,
+    /// Rows in the queue of faults.
+    pub(crate) faults: u64,
+    /// Chunks of which no copy is known to be sound.
+    pub(crate) lost_chunks: u64,
+    /// Since when metadata is known to have gone backwards.
+    pub(crate) rolled_back: bool,
+    pub(crate) workers: &'a [v1::WorkerStatus],
+}
+
+/// Everything that is not well, errors first; empty when all is.
+pub(crate) fn health(members: &Members, facts: &Facts<'_>) -> Vec<v1::HealthCode> {
     let mut found = Vec::new();
-    if store_failed {
-        found.push(Finding {
-            code: "STORE_FAILED",
-            error: true,
-            detail: "the disk of the metadata store has failed; nothing can be changed".into(),
-            remedy: "Look at the coordinator's log and its disk, then restart the coordinator.".into(),
-        });
+    let mut tell = |condition, detail: String| found.push(Finding { condition, detail });
+    if facts.store_failed {
+        tell(Condition::StoreFailed, "the metadata store takes no changes".into());
     }
-    found.extend(shipping.standing().into_iter().flat_map(|standing| log_health(&standing)));
-    found.extend(no_writes(members, policy));
+    if facts.rolled_back {
+        tell(Condition::MetadataRolledBack, "deletion is stopped".into());
+    }
+    if facts.lost_chunks > 0 {
+        let chunks = count(facts.lost_chunks, "chunk has", "chunks have");
+        tell(Condition::ChunksLost, format!("{chunks} no copy that is known to be sound"));
+    }
+    found.extend(facts.shipping.standing().into_iter().flat_map(|standing| log_health(&standing)));
+    found.extend(no_writes(members, facts.policy));
     for entry in members.nodes.values() {
-        found.extend(standing(entry));
-        found.extend(disks(entry));
-        found.extend(near_full(entry));
+        found.extend(standing(entry, members));
+        if entry.row.admin != AdminState::Out {
+            found.extend(disks(entry));
+            found.extend(near_full(entry));
+        }
     }
-    found.extend(degraded(members, faults));
+    found.extend(degraded(members, facts.faults));
+    found.extend(work(facts.workers));
+    found.sort_by_key(|finding| !finding.condition.is_error());
     let to_wire = |finding: Finding| v1::HealthCode {
-        code: finding.code.into(),
+        code: finding.condition.code().into(),
         detail: finding.detail,
-        remedy: finding.remedy,
-        error: finding.error,
+        remedy: finding.condition.remedy().into(),
+        error: finding.condition.is_error(),
     };
     found.into_iter().map(to_wire).collect()
 }
 
+fn count(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
 /// Whether what was changed is also in the second place.
-fn log_health(standing: &Standing) -> Vec<Finding> {
-    let mut found = Vec::new();
+fn log_health(standing: &Standing) -> Option<Finding> {
     if standing.behind > LOG_BEHIND_MAX {
-        let waits = standing.ack == LogAck::Shipped;
         let why = standing.error.as_ref().or(standing.base_error.as_ref());
-        found.push(Finding {
-            code: "LOG_BEHIND",
-            error: waits,
-            detail: format!(
-                "the second place of the metadata log has lacked something for {} s: it has commit {} of {}{}{}",
-                standing.behind.as_secs(),
-                standing.shipped,
-                standing.committed,
-                if standing.covered { "" } else { ", and no base backup that leads there yet" },
-                why.map(|why| format!(" ({why})")).unwrap_or_default(),
-            ),
-            remedy: if waits {
-                "Changes wait for it. Bring the place back (log_ship), or set log_ack = \"async\" and restart the \
-                 coordinator."
-                    .into()
-            } else {
-                "Bring the place back (log_ship): what is missing is sent by itself.".into()
-            },
-        });
-    } else if let Some(why) = &standing.base_error {
-        found.push(Finding {
-            code: "BACKUP_FAILED",
-            error: false,
-            detail: format!("the last backup of the metadata failed: {why}"),
-            remedy: "Look at the place (log_ship) and at the coordinator's log; it is tried again by itself."
-                .into(),
-        });
+        let detail = format!(
+            "the second place of the metadata log has lacked something for {} s: it has commit {} of {}{}{}{}",
+            standing.behind.as_secs(),
+            standing.shipped,
+            standing.committed,
+            if standing.covered { "" } else { ", and no base backup that leads there yet" },
+            if standing.ack == LogAck::Shipped { "; changes wait for it" } else { "" },
+            why.map(|why| format!(" ({why})")).unwrap_or_default(),
+        );
+        return Some(Finding { condition: Condition::LogBehind, detail });
     }
-    found
+    let why = standing.base_error.as_ref()?;
+    Some(Finding { condition: Condition::BackupFailed, detail: why.to_string() })
 }
 
 fn no_writes(members: &Members, policy: &Policy) -> Option<Finding> {
     let up = members.nodes.values().filter(|entry| entry.state == NodeState::Up).count();
     let needed = policy.min_replicas as usize;
-    (up < needed).then(|| Finding {
-        code: "NO_WRITES",
-        error: true,
-        detail: format!("{up} datanodes are up; writes need {needed}"),
-        remedy: "Start more datanodes; writers wait and go on by themselves.".into(),
-    })
+    let detail = format!("{up} datanodes are up; writes need {needed}");
+    (up < needed).then_some(Finding { condition: Condition::NoWrites, detail })
 }
 
-fn standing(entry: &NodeEntry) -> Option<Finding> {
+fn standing(entry: &NodeEntry, members: &Members) -> Vec<Finding> {
     let name = name_of(entry);
-    match entry.state {
-        NodeState::Up => None,
-        NodeState::Suspect => Some(Finding {
-            code: "NODE_SUSPECT",
-            error: false,
-            detail: format!("{name} is silent; no new chunks are placed there"),
-            remedy: "If it does not come back within seconds, look at its process and network.".into(),
-        }),
-        NodeState::Lost => Some(Finding {
-            code: "NODE_LOST",
-            error: false,
-            detail: format!("{name} is lost; its copies are made again elsewhere"),
-            remedy:
-                "Start it again with the same data directory: what is still good there is used. If it is \
-                     gone for good, remove it."
-                    .into(),
-        }),
-        NodeState::Down => Some(Finding {
-            code: "NODE_DOWN",
-            error: false,
-            detail: format!("{name} is down; its chunks are read from other copies"),
-            remedy: "Start it again with the same data directory.".into(),
-        }),
+    let places = members.sets.values().filter(|set| holds_place(set, entry.row.id)).count();
+    let mut found = Vec::new();
+    let mut tell = |condition, detail| found.push(Finding { condition, detail });
+    match entry.row.admin {
+        // Whatever becomes of it: it is gone.
+        AdminState::Out => return found,
+        AdminState::Draining => tell(
+            Condition::NodeDraining,
+            match places {
+                0 => format!("{name} is empty and can be removed"),
+                _ => format!(
+                    "{name} still has a place in {}",
+                    count(places as u64, "replica set", "replica sets")
+                ),
+            },
+        ),
+        AdminState::In => {}
     }
+    match entry.state {
+        NodeState::Up => {}
+        NodeState::Suspect => tell(Condition::NodeSuspect, format!("{name} is silent")),
+        NodeState::Down => tell(Condition::NodeDown, format!("{name} is down")),
+        NodeState::Lost => tell(Condition::NodeLost, format!("{name} is lost")),
+    }
+    found
 }
 
 fn disks(entry: &NodeEntry) -> Vec<Finding> {
-    let faulty = entry.report.disks.iter().filter(|disk| !disk.fault.is_empty());
-    let finding = |disk: &v1::DiskHealth| Finding {
-        code: "DISK_FAULT",
-        error: true,
-        detail: format!("{}, {}: {}", name_of(entry), disk.path, disk.fault),
-        remedy: "Replace the disk, then start the datanode again; other copies serve meanwhile.".into(),
-    };
-    faulty.map(finding).collect()
+    let name = name_of(entry);
+    let mut found = Vec::new();
+    for disk in &entry.report.disks {
+        if !disk.fault.is_empty() {
+            let detail = format!("{name}, {}: {}", disk.path, disk.fault);
+            found.push(Finding { condition: Condition::DiskFault, detail });
+        } else if disk.slow {
+            found.push(Finding { condition: Condition::DiskSlow, detail: format!("{name}, {}", disk.path) });
+        }
+    }
+    found
 }
 
 fn near_full(entry: &NodeEntry) -> Option<Finding> {
     let capacity = entry.report.capacity;
-    (capacity > 0 && entry.free() < capacity / NEAR_FULL_PART).then(|| Finding {
-        code: "NODE_NEAR_FULL",
-        error: false,
-        detail: format!("{} has {} MiB of {} MiB left", name_of(entry), entry.free() >> 20, capacity >> 20),
-        remedy: "Add disks or datanodes: new chunks go to those with room.".into(),
-    })
+    let detail = format!("{} has {} MiB of {} MiB left", name_of(entry), entry.free() >> 20, capacity >> 20);
+    let near = capacity > 0 && entry.free() < capacity / NEAR_FULL_PART;
+    near.then_some(Finding { condition: Condition::NodeNearFull, detail })
 }
 
 fn degraded(members: &Members, faults: u64) -> Option<Finding> {
-    let down = |set: &&ReplicaSet| {
-        let state = |node| members.nodes.get(&node).map(|entry| entry.state);
-        set.members
-            .nodes()
-            .any(|node| state(node).is_none_or(|state| matches!(state, NodeState::Down | NodeState::Lost)))
+    let present = |member: &Member| {
+        let state = members.nodes.get(&member.node).map(|entry| entry.state);
+        matches!(state, Some(NodeState::Up | NodeState::Suspect))
     };
-    let short = members.sets.values().filter(|set| set.members.0.len() < set.replicas as usize).count();
-    let down = members.sets.values().filter(down).count();
-    (faults > 0 || short > 0 || down > 0).then(|| Finding {
-        code: "CHUNKS_DEGRADED",
-        error: false,
-        detail: format!(
-            "{faults} copies are missing; of {} replica sets {short} have too few members and {down} have \
-             members that are down",
-            members.sets.len()
-        ),
-        remedy:
-            "Bring all datanodes back and have as many as there shall be copies. This version does not make \
-                 up for copies that were missed meanwhile."
-                .into(),
-    })
+    let holders = |set: &ReplicaSet| {
+        let holds = |member: &&Member| matches!(member.state, MemberState::Active | MemberState::Leaving);
+        set.members.0.iter().filter(holds).filter(|member| present(member)).count()
+    };
+    let short = members.sets.values().filter(|set| holders(set) < set.replicas as usize).count();
+    let detail = format!(
+        "{} missing or bad; {short} of {} replica sets have fewer members that are up and hold everything than \
+         there shall be copies",
+        count(faults, "copy is", "copies are"),
+        members.sets.len()
+    );
+    (faults > 0 || short > 0).then_some(Finding { condition: Condition::ChunksDegraded, detail })
+}
+
+fn work(workers: &[v1::WorkerStatus]) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for worker in workers {
+        if worker.state() == v1::WorkerState::Paused {
+            found.push(Finding {
+                condition: Condition::WorkPaused,
+                detail: format!("{} is paused", worker.name),
+            });
+        } else if worker.name == RepairWorker::NAME && !worker.error.is_empty() {
+            found.push(Finding { condition: Condition::RepairStalled, detail: worker.error.clone() });
+        }
+    }
+    found
 }
 
 fn name_of(entry: &NodeEntry) -> String {

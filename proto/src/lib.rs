@@ -5,6 +5,7 @@
 pub mod checksum;
 pub mod digest;
 mod error;
+pub mod health;
 mod ids;
 pub mod limits;
 mod name;

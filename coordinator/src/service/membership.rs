@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cairn_proto::{ClusterId, ErrorKind, NodeId, v1};
+use cairn_proto::limits::BATCH_MAX;
+use cairn_proto::{ChunkId, ClusterId, ErrorKind, NodeId, v1};
 use cairn_runtime::clock;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,11 +19,12 @@ use crate::error::OpError;
 use crate::membership::map::admin_to_wire;
 use crate::membership::state::{Event, Report};
 use crate::ops;
-use crate::ops::gc::Position;
+use crate::ops::gc::{Position, Stopped};
 use crate::ops::members::NodeWish;
 use crate::ops::rollback::Seen;
 use crate::status;
 use crate::store::{AdminState, Count, Datanode, Labels};
+use crate::workers::repair::RepairWorker;
 use crate::workers::{Worker, placement};
 
 /// Answers under way to one datanode.
@@ -145,7 +147,8 @@ pub(super) async fn heartbeat(
 ) -> Result<Replies<v1::HeartbeatResponse>, OpError> {
     let (answers, stream) = mpsc::channel(ANSWERS);
     let number = shared.streams.fetch_add(1, Ordering::Relaxed);
-    let beats = Beats { shared: Arc::clone(&shared), requests, answers, number, node: None, revision: 0 };
+    let beats =
+        Beats { shared: Arc::clone(&shared), requests, answers, number, node: None, revision: 0, beat: 0 };
     shared.shutdown.spawn(beats.run());
     Ok(Box::pin(ReceiverStream::new(stream)))
 }
@@ -160,6 +163,8 @@ struct Beats {
     node: Option<NodeId>,
     /// Of the map that the datanode has.
     revision: u64,
+    /// The last beat of which everything is recorded.
+    beat: u64,
 }
 
 impl Beats {
@@ -171,7 +176,7 @@ impl Beats {
             let sent = tokio::select! {
                 () = &mut stop => break,
                 request = self.requests.message() => match request {
-                    Ok(Some(request)) => self.on_beat(request),
+                    Ok(Some(request)) => self.on_beat(request).await,
                     Ok(None) => break,
                     // A message that can not be read: its sender shall know.
                     Err(status) => {
@@ -199,7 +204,7 @@ impl Beats {
         }
     }
 
-    fn on_beat(&mut self, request: v1::HeartbeatRequest) -> Result<(), OpError> {
+    async fn on_beat(&mut self, request: v1::HeartbeatRequest) -> Result<(), OpError> {
         let node = NodeId::from_wire(&request.node)?;
         let incarnation = incarnation(&request.incarnation)?;
         if self.node.is_some_and(|known| known != node) {
@@ -214,6 +219,8 @@ impl Beats {
         cluster.apply(Event::Beat { node, incarnation, stream: self.number, report, now, now_ns })?;
         // The first answer brings the map in any case: the datanode's may be of an earlier reign.
         self.node = Some(node);
+        record_bad(&self.shared, node, &request.bad).await?;
+        self.beat = self.beat.max(request.beat);
         Ok(())
     }
 
@@ -230,9 +237,33 @@ impl Beats {
             sequence: self.shared.context.sequence.get(),
         };
         let response =
-            v1::HeartbeatResponse { map, term: cluster.term(), fence: Some(fence), ..Default::default() };
+            v1::HeartbeatResponse { map, term: cluster.term(), fence: Some(fence), beat: self.beat };
         matches!(clock::timeout(SEND_TIME, self.answers.send(Ok(response))).await, Ok(Ok(())))
     }
+}
+
+/// Records copies that a datanode has found to be bad; durable on return.
+async fn record_bad(shared: &Shared, node: NodeId, bad: &[v1::BadChunk]) -> Result<(), OpError> {
+    if bad.is_empty() {
+        return Ok(());
+    }
+    if bad.len() > BATCH_MAX {
+        return Err(OpError::invalid(format!("{} bad chunks; at most {BATCH_MAX} are possible", bad.len())));
+    }
+    let chunks = bad.iter().map(|bad| ChunkId::new(bad.chunk)).collect::<Result<Vec<_>, _>>()?;
+    let record = move |tx: &mut crate::executor::Tx| {
+        let mut news = 0;
+        for chunk in chunks {
+            news += u64::from(ops::faults::record(tx, chunk, node)?);
+        }
+        Ok(news)
+    };
+    let news = shared.executor.run(record).await?;
+    if news > 0 {
+        tracing::warn!(node = %node, copies = news, "a datanode has found copies that are bad or missing");
+        shared.workers.wake(RepairWorker::NAME);
+    }
+    Ok(())
 }
 
 pub(super) async fn list_nodes(shared: &Shared) -> Result<v1::ListNodesResponse, OpError> {
@@ -251,13 +282,18 @@ pub(super) async fn get_status(shared: &Shared) -> Result<v1::GetStatusResponse,
     let cluster = &shared.context.cluster;
     let sessions = shared.context.sessions.list();
     let context = &shared.context;
-    let health = status::health(
-        &cluster.members(),
-        &context.policy,
+    let workers = shared.workers.list();
+    let rolled_back = crate::workers::gc::stopped(shared).await?;
+    let facts = status::Facts {
+        policy: &context.policy,
+        shipping: &context.shipping,
+        store_failed: shared.executor.has_failed(),
         faults,
-        shared.executor.has_failed(),
-        &context.shipping,
-    );
+        lost_chunks: shared.lost_chunks.load(Ordering::Relaxed),
+        rolled_back: matches!(rolled_back, Some(Stopped::RolledBack { .. })),
+        workers: &workers,
+    };
+    let health = status::health(&cluster.members(), &facts);
     let session_info = |session: &crate::sessions::SessionView| v1::SessionInfo {
         session: session.id.to_wire(),
         description: session.description.clone(),
@@ -277,7 +313,7 @@ pub(super) async fn get_status(shared: &Shared) -> Result<v1::GetStatusResponse,
         schema: crate::store::SCHEMA,
         started_ns: shared.started_ns,
         session_list: sessions.iter().map(session_info).collect(),
-        workers: shared.workers.list(),
+        workers,
         metadata_log: context.shipping.standing().map(metadata_log),
     })
 }
