@@ -136,6 +136,7 @@ impl Copier {
             CopyChunksResponse { chunk: wanted.chunk.get(), failed, ..CopyChunksResponse::default() };
         match result {
             Ok(bytes) => {
+                self.node.disks.bad().forget(wanted.chunk);
                 answer.bytes = bytes;
                 ::metrics::counter!(metrics::COPIED).increment(1);
                 debug!(chunk = %wanted.chunk, bytes, "a copy is here");

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use cairn_proto::{ChunkId, v1};
+use cairn_proto::{ChunkId, ErrorKind, v1};
 use cairn_runtime::disk::Disk;
 use cairn_runtime::threads::Pool;
 
+use crate::bad::BadChunks;
 use crate::store::{
     ChunkReader, DiskStore, Found, Purpose, StoreError, StoreOptions, SyncCallback, Writer, disk_bytes,
     verify_on_device,
@@ -19,22 +20,36 @@ const DISK_QUEUE: usize = 256;
 /// All chunk stores of the node.
 pub(crate) struct Disks {
     stores: Vec<Arc<DiskStore>>,
+    bad: Arc<BadChunks>,
     pool: Pool,
 }
 
 impl Disks {
     /// Opens every store. Blocks while indexes are rebuilt.
     pub(crate) fn open(disks: &[Arc<dyn Disk>], options: StoreOptions) -> Result<Self, StoreError> {
+        let bad = Arc::<BadChunks>::default();
         let stores = disks
             .iter()
-            .map(|disk| DiskStore::open(Arc::clone(disk), options).map(Arc::new))
+            .map(|disk| DiskStore::open(Arc::clone(disk), options, Arc::clone(&bad)).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
         let pool = Pool::start("disk", DISK_THREADS, DISK_QUEUE).map_err(|source| StoreError::Io {
             disk: "the process".into(),
             doing: "starting threads",
             source,
         })?;
-        Ok(Self { stores, pool })
+        let disks = Self { stores, bad, pool };
+        // What was set aside in an earlier run may not have been told then.
+        for chunk in disks.stores.iter().flat_map(|store| store.set_aside()) {
+            if disks.find(chunk).is_some_and(|(_, found)| !found.is_sound()) {
+                disks.bad.report(chunk, ErrorKind::Corrupt);
+            }
+        }
+        Ok(disks)
+    }
+
+    /// Copies that turned out bad.
+    pub(crate) fn bad(&self) -> &BadChunks {
+        &self.bad
     }
 
     /// Reserves room for a new chunk on the writable disk with the most of it.

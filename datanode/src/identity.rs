@@ -1,10 +1,11 @@
 //! What a data directory says of itself: which node it belongs to, in which cluster, in which format;
-//! and the highest (term, epoch) that the node has seen, below which no deletion is obeyed.
+//! and the highest position of the metadata that the node has seen, below which no deletion is obeyed.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use cairn_proto::{ClusterId, NodeId};
+use cairn_proto::{ClusterId, NodeId, v1};
 use cairn_runtime::disk::Disk;
 use cairn_runtime::random;
 use serde::de::DeserializeOwned;
@@ -38,11 +39,52 @@ pub(crate) struct Identity {
     pub(crate) cluster: Option<ClusterId>,
 }
 
-/// Position of the coordinator's history that a deletion must not lie behind.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// Position of the coordinator's history that a deletion must not lie behind. Each part of it only
+/// rises, unless the metadata went back to an older state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fence {
     pub(crate) term: u64,
     pub(crate) epoch: u64,
+    /// Commits of the metadata store; files of older versions have none.
+    #[serde(default)]
+    pub(crate) sequence: u64,
+}
+
+impl Fence {
+    /// Whether any part is lower than in `other`. A later term does not excuse a lower sequence: a
+    /// coordinator on a restored backup starts a new term too.
+    pub(crate) fn is_behind(self, other: Self) -> bool {
+        self.term < other.term || self.epoch < other.epoch || self.sequence < other.sequence
+    }
+
+    /// The highest of each part.
+    pub(crate) fn join(self, other: Self) -> Self {
+        Self {
+            term: self.term.max(other.term),
+            epoch: self.epoch.max(other.epoch),
+            sequence: self.sequence.max(other.sequence),
+        }
+    }
+
+    /// Whether a metadata store can be there: its numbers are signed. A fence beyond would shut out
+    /// every deletion to come.
+    pub(crate) fn is_possible(self) -> bool {
+        [self.term, self.epoch, self.sequence].iter().all(|&part| part <= i64::MAX as u64)
+    }
+
+    pub(crate) fn from_wire(fence: &v1::Fence) -> Self {
+        Self { term: fence.term, epoch: fence.epoch, sequence: fence.sequence }
+    }
+
+    pub(crate) fn to_wire(self) -> v1::Fence {
+        v1::Fence { term: self.term, epoch: self.epoch, sequence: self.sequence }
+    }
+}
+
+impl fmt::Display for Fence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "term {}, epoch {}, sequence {}", self.term, self.epoch, self.sequence)
+    }
 }
 
 /// Reads the identities of all data directories and gives new directories the node's.
@@ -113,14 +155,22 @@ pub(crate) fn join(disks: &[Arc<dyn Disk>], cluster: ClusterId) -> Result<(), St
 pub(crate) fn read_fence(disks: &[Arc<dyn Disk>]) -> Result<Fence, StoreError> {
     let mut highest = Fence::default();
     for disk in disks {
-        highest = highest.max(read(&**disk, FENCE)?.unwrap_or_default());
+        highest = highest.join(read(&**disk, FENCE)?.unwrap_or_default());
     }
     Ok(highest)
 }
 
-/// Records a fence in every directory. Durable on return.
+/// Records a fence in every directory that takes it, one at least. Durable on return.
 pub(crate) fn write_fence(disks: &[Arc<dyn Disk>], fence: Fence) -> Result<(), StoreError> {
-    disks.iter().try_for_each(|disk| replace(&**disk, FENCE, &fence))
+    let mut written = 0;
+    let mut failed = Ok(());
+    for disk in disks {
+        match replace(&**disk, FENCE, &fence) {
+            Ok(()) => written += 1,
+            Err(error) => failed = Err(error),
+        }
+    }
+    if written > 0 { Ok(()) } else { failed }
 }
 
 fn read_identity(disk: &dyn Disk) -> Result<Option<IdentityFile>, StoreError> {
@@ -256,11 +306,23 @@ mod tests {
     }
 
     #[test]
+    fn metadata_that_went_backwards_is_behind_also_in_a_later_term() {
+        let seen = Fence { term: 5, epoch: 9, sequence: 1000 };
+        assert!(!seen.is_behind(seen) && !Fence { sequence: 1001, ..seen }.is_behind(seen));
+        assert!(Fence { term: 6, epoch: 9, sequence: 800 }.is_behind(seen));
+        assert!(Fence { term: 6, epoch: 8, sequence: 1001 }.is_behind(seen));
+        assert!(Fence { term: 4, epoch: 10, sequence: 1001 }.is_behind(seen));
+    }
+
+    #[test]
     fn the_fence_is_found_again() {
         let dir = tempfile::tempdir().unwrap();
         let disks = [disk(dir.path())];
         assert_eq!(read_fence(&disks).unwrap(), Fence::default());
-        let fence = Fence { term: 3, epoch: 9 };
+        let old = disks[0].create_new(Path::new(FENCE)).unwrap();
+        old.write_at(br#"{"term":3,"epoch":8}"#, 0).unwrap();
+        assert_eq!(read_fence(&disks).unwrap(), Fence { term: 3, epoch: 8, sequence: 0 });
+        let fence = Fence { term: 3, epoch: 9, sequence: 70 };
         write_fence(&disks, fence).unwrap();
         write_fence(&disks, fence).unwrap();
         assert_eq!(read_fence(&disks).unwrap(), fence);

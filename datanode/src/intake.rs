@@ -11,6 +11,7 @@ use std::time::Duration;
 use cairn_proto::v1::{StoreFrame, StoreHeader};
 use cairn_proto::{ChunkId, Epoch, ErrorKind, NodeId, ReplicaSetId, WireError};
 use cairn_runtime::clock;
+use futures::{Stream, StreamExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Status, Streaming};
 use tracing::debug;
@@ -76,19 +77,22 @@ impl Intake {
 
     /// Handles frames until the stream ends, breaks, or the node stops. Returns why it broke: a
     /// message that can not be read is its sender's mistake, and it shall know.
-    pub(crate) async fn run(mut self, mut frames: Streaming<StoreFrame>) -> Option<Status> {
+    pub(crate) async fn run<S>(mut self, mut frames: S) -> Option<Status>
+    where
+        S: Stream<Item = Result<StoreFrame, Status>> + Unpin,
+    {
         let mut failure = None;
         let mut life = clock::interval(LIFE_INTERVAL);
         let stop = self.node.stop.clone();
         loop {
             tokio::select! {
-                frame = frames.message() => match frame {
-                    Ok(Some(frame)) => {
+                frame = frames.next() => match frame {
+                    Some(Ok(frame)) => {
                         self.on_frame(frame).await;
                         self.outbox.give_way().await;
                     }
-                    Ok(None) => break,
-                    Err(status) => {
+                    None => break,
+                    Some(Err(status)) => {
                         debug!(role = self.role.name(), error = status.message(), "a stream broke");
                         failure = Some(status);
                         break;
@@ -118,11 +122,14 @@ impl Intake {
     }
 
     /// Lets the chunks that are under way arrive, for a moment.
-    async fn wind_down(&mut self, frames: &mut Streaming<StoreFrame>) {
+    async fn wind_down<S>(&mut self, frames: &mut S)
+    where
+        S: Stream<Item = Result<StoreFrame, Status>> + Unpin,
+    {
         let deadline = clock::now() + STOP_GRACE;
         while !self.uploads.is_empty() {
-            match clock::timeout_at(deadline, frames.message()).await {
-                Ok(Ok(Some(frame))) => {
+            match clock::timeout_at(deadline, frames.next()).await {
+                Ok(Some(Ok(frame))) => {
                     self.on_frame(frame).await;
                     self.outbox.give_way().await;
                 }

@@ -8,6 +8,7 @@
 //! ```
 
 mod assembly;
+mod bad;
 mod config;
 mod copy;
 mod disks;
@@ -22,6 +23,7 @@ mod metrics;
 mod node;
 mod outbox;
 mod pace;
+mod repack;
 mod replication;
 mod server;
 mod service;

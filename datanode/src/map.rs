@@ -82,7 +82,7 @@ impl Map {
 
     /// Where this map stands for deletions.
     pub(crate) fn fence(&self) -> Fence {
-        Fence { term: self.term, epoch: self.epoch }
+        Fence { term: self.term, epoch: self.epoch, sequence: 0 }
     }
 
     fn order(&self) -> (u64, u64) {

@@ -2,7 +2,7 @@
 //! disks are, adopts every map it sends, and takes leave.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use cairn_proto::limits::MESSAGE_SIZE_MAX;
@@ -20,7 +20,7 @@ use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 use crate::DatanodeError;
-use crate::identity;
+use crate::identity::{self, Fence};
 use crate::map::Map;
 use crate::metrics;
 use crate::node::Node;
@@ -53,6 +53,8 @@ pub(crate) struct Membership {
     /// Cancelled when the node takes leave.
     leave: CancellationToken,
     registered: Arc<AtomicBool>,
+    /// Beats sent, of all connections.
+    beats: AtomicU64,
 }
 
 /// How one connection to the coordinator ended.
@@ -70,7 +72,15 @@ impl Membership {
         registered: Arc<AtomicBool>,
     ) -> Self {
         let cluster = std::sync::Mutex::new(cluster);
-        Self { node, coordinator, incarnation: random::uuid(), cluster, leave, registered }
+        Self {
+            node,
+            coordinator,
+            incarnation: random::uuid(),
+            cluster,
+            leave,
+            registered,
+            beats: AtomicU64::new(0),
+        }
     }
 
     /// Stays a member until it is time to leave.
@@ -132,7 +142,7 @@ impl Membership {
             version: about.version,
             incarnation: bytes::Bytes::copy_from_slice(self.incarnation.as_bytes()),
             chunk_max: self.node.disks.chunk_max(),
-            ..RegisterDataNodeRequest::default()
+            fence: Some(self.node.fence().to_wire()),
         };
         let answer = tokio::select! {
             answer = clock::timeout(REGISTER_MAX, client.register_data_node(request)) => answer,
@@ -180,6 +190,7 @@ impl Membership {
     /// Sends heartbeats until the connection breaks or it is time to leave.
     async fn heartbeat(&self, mut client: Client, interval: Duration) -> Ended {
         let (beats, queue) = mpsc::channel(4);
+        self.node.disks.bad().on_reconnect();
         if beats.try_send(self.beat(false)).is_err() {
             return Ended::Broken("the first heartbeat could not be queued".into());
         }
@@ -198,11 +209,19 @@ impl Membership {
                         return Ended::Broken(format!("silent for {} s", SILENCE_MAX.as_secs()));
                     }
                     // A full queue means that the coordinator is slow; the next beat says as much.
-                    let _ = beats.try_send(self.beat(false));
+                    let beat = self.beat(false);
+                    let number = beat.beat;
+                    if beats.try_send(beat).is_err() {
+                        self.node.disks.bad().on_unsent(number);
+                    }
                 }
                 answer = answers.message() => match answer {
                     Ok(Some(answer)) => {
                         heard = clock::now();
+                        self.node.disks.bad().on_recorded(answer.beat);
+                        if let Some(fence) = answer.fence {
+                            self.see(Fence::from_wire(&fence)).await;
+                        }
                         if let Some(map) = answer.map {
                             self.adopt(&map).await;
                         }
@@ -225,6 +244,7 @@ impl Membership {
 
     fn beat(&self, leaving: bool) -> HeartbeatRequest {
         let about = self.node.describe();
+        let beat = self.beats.fetch_add(1, Ordering::Relaxed) + 1;
         ::metrics::gauge!(metrics::CHUNKS).set(self.node.disks.chunks() as f64);
         ::metrics::gauge!(metrics::USED_BYTES).set(about.used as f64);
         ::metrics::gauge!(metrics::ROOM_BYTES).set(about.capacity.saturating_sub(about.used) as f64);
@@ -237,7 +257,9 @@ impl Membership {
             map_revision: self.node.maps.get().revision,
             incarnation: bytes::Bytes::copy_from_slice(self.incarnation.as_bytes()),
             leaving,
-            ..HeartbeatRequest::default()
+            bad: self.node.disks.bad().tell(beat),
+            beat,
+            scrub: None,
         }
     }
 
@@ -256,11 +278,19 @@ impl Membership {
             return;
         }
         self.node.partners.adopt(&self.node.maps.get());
+        self.see(seen).await;
+    }
+
+    /// Takes note of where the metadata is.
+    async fn see(&self, seen: Fence) {
+        if !self.node.see_fence(seen) {
+            return;
+        }
         let node = Arc::clone(&self.node);
-        match self.node.disks.pool().run(move || node.raise_fence(seen)).await {
+        match self.node.disks.pool().run(move || node.store_fence()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => error!(%error, "the newest epoch could not be recorded"),
-            Err(error) => warn!(%error, "the newest epoch is recorded later"),
+            Ok(Err(error)) => error!(%error, "the position of the metadata could not be recorded"),
+            Err(error) => warn!(%error, "the position of the metadata is recorded later"),
         }
     }
 }

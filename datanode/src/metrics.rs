@@ -36,5 +36,7 @@ pub(crate) const TRANSFERS: &str = "datanode_transfers";
 pub(crate) const COPIED: &str = "datanode_chunk_copied_total";
 /// Chunks that could not be fetched for repair.
 pub(crate) const COPY_FAILED: &str = "datanode_chunk_copy_failed_total";
+/// Chunks made out of parts of others.
+pub(crate) const REPACKED: &str = "datanode_chunk_repacked_total";
 /// Payload bytes fetched for repair.
 pub(crate) const COPIED_BYTES: &str = "datanode_chunk_copied_bytes_total";

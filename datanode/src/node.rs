@@ -1,9 +1,11 @@
 //! What all parts of a running datanode share.
 
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use cairn_proto::{ErrorKind, NodeId, WireError, v1};
+use cairn_runtime::clock::{self, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +19,9 @@ use crate::store::StoreError;
 const MEMORY_UNIT: usize = 1 << 10;
 /// `RetrieveChunk` streams at once, each holding some frames; others wait, then get `Overloaded`.
 const READS_MAX: usize = 128;
+
+/// The sequence of the metadata rises all the time: it is recorded at most this often, and at each deletion.
+const FENCE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What all parts of a running datanode share.
 pub(crate) struct Node {
@@ -32,7 +37,18 @@ pub(crate) struct Node {
     pub(crate) facts: Facts,
     memory: Arc<Semaphore>,
     memory_total: u32,
-    fence: Mutex<Fence>,
+    fence: Mutex<FenceState>,
+    /// Held while the fence is written.
+    fence_file: Mutex<()>,
+}
+
+/// What is known of the metadata's position.
+#[derive(Debug, Clone, Copy)]
+struct FenceState {
+    seen: Fence,
+    /// What the disks have.
+    stored: Fence,
+    stored_at: Option<Instant>,
 }
 
 /// What the node tells others about itself.
@@ -65,7 +81,8 @@ impl Node {
             facts,
             memory: Arc::new(Semaphore::new(units as usize)),
             memory_total: units,
-            fence: Mutex::new(fence),
+            fence: Mutex::new(FenceState { seen: fence, stored: fence, stored_at: None }),
+            fence_file: Mutex::new(()),
         }
     }
 
@@ -79,34 +96,56 @@ impl Node {
         Arc::clone(&self.memory).acquire_many_owned(units).await.ok()
     }
 
+    /// The highest position of the metadata that this node has seen.
+    pub(crate) fn fence(&self) -> Fence {
+        self.lock_fence().seen
+    }
+
     /// Checks that a deletion is not older than what this node has seen, and records what is new.
     /// Durable on return. Blocks.
     ///
     /// `StaleEpoch`: delete nothing.
     pub(crate) fn pass_fence(&self, asked: Fence) -> Result<(), WireError> {
-        let mut fence = self.fence.lock().unwrap_or_else(PoisonError::into_inner);
-        if asked < *fence {
+        let seen = self.fence();
+        if asked.is_behind(seen) {
             let text = format!(
-                "term {} epoch {} is behind term {} epoch {}",
-                asked.term, asked.epoch, fence.term, fence.epoch
+                "a deletion at {asked} is behind {seen}, which this datanode has seen: \
+                 the coordinator is an old one, or its metadata went backwards"
             );
             return Err(WireError::new(ErrorKind::StaleEpoch, text));
         }
-        self.raise(&mut fence, asked).map_err(|error| error.to_wire())
+        self.see_fence(asked);
+        self.store_fence().map_err(|error| error.to_wire())
     }
 
-    /// Records that a map of this position was seen. Blocks.
-    pub(crate) fn raise_fence(&self, seen: Fence) -> Result<(), StoreError> {
-        let mut fence = self.fence.lock().unwrap_or_else(PoisonError::into_inner);
-        self.raise(&mut fence, seen)
-    }
-
-    fn raise(&self, fence: &mut Fence, to: Fence) -> Result<(), StoreError> {
-        if to > *fence {
-            identity::write_fence(&self.disks.raw(), to)?;
-            *fence = to;
+    /// Takes note of a position; true when it is time to [`Self::store_fence`].
+    pub(crate) fn see_fence(&self, seen: Fence) -> bool {
+        if !seen.is_possible() {
+            return false;
         }
+        let mut fence = self.lock_fence();
+        fence.seen = fence.seen.join(seen);
+        let (seen, stored) = (fence.seen, fence.stored);
+        let is_due = fence.stored_at.is_none_or(|at| at.elapsed() >= FENCE_INTERVAL);
+        seen.term > stored.term || seen.epoch > stored.epoch || (seen != stored && is_due)
+    }
+
+    /// Records the highest position seen. Durable on return. Blocks.
+    pub(crate) fn store_fence(&self) -> Result<(), StoreError> {
+        let _writing = self.fence_file.lock().unwrap_or_else(PoisonError::into_inner);
+        let FenceState { seen, stored, .. } = *self.lock_fence();
+        if seen == stored {
+            return Ok(());
+        }
+        identity::write_fence(&self.disks.raw(), seen)?;
+        let mut fence = self.lock_fence();
+        fence.stored = seen;
+        fence.stored_at = Some(clock::now());
         Ok(())
+    }
+
+    fn lock_fence(&self) -> MutexGuard<'_, FenceState> {
+        self.fence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The node as others see it.

@@ -8,9 +8,9 @@ use cairn_proto::limits::{BLOCK_SIZE, LIST_MAX};
 use cairn_proto::v1::data_node_server::DataNode;
 use cairn_proto::v1::{
     ChunkError, ChunkStat, CopyChunksRequest, CopyChunksResponse, DeleteChunksRequest, DeleteChunksResponse,
-    GetNodeStatusRequest, GetNodeStatusResponse, ListChunksRequest, ListChunksResponse, RetrieveChunkRequest,
-    RetrieveFrame, StatChunksRequest, StatChunksResponse, StoreFrame, SummarizeChunksRequest,
-    SummarizeChunksResponse, SyncChunksRequest, SyncChunksResponse,
+    GetNodeStatusRequest, GetNodeStatusResponse, ListChunksRequest, ListChunksResponse, RepackChunksRequest,
+    RepackChunksResponse, RetrieveChunkRequest, RetrieveFrame, StatChunksRequest, StatChunksResponse,
+    StoreFrame, SummarizeChunksRequest, SummarizeChunksResponse, SyncChunksRequest, SyncChunksResponse,
 };
 use cairn_proto::{ChunkId, Epoch, ErrorKind, ReplicaSetId, WireError, status_from};
 use cairn_runtime::clock;
@@ -23,7 +23,7 @@ use crate::metrics;
 use crate::node::Node;
 use crate::outbox::AckStream;
 use crate::store::{ChunkReader, StoreError};
-use crate::{copy, intake, inventory, replication};
+use crate::{copy, intake, inventory, repack, replication};
 
 /// A read waits this long for one of the streams that are possible at once.
 const READ_WAIT: Duration = Duration::from_secs(5);
@@ -128,9 +128,10 @@ impl DataNode for Service {
 
     async fn repack_chunks(
         &self,
-        _request: Request<cairn_proto::v1::RepackChunksRequest>,
-    ) -> Result<Response<cairn_proto::v1::RepackChunksResponse>, Status> {
-        Err(Status::unimplemented("repack_chunks"))
+        request: Request<RepackChunksRequest>,
+    ) -> Result<Response<RepackChunksResponse>, Status> {
+        let made = repack::repack(&self.node, request.into_inner()).await;
+        made.map(Response::new).map_err(to_status)
     }
 
     async fn scrub(
@@ -155,13 +156,12 @@ impl DataNode for Service {
         let request = request.into_inner();
         let chunks = chunk_ids(&request.chunks).map_err(to_status)?;
         // Checked before it is recorded: a fence beyond what is possible would shut out every delete.
-        for value in [request.term, request.epoch] {
-            if value > i64::MAX as u64 {
-                let text = format!("a term or epoch of {value}; at most 2^63 - 1 is possible");
-                return Err(to_status(WireError::new(ErrorKind::InvalidArgument, text)));
-            }
+        let asked = Fence { term: request.term, epoch: request.epoch, sequence: request.sequence };
+        if !asked.is_possible() {
+            let text = format!("{asked}: at most 2^63 - 1 is possible");
+            return Err(to_status(WireError::new(ErrorKind::InvalidArgument, text)));
         }
-        let (node, asked) = (Arc::clone(&self.node), Fence { term: request.term, epoch: request.epoch });
+        let node = Arc::clone(&self.node);
         let fenced = self.node.disks.pool().run(move || node.pass_fence(asked)).await;
         fenced.map_err(|_| to_status(StoreError::Overloaded.to_wire()))?.map_err(to_status)?;
         let count = chunks.len();

@@ -26,11 +26,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cairn_proto::limits::CHUNK_SIZE_MAX;
-use cairn_proto::{ChunkId, v1};
+use cairn_proto::{ChunkId, ErrorKind, v1};
 use cairn_runtime::disk::Disk;
 use cairn_runtime::random;
 use cairn_runtime::threads::{self, Repeating, Wake};
 use tracing::{error, warn};
+
+use crate::bad::BadChunks;
 
 pub use error::StoreError;
 pub(crate) use reader::{ChunkReader, verify_on_device};
@@ -100,6 +102,8 @@ pub(crate) struct Shared {
     /// Where it is, for messages.
     name: String,
     options: StoreOptions,
+    /// Where copies that turn out bad are reported.
+    bad: Arc<BadChunks>,
     state: Mutex<State>,
     /// Wakes the syncer.
     work: Arc<Wake>,
@@ -111,12 +115,17 @@ impl DiskStore {
     /// Opens the store of a disk, rebuilding the index.
     ///
     /// `Unusable`: a newer format. `Io`: the disk can not be listed or read at all.
-    pub(crate) fn open(disk: Arc<dyn Disk>, options: StoreOptions) -> Result<Self, StoreError> {
+    pub(crate) fn open(
+        disk: Arc<dyn Disk>,
+        options: StoreOptions,
+        bad: Arc<BadChunks>,
+    ) -> Result<Self, StoreError> {
         let name = disk.describe();
         let shared = Arc::new(Shared {
             disk,
             name,
             options,
+            bad,
             state: Mutex::default(),
             work: Arc::default(),
             available: AtomicU64::new(0),
@@ -195,6 +204,13 @@ impl DiskStore {
         found
             .filter_map(|(&chunk, entry)| Some((ChunkId::new(chunk).ok()?, self.shared.found(entry))))
             .collect()
+    }
+
+    /// Chunks whose only copy on this disk is set aside.
+    pub(crate) fn set_aside(&self) -> Vec<ChunkId> {
+        let state = self.shared.lock();
+        let aside = state.index.iter().filter(|(_, entry)| entry.quarantined);
+        aside.filter_map(|(&chunk, _)| ChunkId::new(chunk).ok()).collect()
     }
 
     /// The highest id of a chunk that is held in any form; 0 when there is none.
@@ -354,6 +370,7 @@ impl Shared {
                 "a record is damaged and set aside"
             );
             metrics::counter!(crate::metrics::QUARANTINED).increment(1);
+            self.bad.report(chunk, ErrorKind::Corrupt);
             deletion::mark_quarantined(self, entry);
         }
         StoreError::Corrupt { chunk, disk: self.name.clone(), what: what.to_owned() }

@@ -266,3 +266,144 @@ async fn requests_that_make_no_sense_are_refused_by_name() {
         );
     }
 }
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let wait = async {
+        while !done() {
+            clock::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    clock::timeout(Duration::from_secs(10), wait).await.unwrap_or_else(|_| panic!("{what}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_copy_is_told_until_the_coordinator_has_recorded_it() {
+    use std::sync::atomic::Ordering;
+    let mut cluster = Cluster::start(1).await;
+    let id = cluster.nodes[0].id;
+    let data = store_on(&cluster, 0, 77, LEN).await;
+    damage(cluster.nodes[0].dir.path(), &data);
+    cluster.membership.records.store(false, Ordering::SeqCst);
+    assert!(retrieve(&mut cluster.client(0), 77, 0, LEN as u64).await.is_err());
+    let membership = std::sync::Arc::clone(&cluster.membership);
+    until("the bad copy is not told", || !membership.bad.lock().unwrap().is_empty()).await;
+    let told = membership.bad.lock().unwrap()[0];
+    assert_eq!((told.0, told.1.chunk, kind(told.1.error)), (id, 77, Some(ErrorKind::Corrupt)));
+
+    // It was not recorded: another run of the node tells it again, and what it holds.
+    cluster.nodes[0].stop().await;
+    membership.bad.lock().unwrap().clear();
+    membership.records.store(true, Ordering::SeqCst);
+    let config = cluster.config(cluster.nodes[0].dir.path());
+    let shutdown = cairn_runtime::shutdown::Shutdown::new();
+    let running = cairn_datanode::start(config, shutdown.clone()).await.unwrap();
+    until("the bad copy is not told again", || !membership.bad.lock().unwrap().is_empty()).await;
+    assert_eq!(membership.registrations.lock().unwrap()[&id].chunk_max, 77);
+    clock::sleep(Duration::from_secs(2)).await;
+    assert_eq!(membership.bad.lock().unwrap().len(), 1, "what is recorded is told no more");
+    shutdown.request();
+    running.wait().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metadata_that_went_backwards_deletes_nothing() {
+    let mut cluster = Cluster::start(1).await;
+    let id = cluster.nodes[0].id;
+    store_on(&cluster, 0, 1, 100).await;
+    *cluster.membership.fence.lock().unwrap() = Some(Fence { term: 1, epoch: 1, sequence: 500 });
+    clock::sleep(Duration::from_millis(300)).await;
+    let delete = |term, sequence| DeleteChunksRequest { chunks: vec![1], term, epoch: 50, sequence };
+    let mut client = cluster.client(0);
+    for stale in [delete(1, 499), delete(2, 499)] {
+        let error = wire_error_of(&client.delete_chunks(stale).await.unwrap_err());
+        assert_eq!(error.kind, ErrorKind::StaleEpoch);
+        assert!(error.message.contains("went backwards"), "{}", error.message);
+    }
+    let impossible = wire_error_of(&client.delete_chunks(delete(1, 1 << 63)).await.unwrap_err());
+    assert_eq!(impossible.kind, ErrorKind::InvalidArgument);
+    assert!(retrieve(&mut client, 1, 0, 100).await.is_ok());
+    assert!(client.delete_chunks(delete(1, 501)).await.unwrap().into_inner().failed.is_empty());
+    assert!(retrieve(&mut client, 1, 0, 100).await.is_err());
+
+    // The node says where it has been, also after a restart.
+    cluster.nodes[0].stop().await;
+    let config = cluster.config(cluster.nodes[0].dir.path());
+    let shutdown = cairn_runtime::shutdown::Shutdown::new();
+    let running = cairn_datanode::start(config, shutdown.clone()).await.unwrap();
+    let membership = std::sync::Arc::clone(&cluster.membership);
+    until("the node does not say where it has been", || {
+        let registrations = membership.registrations.lock().unwrap();
+        registrations[&id].fence == Some(Fence { term: 1, epoch: 50, sequence: 501 })
+    })
+    .await;
+    shutdown.request();
+    running.wait().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_of_chunks_become_one_chunk_on_every_member() {
+    let cluster = Cluster::start(3).await;
+    let (a, b) = (store_on(&cluster, 1, 1, 1 << 20).await, store_on(&cluster, 1, 2, 200_000).await);
+    let part = |chunk, offset, length| ChunkPart { chunk, offset, length };
+    let parts = vec![
+        part(1, 70_000, 300_001),
+        part(2, 0, 1),
+        part(1, 0, 65_536),
+        part(1, 1_000_000, 48_576),
+        part(2, 65_535, 2),
+    ];
+    let made: Vec<u8> = parts
+        .iter()
+        .flat_map(|p| {
+            let source = if p.chunk == 1 { &a } else { &b };
+            source[p.offset as usize..(p.offset + p.length) as usize].to_vec()
+        })
+        .collect();
+    let request = |chunk, parts: &[ChunkPart]| RepackChunksRequest {
+        chunk,
+        header: Some(cluster.header(parts.iter().map(|p| p.length).sum())),
+        parts: parts.to_vec(),
+    };
+    let answer = cluster.client(1).repack_chunks(request(3, &parts)).await.unwrap().into_inner();
+    assert_eq!(answer.crc32c, crc32c(&made));
+    assert_eq!((answer.stored_by.len(), answer.failed.len()), (3, 0), "{answer:?}");
+    for node in 0..3 {
+        assert!(retrieve(&mut cluster.client(node), 3, 0, made.len() as u64).await.unwrap().1 == made);
+    }
+
+    let told = |error: tonic::Status| wire_error_of(&error).kind;
+    let mut client = cluster.client(1);
+    let missing = client.repack_chunks(request(4, &[part(1, 0, 10), part(99, 0, 10)])).await.unwrap_err();
+    assert_eq!(told(missing), ErrorKind::ChunkNotFound);
+    assert_eq!(told(client.repack_chunks(request(3, &parts)).await.unwrap_err()), ErrorKind::ChunkExists);
+    let bad_parts = [
+        vec![],
+        vec![part(0, 0, 10)],
+        vec![part(1, 0, 0)],
+        vec![part(1, u64::MAX, 2)],
+        vec![part(1, 64 << 20, 1)],
+        vec![part(2, 199_999, 2)],
+        vec![part(5, 0, 1)],
+        vec![part(1, 0, 1); 65_537],
+    ];
+    for parts in bad_parts {
+        let request = RepackChunksRequest { chunk: 5, ..request(5, &parts) };
+        assert_eq!(
+            told(client.repack_chunks(request).await.unwrap_err()),
+            ErrorKind::InvalidArgument,
+            "{parts:?}"
+        );
+    }
+    for spoil in [
+        RepackChunksRequest { header: None, ..request(5, &parts) },
+        RepackChunksRequest { chunk: 0, ..request(5, &parts) },
+        RepackChunksRequest { header: Some(cluster.header(7)), ..request(5, &parts) },
+        RepackChunksRequest {
+            header: Some(StoreHeader { set: 0, ..cluster.header(415_116 - 1000) }),
+            ..request(5, &parts)
+        },
+    ] {
+        assert_eq!(told(client.repack_chunks(spoil).await.unwrap_err()), ErrorKind::InvalidArgument);
+    }
+    assert!(retrieve(&mut client, 5, 0, 1).await.is_err() && retrieve(&mut client, 4, 0, 1).await.is_err());
+}

@@ -242,10 +242,10 @@ async fn deletion_is_fenced_and_syncing_reports_what_is_not_there() {
     assert!(stats[0].present && stats[0].synced && !stats[1].present);
 
     let delete = |term, epoch| DeleteChunksRequest { chunks: vec![1], term, epoch, sequence: 0 };
-    let newer = client.delete_chunks(delete(5, 1)).await.unwrap().into_inner();
+    let newer = client.delete_chunks(delete(5, 3)).await.unwrap().into_inner();
     assert!(newer.failed.is_empty());
     assert_absent(&cluster, 1).await;
-    for (term, epoch) in [(4, 100), (1, 1), (5, 0)] {
+    for (term, epoch) in [(4, 100), (1, 3), (5, 2)] {
         let error = client.delete_chunks(delete(term, epoch)).await.unwrap_err();
         assert_eq!(wire_error_of(&error).kind, ErrorKind::StaleEpoch);
     }

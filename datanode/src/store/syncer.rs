@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_proto::ChunkId;
+use cairn_proto::{ChunkId, ErrorKind};
 use cairn_runtime::clock;
 use cairn_runtime::threads::{Cause, Turn};
 use tracing::{debug, warn};
@@ -161,6 +161,7 @@ fn sync_segment(shared: &Shared, id: u32) -> Result<(), String> {
             for chunk in lost {
                 if state.index.get(&chunk.get()).is_some_and(|entry| entry.segment == id && !entry.synced) {
                     state.remove(chunk);
+                    shared.bad.report(chunk, ErrorKind::ChunkNotFound);
                 }
             }
         }

@@ -25,7 +25,7 @@ fn id(chunk: u64) -> ChunkId {
 }
 
 fn open(dir: &Path) -> DiskStore {
-    DiskStore::open(Arc::new(RealDisk::open(dir).unwrap()), options(true)).unwrap()
+    DiskStore::open(Arc::new(RealDisk::open(dir).unwrap()), options(true), Arc::default()).unwrap()
 }
 
 /// Bytes that tell their chunk and position.
@@ -295,7 +295,7 @@ fn a_segment_of_a_newer_format_is_refused_with_a_sentence() {
     header[60..].copy_from_slice(&crc.to_le_bytes());
     file.write_all_at(&header, 0).unwrap();
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(dir.path()).unwrap());
-    let error = DiskStore::open(disk, options(true)).err().unwrap().to_string();
+    let error = DiskStore::open(disk, options(true), Arc::default()).err().unwrap().to_string();
     assert!(error.contains("newer version") && error.contains("format 2"), "{error}");
 }
 
@@ -411,7 +411,7 @@ impl DiskFile for FaultyFile {
 fn faulty(dir: &Path, room: i64) -> (DiskStore, Arc<Faults>) {
     let faults = Arc::new(Faults { room: AtomicI64::new(room), ..Faults::default() });
     let disk = FaultyDisk { inner: RealDisk::open(dir).unwrap(), faults: Arc::clone(&faults) };
-    (DiskStore::open(Arc::new(disk), options(true)).unwrap(), faults)
+    (DiskStore::open(Arc::new(disk), options(true), Arc::default()).unwrap(), faults)
 }
 
 #[test]

@@ -30,6 +30,13 @@ pub const SET: u64 = 1;
 pub struct Membership {
     map: watch::Sender<ClusterMap>,
     pub beats: Mutex<HashMap<NodeId, HeartbeatRequest>>,
+    pub registrations: Mutex<HashMap<NodeId, RegisterDataNodeRequest>>,
+    /// Every bad chunk told, in order.
+    pub bad: Mutex<Vec<(NodeId, BadChunk)>>,
+    /// Whether beats are answered with their number.
+    pub records: std::sync::atomic::AtomicBool,
+    /// Where the metadata is.
+    pub fence: Mutex<Option<Fence>>,
 }
 
 impl Membership {
@@ -41,7 +48,14 @@ impl Membership {
             cluster: vec![7; 16].into(),
             ..ClusterMap::default()
         };
-        Arc::new(Self { map: watch::Sender::new(map), beats: Mutex::default() })
+        Arc::new(Self {
+            map: watch::Sender::new(map),
+            beats: Mutex::default(),
+            registrations: Mutex::default(),
+            bad: Mutex::default(),
+            records: true.into(),
+            fence: Mutex::default(),
+        })
     }
 
     /// Changes the map and pushes it.
@@ -103,6 +117,11 @@ macro_rules! not_here {
                 Err(Status::unimplemented("not in this test"))
             }
 
+            type FsckStream = Answers<FsckResponse>;
+            async fn fsck(&self, _: Request<FsckRequest>) -> Result<Response<Self::FsckStream>, Status> {
+                Err(Status::unimplemented("not in this test"))
+            }
+
             type BackupStream = Answers<BackupResponse>;
             async fn backup(&self, _: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
                 Err(Status::unimplemented("not in this test"))
@@ -113,6 +132,8 @@ macro_rules! not_here {
                 request: Request<RegisterDataNodeRequest>,
             ) -> Result<Response<RegisterDataNodeResponse>, Status> {
                 let request = request.into_inner();
+                let id = NodeId::from_wire(&request.node).unwrap();
+                self.0.registrations.lock().unwrap().insert(id, request.clone());
                 self.0.add(Node {
                     node: request.node,
                     address: request.address,
@@ -135,17 +156,24 @@ macro_rules! not_here {
                 tokio::spawn(async move {
                     let mut maps = membership.map.subscribe();
                     maps.mark_changed();
+                    let mut recorded = 0;
                     loop {
                         let map = tokio::select! {
                             beat = beats.message() => {
                                 let Ok(Some(beat)) = beat else { break };
                                 let node = NodeId::from_wire(&beat.node).unwrap();
+                                membership.bad.lock().unwrap().extend(beat.bad.iter().map(|bad| (node, *bad)));
+                                if membership.records.load(std::sync::atomic::Ordering::SeqCst) {
+                                    recorded = beat.beat;
+                                }
                                 membership.beats.lock().unwrap().insert(node, beat);
                                 None
                             }
                             _ = maps.changed() => Some(maps.borrow_and_update().clone()),
                         };
-                        if answers.send(Ok(HeartbeatResponse { term: 1, map, ..Default::default() })).await.is_err() {
+                        let fence = *membership.fence.lock().unwrap();
+                        let answer = HeartbeatResponse { term: 1, map, beat: recorded, fence };
+                        if answers.send(Ok(answer)).await.is_err() {
                             break;
                         }
                     }
@@ -170,6 +198,9 @@ not_here! {
     get_status(GetStatusRequest) -> GetStatusResponse;
     set_node_admin(SetNodeAdminRequest) -> SetNodeAdminResponse;
     control_worker(ControlWorkerRequest) -> ControlWorkerResponse;
+    get_gc_status(GetGcStatusRequest) -> GcStatus;
+    control_gc(ControlGcRequest) -> GcStatus;
+    scrub_nodes(ScrubNodesRequest) -> ScrubNodesResponse;
 }
 
 /// A datanode with a runtime of its own, so that it can be killed.
