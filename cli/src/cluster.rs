@@ -66,6 +66,27 @@ impl Cluster {
         self.told(answer(ANSWER_LIMIT, client.stat_fs(v1::StatFsRequest {})).await)
     }
 
+    /// Says what is wanted of a datanode.
+    pub(crate) async fn set_node_admin(
+        &self,
+        request: v1::SetNodeAdminRequest,
+    ) -> Result<v1::SetNodeAdminResponse, Failure> {
+        let mut client = self.client.clone();
+        self.told(answer(ANSWER_LIMIT, client.set_node_admin(request)).await)
+    }
+
+    /// Starts, pauses or resumes work in the background.
+    pub(crate) async fn control_worker(
+        &self,
+        worker: &str,
+        action: v1::WorkerAction,
+    ) -> Result<v1::WorkerStatus, Failure> {
+        let mut client = self.client.clone();
+        let request = v1::ControlWorkerRequest { worker: worker.to_owned(), action: action.into() };
+        let answer = self.told(answer(ANSWER_LIMIT, client.control_worker(request)).await)?;
+        Ok(answer.worker.unwrap_or_default())
+    }
+
     /// All extents of a file and the chunks that they name.
     pub(crate) async fn layout(
         &self,

@@ -29,6 +29,8 @@ pub(crate) struct ReplicaSet {
     pub(crate) epoch: u64,
     /// Those that hold or get copies; the first is the primary.
     pub(crate) members: Vec<NodeId>,
+    /// Those of them that are still to get older chunks.
+    pub(crate) backfilling: Vec<NodeId>,
     pub(crate) min_replicas: usize,
 }
 
@@ -68,9 +70,12 @@ impl Map {
             };
             let holds = |member: &&v1::Member| member.state() != v1::MemberState::Lost;
             let members = set.members.iter().filter(holds);
-            let members = members.filter_map(|member| NodeId::from_wire(&member.node).ok()).collect();
+            let id_of = |member: &v1::Member| NodeId::from_wire(&member.node).ok();
+            let filled = |member: &&v1::Member| member.state() == v1::MemberState::Backfilling;
+            let backfilling = members.clone().filter(filled).filter_map(id_of).collect();
+            let members = members.filter_map(id_of).collect();
             let min_replicas = usize::try_from(set.min_replicas).unwrap_or(usize::MAX).max(1);
-            taken.sets.insert(id, ReplicaSet { epoch: set.epoch, members, min_replicas });
+            taken.sets.insert(id, ReplicaSet { epoch: set.epoch, members, backfilling, min_replicas });
         }
         taken
     }

@@ -24,6 +24,101 @@ pub enum NodeCommand {
     /// List the datanodes with state, space and disks.
     #[command(alias = "ls")]
     List,
+    /// Empty a datanode: it takes no new chunks, and others take its places.
+    Drain(NodeDrainArgs),
+    /// Let a datanode that is being emptied serve again.
+    Undrain(NodeNameArgs),
+    /// Take a datanode out of the cluster for good.
+    Remove(NodeRemoveArgs),
+    /// Let one datanode take all places of another.
+    Replace(NodeReplaceArgs),
+}
+
+/// One datanode.
+#[derive(Debug, Args)]
+pub struct NodeNameArgs {
+    /// The beginning of its id, as `cairn node list` shows it, or its address.
+    #[arg(value_name = "NODE")]
+    pub node: String,
+}
+
+/// Arguments of `cairn node drain`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cairn node drain 3f2a9c11 --wait && cairn node remove 3f2a9c11
+
+Nothing is lost when it is interrupted: the datanode goes on serving until its places are filled.")]
+pub struct NodeDrainArgs {
+    /// The beginning of its id, as `cairn node list` shows it, or its address.
+    #[arg(value_name = "NODE")]
+    pub node: String,
+    /// Wait until it is empty.
+    #[arg(short, long)]
+    pub wait: bool,
+}
+
+/// Arguments of `cairn node remove`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cairn node remove 3f2a9c11            # after it was drained
+  cairn node remove 3f2a9c11 --force    # it is gone: its copies are made again from others at once
+
+A datanode that was removed can not come back with its old data directory; with an empty one it joins anew.")]
+pub struct NodeRemoveArgs {
+    /// The beginning of its id, as `cairn node list` shows it, or its address.
+    #[arg(value_name = "NODE")]
+    pub node: String,
+    /// Also when it still has places in replica sets. What only it holds is lost.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Arguments of `cairn node replace`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  cairn node replace 3f2a9c11 --by 81dd02aa --wait")]
+pub struct NodeReplaceArgs {
+    /// The one that leaves: the beginning of its id, or its address.
+    #[arg(value_name = "NODE")]
+    pub node: String,
+    /// The one that takes its places.
+    #[arg(long, value_name = "NODE")]
+    pub by: String,
+    /// Wait until the places are taken.
+    #[arg(short, long)]
+    pub wait: bool,
+}
+
+/// Subcommands of `cairn worker`.
+#[derive(Debug, Subcommand)]
+pub enum WorkerCommand {
+    /// List work in the background: what it does, how far it is, what went wrong last.
+    #[command(alias = "ls")]
+    List,
+    /// Have it look for work now.
+    Start(WorkerNameArgs),
+    /// Have it rest, until it is resumed or the coordinator restarts.
+    Pause(WorkerNameArgs),
+    /// Let it go on.
+    Resume(WorkerNameArgs),
+}
+
+/// One kind of work.
+#[derive(Debug, Args)]
+pub struct WorkerNameArgs {
+    /// Its name, as `cairn worker list` shows it.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+}
+
+/// Arguments of `cairn explain`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  cairn explain NODE_DOWN\n  cairn explain --json")]
+pub struct ExplainArgs {
+    /// A health code, in letters of any case; all of them when it is missing.
+    #[arg(value_name = "CODE")]
+    pub code: Option<String>,
 }
 
 /// Subcommands of `cairn config`.

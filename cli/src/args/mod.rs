@@ -14,7 +14,8 @@ mod transfer;
 mod up;
 
 pub use admin::{
-    CompletionsArgs, ConfigCommand, ConfigInitArgs, ConfigShowArgs, ManArgs, NodeCommand, StatusArgs,
+    CompletionsArgs, ConfigCommand, ConfigInitArgs, ConfigShowArgs, ExplainArgs, ManArgs, NodeCommand,
+    NodeDrainArgs, NodeNameArgs, NodeRemoveArgs, NodeReplaceArgs, StatusArgs, WorkerCommand, WorkerNameArgs,
 };
 pub use files::{CatArgs, CpArgs, DfArgs, DuArgs, LocateArgs, LsArgs, MkdirArgs, MvArgs, RmArgs, StatArgs};
 pub use mount::{MountArgs, UmountArgs};
@@ -117,9 +118,14 @@ pub enum Command {
     Locate(LocateArgs),
     /// Show whether the cluster is well, and what to do if it is not.
     Status(StatusArgs),
-    /// Ask about datanodes.
+    /// Say what a health code of `cairn status` means, and what to do. Needs no cluster.
+    Explain(ExplainArgs),
+    /// List datanodes, empty, replace or remove them.
     #[command(subcommand)]
     Node(NodeCommand),
+    /// List work in the background, pause it, let it go on.
+    #[command(subcommand)]
+    Worker(WorkerCommand),
     /// Show or write the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),

@@ -19,14 +19,17 @@ mod about;
 mod backup;
 mod client_error;
 mod config;
+mod explain;
 mod files;
 mod locate;
 mod ls;
 mod mount;
+mod node;
 mod rename;
 mod serve;
 mod space;
 mod status;
+mod worker;
 
 /// A command gives up on an unreachable cluster after this long, where a mount would wait.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -76,7 +79,13 @@ pub(crate) async fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Df(args) => space::df(&tool, &args).await.map(done),
         Command::Locate(args) => locate::locate(&tool, &args).await,
         Command::Status(args) => status::status(&tool, &args).await,
+        Command::Explain(args) => explain::explain(&tool, &args).map(done),
         Command::Node(NodeCommand::List) => status::node_list(&tool).await.map(done),
+        Command::Node(NodeCommand::Drain(args)) => node::drain(&tool, &args).await.map(done),
+        Command::Node(NodeCommand::Undrain(args)) => node::undrain(&tool, &args).await.map(done),
+        Command::Node(NodeCommand::Remove(args)) => node::remove(&tool, &args).await.map(done),
+        Command::Node(NodeCommand::Replace(args)) => node::replace(&tool, &args).await.map(done),
+        Command::Worker(command) => worker::run(&tool, &command).await.map(done),
         Command::Config(ConfigCommand::Show(args)) => config::show(&tool, &args).map(done),
         Command::Config(ConfigCommand::Init(args)) => config::init(&tool, &args).map(done),
         Command::Completions(args) => about::completions(&args, tool.output).map(done),

@@ -51,6 +51,10 @@ pub(super) async fn status(tool: &Tool, args: &StatusArgs) -> Result<Exit, Failu
         output.say(format!("{}   {}", output.paint(STRONG, "backup     "), metadata_log(log, now)));
     }
     output.say(format!("{}   {}", output.paint(STRONG, "sessions   "), status.sessions));
+    if !status.workers.is_empty() {
+        output.say("");
+        super::worker::print(output, &status.workers)?;
+    }
     if !map.nodes.is_empty() {
         output.say("");
         print_nodes(output, &map.nodes)?;
@@ -184,6 +188,11 @@ fn short(id: &[u8]) -> String {
 }
 
 fn state_of(node: &v1::Node) -> (anstyle::Style, &'static str) {
+    match (node.admin(), node.state()) {
+        (v1::AdminState::Out, _) => return (WARN, "removed"),
+        (v1::AdminState::Draining, v1::NodeState::Up) => return (WARN, "draining"),
+        _ => {}
+    }
     match node.state() {
         v1::NodeState::Up => (GOOD, "up"),
         v1::NodeState::Suspect => (WARN, "suspect"),
@@ -241,6 +250,7 @@ fn as_json(
         "available": space.map(|space| space.available),
         "nodes": map.nodes.iter().map(node_json).collect::<Vec<_>>(),
         "sessions": sessions,
+        "workers": status.workers.iter().map(super::worker::as_json).collect::<Vec<_>>(),
     })
 }
 
@@ -252,6 +262,7 @@ fn node_json(node: &v1::Node) -> Value {
             json!({
                 "path": disk.path, "capacity": disk.capacity, "used": disk.used, "writable": disk.writable,
                 "fault": disk.fault, "chunks": disk.chunks, "quarantined": disk.quarantined,
+                "trash": disk.trash, "slow": disk.slow,
             })
         })
         .collect();
@@ -259,6 +270,7 @@ fn node_json(node: &v1::Node) -> Value {
         "node": node_name(&node.node),
         "address": node.address,
         "state": state_of(node).1,
+        "admin": super::node::admin_of(node.admin()),
         "labels": node.labels.iter().collect::<std::collections::BTreeMap<_, _>>(),
         "capacity": node.capacity,
         "used": node.used,

@@ -22,6 +22,18 @@ const MEANINGS: &[(&str, &str)] = &[
     ("coordinator.heartbeat", "How often datanodes report, 50ms to 1min."),
     ("coordinator.suspect_after", "A datanode silent for so long gets no new chunks; more than heartbeat."),
     ("coordinator.down_after", "A datanode silent for so long counts as absent; at least suspect_after."),
+    (
+        "coordinator.lost_after",
+        "A datanode silent for so long is given up: its copies are made again elsewhere; down_after to 30days.",
+    ),
+    (
+        "coordinator.repair_rate",
+        "Bytes per second that each datanode fetches at most to make copies again; 0: no limit.",
+    ),
+    (
+        "coordinator.rebalance_every",
+        "How often it is looked whether datanodes are evenly full, 1s to 30days.",
+    ),
     ("coordinator.replicas", "Copies of each chunk, 1 to 16."),
     ("coordinator.min_replicas", "Copies that must be stored before a write is acknowledged, 1 to replicas."),
     ("coordinator.chunk_size", "Bytes of a chunk unless a client asks for another size, 64 KiB to 64 MiB."),

@@ -21,7 +21,7 @@ fn map(down: &[u128]) -> Map {
     }
     for (id, members) in [(1, [1, 2, 3]), (2, [2, 3, 4])] {
         let members = members.into_iter().map(node).collect();
-        let set = ReplicaSet { epoch: 1, members, min_replicas: 2 };
+        let set = ReplicaSet { epoch: 1, members, backfilling: Vec::new(), min_replicas: 2 };
         map.sets.insert(ReplicaSetId::new(id).unwrap(), set);
     }
     map

@@ -100,10 +100,13 @@ impl Fetch {
         let mut last = None;
         loop {
             let map = engine.coordinator.map().get();
-            let members = map.sets.get(&self.info.set).map(|set| set.members.clone()).unwrap_or_default();
+            let set = map.sets.get(&self.info.set);
+            let members = set.map(|set| set.members.clone()).unwrap_or_default();
             let usable =
                 members.into_iter().filter(|node| !self.info.missing.contains(node) && !bad.contains(node));
-            let replicas = engine.transport.rank(&map, usable, Health::cost);
+            let mut replicas = engine.transport.rank(&map, usable, Health::cost);
+            // New members may not have older chunks yet: they are asked when nobody else answers.
+            replicas.sort_by_key(|replica| set.is_some_and(|set| set.backfilling.contains(&replica.node)));
             for (index, replica) in replicas.iter().enumerate() {
                 match self.take_from(engine, replica, replicas.get(index + 1)).await {
                     Ok(()) => return Ok(()),
