@@ -114,11 +114,12 @@ impl Progress {
         state.total = state.total.max(state.done);
     }
 
-    /// The pass has ended.
+    /// The pass has ended, when one was under way.
     pub(crate) fn finish(&self) {
         let mut state = self.lock();
-        state.began = None;
-        state.finished_ns = clock::wall_ns();
+        if state.began.take().is_some() {
+            state.finished_ns = clock::wall_ns();
+        }
     }
 
     fn set(&self, standing: Standing, error: Option<&OpError>) {

@@ -27,13 +27,13 @@ pub(super) async fn status(tool: &Tool, args: &StatusArgs) -> Result<Exit, Failu
     let output = tool.output;
     print_health(output, &status, &map);
     let up = map.nodes.iter().filter(|node| node.state() == v1::NodeState::Up).count();
+    let wanted = map.nodes.iter().filter(|node| node.admin() != v1::AdminState::Out).count();
     let now = clock::wall_ns();
     output.say(format!("\n{}   {}", output.paint(STRONG, "cluster    "), node_name(&map.cluster)));
     let age = human::ago(status.started_ns, now);
     let version = format!("version {}, schema {}, started {age}", status.version, status.schema);
     output.say(format!("{}   {} ({version})", output.paint(STRONG, "coordinator"), cluster.address()));
-    let datanodes =
-        format!("{up} of {} up, {}", map.nodes.len(), human::count(map.sets.len() as u64, "replica set"));
+    let datanodes = format!("{up} of {wanted} up, {}", human::count(map.sets.len() as u64, "replica set"));
     output.say(format!("{}   {datanodes}", output.paint(STRONG, "datanodes  ")));
     let chunks = human::count(status.chunks, "chunk");
     let waiting = format!("{} to delete, {} to repair", status.garbage_chunks, status.faults);

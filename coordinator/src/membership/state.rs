@@ -256,6 +256,9 @@ impl Members {
         let entry = self.nodes.get_mut(&node).ok_or_else(|| {
             OpError::new(ErrorKind::NotFound, format!("datanode {} has not registered", node.short()))
         })?;
+        if entry.row.admin == AdminState::Out {
+            return Err(removed(node));
+        }
         if entry.incarnation.is_some_and(|known| known != incarnation) {
             return Err(busy(node, &entry.row.address));
         }

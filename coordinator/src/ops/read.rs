@@ -7,7 +7,7 @@ use super::directory;
 use crate::context::Policy;
 use crate::error::OpError;
 use crate::membership::state::{Members, NodeEntry, NodeState};
-use crate::store::{self, Count, Dentry, Inode, Key, Kind, Reader, Xattr};
+use crate::store::{self, AdminState, Count, Dentry, Inode, Key, Kind, Reader, Xattr};
 
 /// Inode ids are 63 bits wide.
 const INODES_MAX: u64 = i64::MAX as u64;
@@ -112,8 +112,11 @@ pub(crate) struct Room {
 
 /// statfs(2): what users can store, which is a part of what disks can hold.
 pub(crate) fn stat_fs(reader: &dyn Reader, members: &Members, policy: &Policy) -> Result<Room, OpError> {
-    let present =
-        || members.nodes.values().filter(|entry| !matches!(entry.state, NodeState::Down | NodeState::Lost));
+    let counts = |entry: &&NodeEntry| {
+        let away = matches!(entry.state, NodeState::Down | NodeState::Lost);
+        !away && entry.row.admin != AdminState::Out
+    };
+    let present = || members.nodes.values().filter(counts);
     // With fewer datanodes than copies, each holds one.
     let copies = u64::from(policy.replicas).min(present().count() as u64).max(1);
     let capacity: u64 = present().map(|entry| entry.report.capacity).fold(0, u64::saturating_add);
