@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use cairn_proto::limits::{CHUNK_SIZE_MAX, FRAME_SIZE_MAX};
 use cairn_runtime::config::{ByteSize, ConfigError, Validate};
@@ -16,6 +17,8 @@ const SEGMENT_SIZE_MAX: u64 = 16 << 30;
 /// Labels and their lengths are shown and sent with every map.
 const LABELS_MAX: usize = 16;
 const LABEL_LEN_MAX: usize = 64;
+/// Longest stay in the trash.
+const TRASH_TIME_MAX: Duration = Duration::from_secs(365 * 86_400);
 
 /// The settings of a datanode.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -42,6 +45,10 @@ pub struct DatanodeConfig {
     /// Whether syncs reach the disk. `false` promises only what a crash of the process leaves: power
     /// loss may then take chunks whose sync was acknowledged.
     pub sync: bool,
+    /// How long deleted chunks can still be brought back; they go earlier when room is short. 0: not at
+    /// all.
+    #[serde(with = "humantime_serde")]
+    pub trash_time: Duration,
     /// Permits listening on an address that is not loopback, where everyone who reaches it may read
     /// and write.
     pub insecure: bool,
@@ -60,6 +67,7 @@ impl Default for DatanodeConfig {
             memory: ByteSize::mib(128),
             metrics_listen: None,
             sync: true,
+            trash_time: Duration::from_secs(600),
             insecure: false,
         }
     }
@@ -78,6 +86,7 @@ impl Validate for DatanodeConfig {
         }
         within("segment_size", self.segment_size, CHUNK_SIZE_MAX, SEGMENT_SIZE_MAX)?;
         within("memory", self.memory, MEMORY_MIN, MEMORY_MAX)?;
+        at_most("trash_time", self.trash_time, TRASH_TIME_MAX)?;
         if self.labels.len() > LABELS_MAX {
             let expected = format!("at most {LABELS_MAX} labels were expected");
             return Err(ConfigError::out_of_range("labels", self.labels.len(), expected));
@@ -102,6 +111,14 @@ fn within(key: &'static str, value: ByteSize, least: u64, most: u64) -> Result<(
     }
     let expected = format!("{} to {} was expected", ByteSize::b(least), ByteSize::b(most));
     Err(ConfigError::out_of_range(key, value, expected))
+}
+
+fn at_most(key: &'static str, value: Duration, most: Duration) -> Result<(), ConfigError> {
+    if value <= most {
+        return Ok(());
+    }
+    let expected = format!("at most {} was expected", humantime::format_duration(most));
+    Err(ConfigError::out_of_range(key, humantime::format_duration(value), expected))
 }
 
 fn address(key: &'static str, text: &str, zero_allowed: bool) -> Result<(), ConfigError> {

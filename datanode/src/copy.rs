@@ -4,7 +4,7 @@
 //! The destination pulls. A source verifies each block when it reads it, this node verifies each block
 //! when it arrives and the whole against the checksum that was committed, so that no damage spreads.
 //! A chunk counts as copied when it would survive power loss here. What is here already and is what
-//! was committed is not fetched again.
+//! was committed is not fetched again, and what lies in the trash is brought back.
 //!
 //! Bounded: [`AT_ONCE`] chunks of a request are under way, each holding one frame. The work is driven
 //! by the stream of answers: who drops it stops the work, and nothing half copied stays behind.
@@ -155,6 +155,12 @@ impl Copier {
     async fn copy(&self, wanted: &Wanted, failed: &mut Vec<FailedMember>) -> Result<u64, WireError> {
         let disks = &self.node.disks;
         let local = |error: StoreError| error.to_wire();
+        if disks.find(wanted.chunk).is_some_and(|(_, found)| found.trash) {
+            let failed = disks.restore([wanted.chunk].into()).await.map_err(local)?;
+            if let Some((_, error)) = failed.into_iter().next() {
+                return Err(local(error));
+            }
+        }
         // What is here, when it is sound in itself and yet not what was committed.
         let other = match disks.verified(wanted.chunk).await {
             Ok((reader, crc)) if crc == wanted.crc && reader.length() == u64::from(wanted.length) => {

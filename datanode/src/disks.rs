@@ -1,5 +1,6 @@
 //! The chunk stores of all data directories of the node, as one.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cairn_proto::{ChunkId, ErrorKind, v1};
@@ -54,7 +55,8 @@ impl Disks {
 
     /// Reserves room for a new chunk on the writable disk with the most of it.
     pub(crate) fn begin(&self, chunk: ChunkId, set: u64, length: u32) -> Result<Writer, StoreError> {
-        if self.find(chunk).is_some_and(|(_, found)| found.is_sound()) {
+        // Ids are used once: one in the trash is in use too.
+        if self.find(chunk).is_some_and(|(_, found)| !found.quarantined) {
             return Err(StoreError::Exists(chunk));
         }
         self.begin_as(chunk, set, length, Purpose::New)
@@ -71,6 +73,27 @@ impl Disks {
     }
 
     fn begin_as(
+        &self,
+        chunk: ChunkId,
+        set: u64,
+        length: u32,
+        purpose: Purpose,
+    ) -> Result<Writer, StoreError> {
+        let mut refused = match self.begin_with_room(chunk, set, length, purpose) {
+            Err(refused @ StoreError::NoSpace(_)) => refused,
+            other => return other,
+        };
+        // What is in the trash gives way to what is stored.
+        while self.stores.iter().any(|store| store.make_room(disk_bytes(length))) {
+            match self.begin_with_room(chunk, set, length, purpose) {
+                Err(again @ StoreError::NoSpace(_)) => refused = again,
+                other => return other,
+            }
+        }
+        Err(refused)
+    }
+
+    fn begin_with_room(
         &self,
         chunk: ChunkId,
         set: u64,
@@ -151,6 +174,41 @@ impl Disks {
         let stores = self.stores.clone();
         let work = move || stores.iter().flat_map(|store| store.delete(&chunks)).collect();
         self.pool.run(work).await.map_err(|_| StoreError::Overloaded)
+    }
+
+    /// Brings chunks back from the trash; durable on return. Those that could not be, with reasons.
+    pub(crate) async fn restore(
+        &self,
+        chunks: Arc<[ChunkId]>,
+    ) -> Result<Vec<(ChunkId, StoreError)>, StoreError> {
+        let stores = self.stores.clone();
+        let work = move || {
+            let mut left: BTreeMap<ChunkId, StoreError> =
+                chunks.iter().map(|&chunk| (chunk, StoreError::NotFound(chunk))).collect();
+            for store in &stores {
+                let wanted: Vec<ChunkId> = left.keys().copied().collect();
+                let mut failed: BTreeMap<_, _> = store.restore(&wanted).into_iter().collect();
+                left.retain(|chunk, _| failed.contains_key(chunk));
+                failed.retain(|_, error| !matches!(error, StoreError::NotFound(_)));
+                left.extend(failed);
+            }
+            left.into_iter().collect()
+        };
+        self.pool.run(work).await.map_err(|_| StoreError::Overloaded)
+    }
+
+    /// Empties the trash of what has been there long enough, step by step.
+    pub(crate) async fn empty_trash(&self) -> Result<(), StoreError> {
+        for store in &self.stores {
+            loop {
+                let store = Arc::clone(store);
+                let step = self.pool.run(move || store.empty_trash()).await;
+                if !step.map_err(|_| StoreError::Overloaded)? {
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The pool for disk work.

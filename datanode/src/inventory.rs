@@ -68,7 +68,7 @@ pub(crate) fn list(
             chunk: chunk.get(),
             length: found.length.into(),
             quarantined: found.quarantined,
-            trash: false,
+            trash: found.trash,
         });
         true
     });

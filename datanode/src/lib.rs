@@ -29,6 +29,7 @@ mod server;
 mod service;
 mod store;
 mod transfer;
+mod trash;
 
 pub use config::DatanodeConfig;
 pub use server::{DatanodeError, Running, start, start_on};

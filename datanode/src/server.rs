@@ -29,6 +29,7 @@ use crate::node::{Facts, Node};
 use crate::replication::Partners;
 use crate::service::Service;
 use crate::store::{StoreError, StoreOptions};
+use crate::trash;
 
 /// Connections that do not end by themselves are dropped after this time.
 const SERVER_DRAIN: Duration = Duration::from_secs(4);
@@ -166,6 +167,8 @@ pub async fn start_on(
     let node = Arc::new(Node::new(identity.node, disks, partners, facts, memory, fence, stop.clone()));
     info!(node = %identity.node, %address, "datanode listens");
 
+    own.spawn(trash::run(Arc::clone(&node)));
+
     let leave = CancellationToken::new();
     let membership =
         Membership::new(Arc::clone(&node), config.coordinator, identity.cluster, leave.clone(), registered);
@@ -265,6 +268,7 @@ async fn open(
         segment_size: config.segment_size.as_u64(),
         reserve: config.reserve.as_u64(),
         sync: config.sync,
+        trash_time: config.trash_time,
     };
     let pool = Pool::start("open", 1, 1).map_err(DatanodeError::io("starting a thread"))?;
     let opened = pool

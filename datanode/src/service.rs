@@ -9,8 +9,9 @@ use cairn_proto::v1::data_node_server::DataNode;
 use cairn_proto::v1::{
     ChunkError, ChunkStat, CopyChunksRequest, CopyChunksResponse, DeleteChunksRequest, DeleteChunksResponse,
     GetNodeStatusRequest, GetNodeStatusResponse, ListChunksRequest, ListChunksResponse, RepackChunksRequest,
-    RepackChunksResponse, RetrieveChunkRequest, RetrieveFrame, StatChunksRequest, StatChunksResponse,
-    StoreFrame, SummarizeChunksRequest, SummarizeChunksResponse, SyncChunksRequest, SyncChunksResponse,
+    RepackChunksResponse, RestoreChunksRequest, RestoreChunksResponse, RetrieveChunkRequest, RetrieveFrame,
+    StatChunksRequest, StatChunksResponse, StoreFrame, SummarizeChunksRequest, SummarizeChunksResponse,
+    SyncChunksRequest, SyncChunksResponse,
 };
 use cairn_proto::{ChunkId, Epoch, ErrorKind, ReplicaSetId, WireError, status_from};
 use cairn_runtime::clock;
@@ -105,9 +106,13 @@ impl DataNode for Service {
 
     async fn restore_chunks(
         &self,
-        _request: Request<cairn_proto::v1::RestoreChunksRequest>,
-    ) -> Result<Response<cairn_proto::v1::RestoreChunksResponse>, Status> {
-        Err(Status::unimplemented("restore_chunks"))
+        request: Request<RestoreChunksRequest>,
+    ) -> Result<Response<RestoreChunksResponse>, Status> {
+        let chunks = chunk_ids(&request.into_inner().chunks).map_err(to_status)?;
+        let failed =
+            self.node.disks.restore(chunks.into()).await.map_err(|error| to_status(error.to_wire()))?;
+        let failed = failed.iter().map(|(chunk, error)| chunk_error(*chunk, &error.to_wire())).collect();
+        Ok(Response::new(RestoreChunksResponse { failed }))
     }
 
     async fn summarize_chunks(
@@ -207,7 +212,8 @@ impl Service {
     }
 
     async fn stat(&self, chunk: ChunkId, verify: bool) -> ChunkStat {
-        let Some((store, found)) = self.node.disks.find(chunk) else {
+        let held = self.node.disks.find(chunk).filter(|(_, found)| !found.trash);
+        let Some((store, found)) = held else {
             return ChunkStat { chunk: chunk.get(), ..ChunkStat::default() };
         };
         let disk = store.name().to_owned();

@@ -24,12 +24,13 @@ mod writer;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use cairn_proto::limits::CHUNK_SIZE_MAX;
 use cairn_proto::{ChunkId, ErrorKind, v1};
 use cairn_runtime::disk::Disk;
-use cairn_runtime::random;
 use cairn_runtime::threads::{self, Repeating, Wake};
+use cairn_runtime::{clock, random};
 use tracing::{error, warn};
 
 use crate::bad::BadChunks;
@@ -48,6 +49,8 @@ const SEGMENTS: &str = "segments";
 const SEGMENT_SIZE_MIN: u64 = 1 << 20;
 /// A segment is prepared ahead of time only when the disk has room for this many more.
 const SPARE_ROOM: u64 = 4;
+/// Chunks that one step takes out of the trash.
+const PURGED_AT_ONCE: usize = 256;
 
 /// How a disk's store behaves.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +61,8 @@ pub(crate) struct StoreOptions {
     pub(crate) reserve: u64,
     /// Whether syncs reach the disk. Without, only a crash of the process is survived.
     pub(crate) sync: bool,
+    /// How long deleted chunks can be brought back; zero: not at all.
+    pub(crate) trash_time: Duration,
 }
 
 /// Why a chunk is written.
@@ -76,17 +81,18 @@ pub(crate) struct Found {
     pub(crate) length: u32,
     pub(crate) synced: bool,
     pub(crate) quarantined: bool,
+    pub(crate) trash: bool,
 }
 
 impl Found {
     /// Whether it is a copy that is served.
     pub(crate) fn is_sound(self) -> bool {
-        !self.quarantined
+        !self.quarantined && !self.trash
     }
 
     /// Of several copies of a chunk the one with the lowest rank counts.
     pub(crate) fn rank(self) -> u8 {
-        u8::from(self.quarantined)
+        if self.quarantined { 2 } else { u8::from(self.trash) }
     }
 }
 
@@ -105,6 +111,8 @@ pub(crate) struct Shared {
     /// Where copies that turn out bad are reported.
     bad: Arc<BadChunks>,
     state: Mutex<State>,
+    /// Held while records are deleted or brought back; taken before `state`.
+    changes: Mutex<()>,
     /// Wakes the syncer.
     work: Arc<Wake>,
     /// Bytes above the reserve when last asked.
@@ -127,6 +135,7 @@ impl DiskStore {
             options,
             bad,
             state: Mutex::default(),
+            changes: Mutex::default(),
             work: Arc::default(),
             available: AtomicU64::new(0),
         });
@@ -158,6 +167,10 @@ impl DiskStore {
     pub(crate) fn sync(&self, chunk: ChunkId, done: SyncCallback) {
         let mut state = self.shared.lock();
         match state.index.get(&chunk.get()).copied() {
+            Some(entry) if entry.trash => {
+                drop(state);
+                done(Err(StoreError::NotFound(chunk)));
+            }
             Some(entry) if !entry.synced && self.shared.options.sync => {
                 state.sync_queue.push((entry.segment, done));
                 drop(state);
@@ -184,6 +197,30 @@ impl DiskStore {
     /// Deletes chunks; a chunk that is not there counts as deleted. Blocks; durable on return.
     pub(crate) fn delete(&self, chunks: &[ChunkId]) -> Vec<(ChunkId, StoreError)> {
         deletion::delete(&self.shared, chunks)
+    }
+
+    /// Brings chunks back from the trash. Blocks; durable on return.
+    pub(crate) fn restore(&self, chunks: &[ChunkId]) -> Vec<(ChunkId, StoreError)> {
+        deletion::restore(&self.shared, chunks)
+    }
+
+    /// One step of emptying the trash: what has been there long enough, and more when the disk has
+    /// reached its reserve. True when there is more to do. Blocks.
+    pub(crate) fn empty_trash(&self) -> bool {
+        let old = clock::now().checked_sub(self.shared.options.trash_time);
+        if self.shared.lock().trash.front().is_none() {
+            return false;
+        }
+        let short = self.shared.refresh_space() == 0;
+        let bytes = if short { self.shared.options.segment_size } else { 0 };
+        deletion::purge(&self.shared, old, bytes, PURGED_AT_ONCE) > 0
+    }
+
+    /// Gives up what is in the trash, oldest first, so that `bytes` more have room; true when something
+    /// was given up. Blocks.
+    pub(crate) fn make_room(&self, bytes: u64) -> bool {
+        let wanted = bytes.max(self.shared.options.segment_size / 4);
+        deletion::purge(&self.shared, None, wanted, usize::MAX) > 0
     }
 
     /// Bytes that new chunks could take: room on the disk above the reserve and in open segments.
@@ -220,7 +257,8 @@ impl DiskStore {
 
     /// Chunks that are served.
     pub(crate) fn chunks(&self) -> u64 {
-        self.shared.lock().index.len() as u64
+        let state = self.shared.lock();
+        state.index.len() as u64 - state.trashed
     }
 
     /// How the disk is; asks the file system for its room.
@@ -230,13 +268,13 @@ impl DiskStore {
         let state = self.shared.lock();
         v1::DiskHealth {
             path: self.shared.name.clone(),
-            capacity: state.used + room,
+            capacity: state.used + state.trash_bytes + room,
             used: state.used,
-            writable: state.fault.is_none() && room > 0,
+            writable: state.fault.is_none() && room + state.trash_bytes > 0,
             fault: state.fault.clone().unwrap_or_default(),
-            chunks: state.index.len() as u64,
+            chunks: state.index.len() as u64 - state.trashed,
             quarantined: state.quarantined,
-            trash: 0,
+            trash: state.trash_bytes,
             slow: false,
         }
     }
@@ -289,9 +327,13 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn lock_changes(&self) -> MutexGuard<'_, ()> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn found(&self, entry: &state::Entry) -> Found {
         let synced = entry.synced || !self.options.sync;
-        Found { length: entry.length, synced, quarantined: entry.quarantined }
+        Found { length: entry.length, synced, quarantined: entry.quarantined, trash: entry.trash }
     }
 
     fn io(&self, doing: &'static str, source: std::io::Error) -> StoreError {

@@ -407,3 +407,40 @@ async fn parts_of_chunks_become_one_chunk_on_every_member() {
     }
     assert!(retrieve(&mut client, 5, 0, 1).await.is_err() && retrieve(&mut client, 4, 0, 1).await.is_err());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_chunk_can_be_brought_back_and_a_copy_of_it_is_not_fetched() {
+    let cluster = Cluster::start(2).await;
+    let data = store_on(&cluster, 0, 1, LEN).await;
+    store_on(&cluster, 0, 2, LEN).await;
+    let mut client = cluster.client(0);
+    let delete = DeleteChunksRequest { chunks: vec![1, 2], term: 9, epoch: 9, sequence: 9 };
+    assert!(client.delete_chunks(delete.clone()).await.unwrap().into_inner().failed.is_empty());
+    let gone = retrieve(&mut client, 1, 0, 1).await.unwrap_err();
+    assert_eq!(wire_error_of(&gone).kind, ErrorKind::ChunkNotFound);
+    let stat = StatChunksRequest { chunks: vec![1], verify: true };
+    assert!(!client.stat_chunks(stat).await.unwrap().into_inner().chunks[0].present);
+    let held = list(&cluster, 0).await.chunks;
+    assert!(held.len() == 2 && held.iter().all(|held| held.trash && !held.quarantined));
+    let request = SummarizeChunksRequest { first: 1, span: 100, ranges: 1 };
+    assert_eq!(client.summarize_chunks(request).await.unwrap().into_inner().ranges[0].count, 0);
+    let about = client.get_node_status(GetNodeStatusRequest {}).await.unwrap().into_inner().node.unwrap();
+    assert!(about.disks[0].trash > 2 * LEN as u64 && about.disks[0].used == 0, "{:?}", about.disks);
+
+    let restore = RestoreChunksRequest { chunks: vec![1, 99] };
+    let failed = client.restore_chunks(restore).await.unwrap().into_inner().failed;
+    assert_eq!(
+        (failed.len(), failed[0].chunk, kind(failed[0].error)),
+        (1, 99, Some(ErrorKind::ChunkNotFound))
+    );
+    assert!(retrieve(&mut client, 1, 0, LEN as u64).await.unwrap().1 == data);
+
+    client.delete_chunks(delete).await.unwrap();
+    let answer = copy(&cluster, 0, vec![wanted(&cluster, 1, &data, &[1])], 0).await.remove(0);
+    assert_eq!((answer.error, answer.bytes), (0, 0), "{answer:?}");
+    assert!(retrieve(&mut client, 1, 0, LEN as u64).await.unwrap().1 == data);
+    for chunks in [vec![0], vec![u64::MAX], (1..70_000).collect()] {
+        let error = client.restore_chunks(RestoreChunksRequest { chunks }).await.unwrap_err();
+        assert_eq!(wire_error_of(&error).kind, ErrorKind::InvalidArgument);
+    }
+}

@@ -75,6 +75,10 @@ const MEANINGS: &[(&str, &str)] = &[
         "Where to serve /metrics, /healthz and /readyz, host:port; nowhere when not set.",
     ),
     ("datanode.sync", "Whether syncs reach the disk; false risks acknowledged data when the power fails."),
+    (
+        "datanode.trash_time",
+        "How long deleted chunks can still be brought back, unless room is short; at most 365days.",
+    ),
     ("datanode.insecure", "Allow listen to be reachable from other machines although nothing is encrypted."),
     (
         "client.coordinator",

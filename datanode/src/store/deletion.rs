@@ -1,12 +1,18 @@
-//! Deleting chunks: the record is marked (in its header and in the footer of a sealed segment), the
-//! marks are synced, then the payload becomes a hole. In this order, so that a start after a crash
-//! finds the chunk whole, or deleted, never half of it as live.
+//! Deleting chunks, at first into the trash: the record is marked (in its header and in the footer of a
+//! sealed segment) and the marks are synced; for good, the payload then becomes a hole. In this order,
+//! so that a start after a crash finds the chunk whole, in the trash, or deleted, never half of it as
+//! live.
+//!
+//! What is in the trash is not served and can be brought back by the same marks. It goes for good after
+//! a while, or when its room is needed, oldest first. [`Shared::changes`] lets one of these happen at a
+//! time; marks that a failure leaves behind say what was asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
 use cairn_proto::ChunkId;
+use cairn_runtime::clock::{self, Instant};
 use tracing::warn;
 
 use super::Shared;
@@ -17,24 +23,114 @@ use super::record::{
 use super::state::{Entry, FooterPlace, SegmentFile};
 use super::syncer::drop_segment;
 
-/// Deletes chunks and returns those that could not be, with the reason.
+/// Deletes chunks (into the trash, unless none is kept) and returns those that could not be, with the
+/// reason. A damaged copy goes for good: bringing it back would bring nothing.
 pub(super) fn delete(shared: &Shared, chunks: &[ChunkId]) -> Vec<(ChunkId, StoreError)> {
+    let _changes = shared.lock_changes();
+    let keep = !shared.options.trash_time.is_zero();
     let mut failed = Vec::new();
-    let mut by_segment: BTreeMap<u32, Vec<(ChunkId, Entry)>> = BTreeMap::new();
+    let (mut gone, mut kept) = (Vec::new(), Vec::new());
     {
         let mut state = shared.lock();
         for &chunk in chunks {
             if state.writing.contains(&chunk.get()) {
                 failed.push((chunk, StoreError::Exists(chunk)));
+                continue;
+            }
+            let Some(entry) = state.index.get(&chunk.get()).copied() else { continue };
+            if keep && !entry.quarantined {
+                if !entry.trash {
+                    state.set_trash(chunk, true);
+                    kept.push((chunk, entry));
+                }
             } else if let Some(entry) = state.remove(chunk) {
-                by_segment.entry(entry.segment).or_default().push((chunk, entry));
+                gone.push((chunk, entry));
             }
         }
     }
-    for (id, records) in by_segment {
+    failed.extend(erase(shared, gone));
+    let unmarked = mark(shared, &kept, RecordState::Trash, EntryState::Trash);
+    let now = clock::now();
+    let mut state = shared.lock();
+    for (chunk, _) in kept {
+        match unmarked.iter().any(|(other, _)| *other == chunk) {
+            true => state.set_trash(chunk, false),
+            false => state.trash.push_back((now, chunk)),
+        }
+    }
+    drop(state);
+    failed.extend(unmarked);
+    failed
+}
+
+/// Brings chunks back from the trash; one that was never deleted is fine. Returns those that could not
+/// be, with the reason. Durable on return.
+pub(super) fn restore(shared: &Shared, chunks: &[ChunkId]) -> Vec<(ChunkId, StoreError)> {
+    let _changes = shared.lock_changes();
+    let mut failed = Vec::new();
+    let mut found = Vec::new();
+    {
+        let state = shared.lock();
+        for &chunk in chunks {
+            match state.index.get(&chunk.get()) {
+                Some(entry) if entry.trash => found.push((chunk, *entry)),
+                Some(entry) if !entry.quarantined => {}
+                _ => failed.push((chunk, StoreError::NotFound(chunk))),
+            }
+        }
+    }
+    let unmarked = mark(shared, &found, RecordState::Complete, EntryState::Live);
+    let restored: HashSet<ChunkId> = found
+        .iter()
+        .map(|&(chunk, _)| chunk)
+        .filter(|chunk| !unmarked.iter().any(|(other, _)| other == chunk))
+        .collect();
+    let mut state = shared.lock();
+    for &chunk in &restored {
+        state.set_trash(chunk, false);
+    }
+    state.trash.retain(|(_, chunk)| !restored.contains(chunk));
+    drop(state);
+    failed.extend(unmarked);
+    failed
+}
+
+/// Gives up what has been in the trash since before `old`, and more, oldest first, until `bytes` are
+/// free; at most `count` chunks. Returns the bytes that became free.
+pub(super) fn purge(shared: &Shared, old: Option<Instant>, bytes: u64, count: usize) -> u64 {
+    let _changes = shared.lock_changes();
+    let mut gone = Vec::new();
+    let mut freed = 0;
+    {
+        let mut state = shared.lock();
+        while gone.len() < count {
+            let Some(&(since, chunk)) = state.trash.front() else { break };
+            if freed >= bytes && old.is_none_or(|old| since > old) {
+                break;
+            }
+            state.trash.pop_front();
+            if state.index.get(&chunk.get()).is_some_and(|entry| entry.trash)
+                && let Some(entry) = state.remove(chunk)
+            {
+                freed += entry.record_len();
+                gone.push((chunk, entry));
+            }
+        }
+    }
+    for (chunk, error) in erase(shared, gone) {
+        warn!(disk = %shared.name, %chunk, %error, "a chunk stays in the trash");
+        shared.lock().trash.push_back((clock::now(), chunk));
+    }
+    freed
+}
+
+/// Deletes for good what was taken out of the index. What fails is put back.
+fn erase(shared: &Shared, records: Vec<(ChunkId, Entry)>) -> Vec<(ChunkId, StoreError)> {
+    let mut failed = Vec::new();
+    for (id, records) in by_segment(records) {
         let place = shared.lock().segments.get(&id).map(|s| (Arc::clone(&s.file), s.footer));
         let Some((file, footer)) = place else { continue };
-        match mark_all(shared, &file, footer, &records) {
+        match mark_all(shared, &file, footer, &records, RecordState::Deleted, EntryState::Deleted) {
             Ok(()) => punch_all(shared, &file, footer, &records),
             Err(source) => {
                 // Still there as far as the disk is concerned: it has to be asked for again.
@@ -43,9 +139,9 @@ pub(super) fn delete(shared: &Shared, chunks: &[ChunkId]) -> Vec<(ChunkId, Store
                     if state.segments.contains_key(&id) {
                         state.insert(chunk, entry);
                     }
-                    let source = io::Error::new(source.kind(), source.to_string());
-                    failed.push((chunk, shared.io("marking a record as deleted", source)));
                 }
+                drop(state);
+                failed.extend(unmarked(shared, &records, &source));
                 continue;
             }
         }
@@ -58,19 +154,54 @@ pub(super) fn delete(shared: &Shared, chunks: &[ChunkId]) -> Vec<(ChunkId, Store
     failed
 }
 
+/// Marks records and syncs the marks. Returns those that could not be marked.
+fn mark(
+    shared: &Shared,
+    records: &[(ChunkId, Entry)],
+    state: RecordState,
+    listed: EntryState,
+) -> Vec<(ChunkId, StoreError)> {
+    let mut failed = Vec::new();
+    for (id, records) in by_segment(records.to_vec()) {
+        let place = shared.lock().segments.get(&id).map(|s| (Arc::clone(&s.file), s.footer));
+        let Some((file, footer)) = place else { continue };
+        if let Err(source) = mark_all(shared, &file, footer, &records, state, listed) {
+            failed.extend(unmarked(shared, &records, &source));
+        }
+    }
+    failed
+}
+
+fn by_segment(records: Vec<(ChunkId, Entry)>) -> BTreeMap<u32, Vec<(ChunkId, Entry)>> {
+    let mut segments: BTreeMap<u32, Vec<_>> = BTreeMap::new();
+    for (chunk, entry) in records {
+        segments.entry(entry.segment).or_default().push((chunk, entry));
+    }
+    segments
+}
+
+fn unmarked(shared: &Shared, records: &[(ChunkId, Entry)], source: &io::Error) -> Vec<(ChunkId, StoreError)> {
+    let again = || io::Error::new(source.kind(), source.to_string());
+    records.iter().map(|&(chunk, _)| (chunk, shared.io("marking a record", again()))).collect()
+}
+
 fn mark_all(
     shared: &Shared,
     file: &SegmentFile,
     footer: Option<FooterPlace>,
     records: &[(ChunkId, Entry)],
+    state: RecordState,
+    listed: EntryState,
 ) -> io::Result<()> {
     for &(chunk, entry) in records {
-        mark_header(file, entry, Some(chunk), RecordState::Deleted)?;
+        // A damaged header is written anew to delete the record, never to bring it back.
+        let named = (state == RecordState::Deleted).then_some(chunk);
+        mark_header(file, entry, named, state)?;
         if let Some(place) = footer {
-            mark_footer(file, place, entry, EntryState::Deleted)?;
+            mark_footer(file, place, entry, listed)?;
         }
     }
-    if shared.options.sync { file.file.sync() } else { Ok(()) }
+    if shared.options.sync && !records.is_empty() { file.file.sync() } else { Ok(()) }
 }
 
 /// Gives the room back. In an unsealed segment the header's page stays, since a scan steps by it.

@@ -42,6 +42,9 @@ impl ChunkReader {
     pub(super) fn new(shared: &Arc<Shared>, chunk: ChunkId) -> Result<Self, StoreError> {
         let state = shared.lock();
         let entry = *state.index.get(&chunk.get()).ok_or(StoreError::NotFound(chunk))?;
+        if entry.trash {
+            return Err(StoreError::NotFound(chunk));
+        }
         if entry.quarantined {
             let what = "it was set aside earlier".into();
             return Err(StoreError::Corrupt { chunk, disk: shared.name.clone(), what });

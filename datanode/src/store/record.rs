@@ -18,7 +18,9 @@ use cairn_proto::limits::{BLOCK_SIZE, CHUNK_SIZE_MAX};
 /// Records start at multiples of this; also the smallest unit that a hole can be punched in.
 pub(super) const ALIGN: u64 = 4096;
 /// Version of everything in this file; raised when an older build could not read it.
-pub(super) const FORMAT: u16 = 1;
+///
+/// 2: records and footer entries may say that a chunk is in the trash.
+pub(super) const FORMAT: u16 = 2;
 /// Bytes of a record's fixed header. Lies in one sector, so a power cut leaves it old or new.
 pub(super) const HEADER_LEN: usize = 64;
 /// Bytes of one footer entry; a power of two, so that none crosses a sector.
@@ -33,8 +35,9 @@ const TRAILER_MAGIC: u64 = 0x544f_4f46_4e52_4143;
 /// What became of a record.
 ///
 /// ```text
-/// Intent ──▶ Complete ──▶ Quarantined
-///   │            └──▶ Deleted ◀──┘
+/// Intent ──▶ Complete ──▶ Quarantined ──▶ Deleted
+///   │          ▲ └──▶ Trash ──▶ Deleted
+///   │          └────────┘
 ///   └──▶ Abandoned
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +52,8 @@ pub(super) enum RecordState {
     Quarantined,
     /// The sender gave up.
     Abandoned,
+    /// Deleted, and kept for a while: not served, and can be made `Complete` again.
+    Trash,
 }
 
 impl RecordState {
@@ -59,6 +64,7 @@ impl RecordState {
             Self::Deleted => 3,
             Self::Quarantined => 4,
             Self::Abandoned => 5,
+            Self::Trash => 6,
         }
     }
 
@@ -69,6 +75,7 @@ impl RecordState {
             3 => Some(Self::Deleted),
             4 => Some(Self::Quarantined),
             5 => Some(Self::Abandoned),
+            6 => Some(Self::Trash),
             _ => None,
         }
     }
@@ -241,6 +248,8 @@ pub(super) enum EntryState {
     Deleted,
     /// Deleted and punched.
     Punched,
+    /// In the trash.
+    Trash,
 }
 
 /// One record in a footer.
@@ -263,6 +272,7 @@ impl FooterEntry {
             EntryState::Quarantined => 2,
             EntryState::Deleted => 3,
             EntryState::Punched => 4,
+            EntryState::Trash => 5,
         };
         let crc = Self::crc(&out, salt);
         out[28..32].copy_from_slice(&crc.to_le_bytes());
@@ -280,6 +290,7 @@ impl FooterEntry {
             2 => EntryState::Quarantined,
             3 => EntryState::Deleted,
             4 => EntryState::Punched,
+            5 => EntryState::Trash,
             _ => return None,
         };
         let length = u32_at(bytes, 16);

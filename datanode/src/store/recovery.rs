@@ -2,7 +2,7 @@
 //!
 //! A segment with an intact footer is taken by its footer. Any other is scanned from the front:
 //! every record's payload is verified, from the device where possible. Then:
-//! - a record that was being written, or was given up or deleted, is dropped;
+//! - a record that was being written, or was given up or deleted, is dropped; one in the trash stays there;
 //! - a complete record that fails verification is quarantined: never served, counted, kept;
 //! - unreadable bytes *before* a readable record, or below what is known to have been synced, are
 //!   damage: they are quarantined too, and the scan goes on behind them;
@@ -17,6 +17,7 @@ use std::sync::Arc;
 use cairn_proto::ChunkId;
 use cairn_proto::checksum::verify_blocks;
 use cairn_proto::limits::{BLOCK_SIZE, FRAME_SIZE};
+use cairn_runtime::clock;
 use cairn_runtime::disk::DiskFile;
 use tracing::{error, info, warn};
 
@@ -128,7 +129,8 @@ fn read_footer(file: &SegmentFile, trailer: Trailer) -> Option<Vec<FooterEntry>>
 }
 
 fn adopt(shared: &Shared, file: &Arc<SegmentFile>, found: Found) -> Result<(), StoreError> {
-    let in_use = |e: &&FooterEntry| matches!(e.state, EntryState::Live | EntryState::Quarantined);
+    let in_use =
+        |e: &&FooterEntry| matches!(e.state, EntryState::Live | EntryState::Quarantined | EntryState::Trash);
     if !found.entries.iter().any(|e| in_use(&e)) {
         return shared
             .disk
@@ -169,9 +171,10 @@ fn adopt(shared: &Shared, file: &Arc<SegmentFile>, found: Found) -> Result<(), S
         let Some(mut entry) = Entry::new(file.id, found.offset, found.length) else { continue };
         entry.synced = synced;
         entry.quarantined = found.state == EntryState::Quarantined;
+        entry.trash = found.state == EntryState::Trash;
         state.quarantined += u64::from(entry.quarantined);
-        let held = state.index.get(&found.chunk.get()).is_some_and(|e| !e.quarantined);
-        if found.chunk.get() == UNKNOWN_CHUNK || (held && entry.quarantined) {
+        let held = state.index.get(&found.chunk.get()).is_some_and(|held| held.rank() < entry.rank());
+        if found.chunk.get() == UNKNOWN_CHUNK || held {
             // Only keeps its segment.
             if let Some(segment) = state.segments.get_mut(&file.id) {
                 segment.live += 1;
@@ -181,6 +184,10 @@ fn adopt(shared: &Shared, file: &Arc<SegmentFile>, found: Found) -> Result<(), S
         // Of two copies the newer counts: the older was quarantined, or its deletion not finished.
         state.remove(found.chunk);
         state.insert(found.chunk, entry);
+        if entry.trash {
+            // How long it has been there is not recorded: it stays as long again.
+            state.trash.push_back((clock::now(), found.chunk));
+        }
     }
     Ok(())
 }
@@ -219,8 +226,11 @@ fn scan(shared: &Shared, file: &Arc<SegmentFile>, end: u64, sealed: bool) -> Res
             break;
         }
         match header.state {
-            RecordState::Complete => {
+            // In the trash, damaged or never synced: nobody will miss it.
+            RecordState::Trash if verify(file, &header).is_err() => drop_record(shared, file, at, next),
+            RecordState::Complete | RecordState::Trash => {
                 let state = match verify(file, &header) {
+                    Ok(()) if header.state == RecordState::Trash => EntryState::Trash,
                     Ok(()) => EntryState::Live,
                     Err(what) => {
                         error!(disk = %shared.name, segment = file.id, chunk = %header.chunk, offset = at, what, "a record is damaged and set aside");
@@ -236,9 +246,7 @@ fn scan(shared: &Shared, file: &Arc<SegmentFile>, end: u64, sealed: bool) -> Res
                 tail = next;
             }
             RecordState::Intent | RecordState::Deleted | RecordState::Abandoned => {
-                if let Err(error) = file.file.punch(at, next - at) {
-                    warn!(disk = %shared.name, segment = file.id, %error, "the room of a dropped record is not given back");
-                }
+                drop_record(shared, file, at, next);
             }
         }
         at = next;
@@ -258,6 +266,12 @@ fn scan(shared: &Shared, file: &Arc<SegmentFile>, end: u64, sealed: bool) -> Res
         }
     }
     Ok(Found { entries, tail, footer: None })
+}
+
+fn drop_record(shared: &Shared, file: &SegmentFile, at: u64, next: u64) {
+    if let Err(error) = file.file.punch(at, next - at) {
+        warn!(disk = %shared.name, segment = file.id, %error, "the room of a dropped record is not given back");
+    }
 }
 
 /// Tells damage from what was merely never finished.

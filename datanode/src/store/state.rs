@@ -4,10 +4,11 @@
 //! this mutex is taken last and never held during a call that may block on the device, except for the
 //! creation of a segment when no spare one is ready.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
 use cairn_proto::ChunkId;
+use cairn_runtime::clock::Instant;
 use cairn_runtime::disk::DiskFile;
 
 use super::error::StoreError;
@@ -32,13 +33,15 @@ pub(super) struct Entry {
     pub(super) length: u32,
     pub(super) synced: bool,
     pub(super) quarantined: bool,
+    /// Deleted, and can still be brought back.
+    pub(super) trash: bool,
 }
 
 impl Entry {
     /// `None` when the offset is no multiple of 4 KiB or past 16 TiB.
     pub(super) fn new(segment: u32, offset: u64, length: u32) -> Option<Self> {
         let page = u32::try_from(offset / ALIGN).ok().filter(|_| offset.is_multiple_of(ALIGN))?;
-        Some(Self { segment, page, length, synced: false, quarantined: false })
+        Some(Self { segment, page, length, synced: false, quarantined: false, trash: false })
     }
 
     pub(super) fn offset(self) -> u64 {
@@ -47,6 +50,11 @@ impl Entry {
 
     pub(super) fn record_len(self) -> u64 {
         record_len(self.length)
+    }
+
+    /// Of two copies of a chunk the one with the lower rank counts.
+    pub(super) fn rank(self) -> u8 {
+        if self.quarantined { 2 } else { u8::from(self.trash) }
     }
 
     /// Whether both are the same copy.
@@ -137,8 +145,13 @@ pub(super) struct State {
     /// Why no new chunks are taken.
     pub(super) fault: Option<String>,
     pub(super) quarantined: u64,
-    /// Bytes of the records in use.
+    /// Bytes of the records in use, those in the trash left out.
     pub(super) used: u64,
+    /// Bytes and number of the records in the trash.
+    pub(super) trash_bytes: u64,
+    pub(super) trashed: u64,
+    /// What is in the trash since when, oldest first.
+    pub(super) trash: VecDeque<(Instant, ChunkId)>,
     pub(super) sync_queue: Vec<(u32, SyncCallback)>,
     pub(super) seal_queue: Vec<u32>,
     pub(super) stop: bool,
@@ -150,7 +163,40 @@ impl State {
         if let Some(segment) = self.segments.get_mut(&entry.segment) {
             segment.live += 1;
         }
-        self.used += entry.record_len();
+        self.count(entry);
+        if let Some(old) = self.index.insert(chunk.get(), entry)
+            && old.trash
+        {
+            // Replaced by a copy; its record stays until its segment goes.
+            self.uncount(old);
+            self.used += old.record_len();
+        }
+    }
+
+    fn count(&mut self, entry: Entry) {
+        if entry.trash {
+            self.trash_bytes += entry.record_len();
+            self.trashed += 1;
+        } else {
+            self.used += entry.record_len();
+        }
+    }
+
+    fn uncount(&mut self, entry: Entry) {
+        if entry.trash {
+            self.trash_bytes = self.trash_bytes.saturating_sub(entry.record_len());
+            self.trashed = self.trashed.saturating_sub(1);
+        } else {
+            self.used = self.used.saturating_sub(entry.record_len());
+        }
+    }
+
+    /// Moves a chunk into the trash or out of it.
+    pub(super) fn set_trash(&mut self, chunk: ChunkId, trash: bool) {
+        let Some(mut entry) = self.index.get(&chunk.get()).copied() else { return };
+        self.uncount(entry);
+        entry.trash = trash;
+        self.count(entry);
         self.index.insert(chunk.get(), entry);
     }
 
@@ -160,7 +206,7 @@ impl State {
         if let Some(segment) = self.segments.get_mut(&entry.segment) {
             segment.live = segment.live.saturating_sub(1);
         }
-        self.used = self.used.saturating_sub(entry.record_len());
+        self.uncount(entry);
         Some(entry)
     }
 

@@ -197,17 +197,15 @@ fn seal(shared: &Shared, id: u32) {
             return;
         }
     };
-    let gone: Vec<Entry> = {
+    let changed: Vec<(Entry, EntryState)> = {
         let mut state = shared.lock();
-        let gone = entries
+        let changed = entries
             .iter()
-            .filter(|(chunk, entry)| {
-                !state
-                    .index
-                    .get(&chunk.get())
-                    .is_some_and(|now| now.same_place(*entry) && now.quarantined == entry.quarantined)
+            .filter_map(|&(chunk, entry)| {
+                let now = state.index.get(&chunk.get()).filter(|now| now.same_place(entry));
+                let now = now.map_or(EntryState::Deleted, |&now| footer_entry(chunk, now).state);
+                (now != footer_entry(chunk, entry).state).then_some((entry, now))
             })
-            .map(|&(_, entry)| entry)
             .collect();
         if let Some(segment) = state.segments.get_mut(&id) {
             segment.footer = Some(place);
@@ -217,11 +215,11 @@ fn seal(shared: &Shared, id: u32) {
                 segment.synced = 0;
             }
         }
-        gone
+        changed
     };
-    // Deleted while the footer was written: those who deleted them saw no footer to mark.
-    for entry in gone {
-        if let Err(error) = super::deletion::mark_footer(&file, place, entry, EntryState::Deleted) {
+    // Changed while the footer was written: those who changed them saw no footer to mark.
+    for (entry, now) in changed {
+        if let Err(error) = super::deletion::mark_footer(&file, place, entry, now) {
             warn!(disk = %shared.name, segment = id, %error, "a footer entry could not be marked");
         }
     }
@@ -232,7 +230,11 @@ fn seal(shared: &Shared, id: u32) {
 }
 
 fn footer_entry(chunk: ChunkId, entry: Entry) -> FooterEntry {
-    let state = if entry.quarantined { EntryState::Quarantined } else { EntryState::Live };
+    let state = match entry {
+        Entry { quarantined: true, .. } => EntryState::Quarantined,
+        Entry { trash: true, .. } => EntryState::Trash,
+        _ => EntryState::Live,
+    };
     FooterEntry { chunk, offset: entry.offset(), length: entry.length, state }
 }
 

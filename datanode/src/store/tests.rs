@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use cairn_proto::checksum::{block_crcs, crc32c};
 use cairn_runtime::disk::{Disk, DiskFile, RealDisk, Space};
@@ -17,7 +18,13 @@ use super::*;
 const SEGMENT: u64 = 1 << 20;
 
 fn options(sync: bool) -> StoreOptions {
-    StoreOptions { segment_size: SEGMENT, reserve: 0, sync }
+    StoreOptions { segment_size: SEGMENT, reserve: 0, sync, trash_time: Duration::ZERO }
+}
+
+/// A store that keeps what is deleted.
+fn open_with_trash(dir: &Path) -> DiskStore {
+    let options = StoreOptions { trash_time: Duration::from_secs(3600), ..options(true) };
+    DiskStore::open(Arc::new(RealDisk::open(dir).unwrap()), options, Arc::default()).unwrap()
 }
 
 fn id(chunk: u64) -> ChunkId {
@@ -280,6 +287,81 @@ fn deletion_gives_room_back_at_once_and_stays_after_a_crash() {
 }
 
 #[test]
+fn what_is_deleted_can_be_brought_back_until_it_is_given_up() {
+    for (sealed, restart) in [(false, false), (false, true), (true, false), (true, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut disk = open_with_trash(dir.path());
+        for chunk in 1..=3 {
+            store(&disk, chunk, &content(chunk, 100_000)).unwrap();
+        }
+        let used = disk.health().used;
+        if sealed {
+            disk.close();
+            drop(disk);
+            disk = open_with_trash(dir.path());
+        }
+        assert!(disk.delete(&[id(1), id(2)]).is_empty());
+        assert!(disk.delete(&[id(1)]).is_empty(), "a repeated deletion is fine");
+        if restart {
+            drop(disk);
+            disk = open_with_trash(dir.path());
+        }
+        let about = disk.health();
+        assert_eq!((about.trash, about.used, about.chunks), (2 * record_len(100_000), used / 3, 1));
+        assert!(matches!(read(&disk, 1), Err(StoreError::NotFound(_))));
+        assert!(matches!(sync(&disk, 1), Err(StoreError::NotFound(_))));
+        assert!(matches!(store(&disk, 1, &content(1, 10)), Err(StoreError::Exists(_))));
+        assert!(disk.find(id(1)).unwrap().trash);
+
+        let failed = disk.restore(&[id(1), id(3), id(9)]);
+        assert!(matches!(failed.as_slice(), [(chunk, StoreError::NotFound(_))] if *chunk == id(9)));
+        assert_eq!(read(&disk, 1).unwrap(), content(1, 100_000));
+        assert!(disk.make_room(1) && !disk.make_room(1));
+        assert!(disk.find(id(2)).is_none() && disk.restore(&[id(2)]).len() == 1);
+        assert_eq!(disk.health().trash, 0);
+        drop(disk);
+        let disk = open_with_trash(dir.path());
+        assert_eq!(read(&disk, 1).unwrap(), content(1, 100_000), "sealed {sealed} restart {restart}");
+        assert_eq!(read(&disk, 3).unwrap(), content(3, 100_000));
+        assert!(disk.find(id(2)).is_none());
+        assert_eq!(disk.health().quarantined, 0);
+    }
+}
+
+#[test]
+fn the_trash_is_emptied_in_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = StoreOptions { trash_time: Duration::from_millis(300), ..options(true) };
+    let disk =
+        DiskStore::open(Arc::new(RealDisk::open(dir.path()).unwrap()), options, Arc::default()).unwrap();
+    store(&disk, 1, &content(1, 100_000)).unwrap();
+    assert!(disk.delete(&[id(1)]).is_empty());
+    assert!(!disk.empty_trash() && disk.health().trash > 0);
+    std::thread::sleep(Duration::from_millis(350));
+    assert!(disk.empty_trash());
+    assert_eq!((disk.health().trash, disk.find(id(1))), (0, None));
+}
+
+#[test]
+fn a_mark_that_fails_leaves_the_chunk_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let faults = Arc::new(Faults { room: AtomicI64::new(-1), ..Faults::default() });
+    let disk = FaultyDisk { inner: RealDisk::open(dir.path()).unwrap(), faults: Arc::clone(&faults) };
+    let options = StoreOptions { trash_time: Duration::from_secs(3600), ..options(true) };
+    let disk = DiskStore::open(Arc::new(disk), options, Arc::default()).unwrap();
+    store(&disk, 1, &content(1, 5000)).unwrap();
+    sync(&disk, 1).unwrap();
+    faults.fail_sync.store(true, Ordering::SeqCst);
+    assert_eq!(disk.delete(&[id(1)]).len(), 1);
+    assert!(!disk.find(id(1)).unwrap().trash && disk.health().trash == 0);
+    faults.fail_sync.store(false, Ordering::SeqCst);
+    assert!(disk.delete(&[id(1)]).is_empty());
+    faults.fail_sync.store(true, Ordering::SeqCst);
+    assert_eq!(disk.restore(&[id(1)]).len(), 1);
+    assert!(disk.find(id(1)).unwrap().trash);
+}
+
+#[test]
 fn a_segment_of_a_newer_format_is_refused_with_a_sentence() {
     let dir = tempfile::tempdir().unwrap();
     let disk = open(dir.path());
@@ -290,13 +372,13 @@ fn a_segment_of_a_newer_format_is_refused_with_a_sentence() {
     let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
     let mut header = [0u8; 64];
     file.read_exact_at(&mut header, 0).unwrap();
-    header[8] = 2;
+    header[8] = 3;
     let crc = crc32c(&header[..60]);
     header[60..].copy_from_slice(&crc.to_le_bytes());
     file.write_all_at(&header, 0).unwrap();
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(dir.path()).unwrap());
     let error = DiskStore::open(disk, options(true), Arc::default()).err().unwrap().to_string();
-    assert!(error.contains("newer version") && error.contains("format 2"), "{error}");
+    assert!(error.contains("newer version") && error.contains("format 3"), "{error}");
 }
 
 #[test]
@@ -495,6 +577,8 @@ enum Op {
     Store(usize),
     Abandon(usize),
     Delete(usize),
+    Restore(usize),
+    MakeRoom(u64),
     Sync(usize),
     Restart,
     Crash,
@@ -507,6 +591,8 @@ fn op() -> impl Strategy<Value = Op> {
         8 => prop_oneof![1usize..10_000, 60_000usize..70_000, 100_000usize..500_000].prop_map(Op::Store),
         1 => (1usize..300_000).prop_map(Op::Abandon),
         3 => any::<usize>().prop_map(Op::Delete),
+        2 => any::<usize>().prop_map(Op::Restore),
+        1 => (1u64..2_000_000).prop_map(Op::MakeRoom),
         2 => any::<usize>().prop_map(Op::Sync),
         1 => Just(Op::Restart),
         1 => Just(Op::Crash),
@@ -521,6 +607,10 @@ struct Model {
     next: u64,
     lens: HashMap<u64, usize>,
     deleted: HashSet<u64>,
+    /// Deleted and not given up yet, oldest first.
+    trash: Vec<(u64, usize)>,
+    /// Whether something was damaged: then what is in the trash may be too.
+    damaged: bool,
     /// Chunks that damage has taken.
     lost: HashSet<u64>,
 }
@@ -546,7 +636,7 @@ impl Model {
                 }
             }
         }
-        for &chunk in &self.deleted {
+        for &chunk in self.deleted.iter().chain(self.trash.iter().map(|(chunk, _)| chunk)) {
             assert!(read(disk, chunk).is_err(), "chunk {chunk} is back");
         }
     }
@@ -554,7 +644,7 @@ impl Model {
 
 fn run(ops: Vec<Op>) {
     let dir = tempfile::tempdir().unwrap();
-    let mut disk = open(dir.path());
+    let mut disk = open_with_trash(dir.path());
     let mut model = Model::default();
     for op in ops {
         let mut may_lose = 0;
@@ -577,10 +667,40 @@ fn run(ops: Vec<Op>) {
             Op::Delete(seed) => {
                 let Some(chunk) = model.pick(seed) else { continue };
                 assert!(disk.delete(&[id(chunk)]).is_empty());
-                model.lens.remove(&chunk);
+                let len = model.lens.remove(&chunk).unwrap();
                 // A damaged record may carry no name any more: then its deletion finds nothing.
                 if !model.lost.contains(&chunk) {
-                    model.deleted.insert(chunk);
+                    model.trash.push((chunk, len));
+                }
+                continue;
+            }
+            Op::Restore(seed) => {
+                if model.trash.is_empty() {
+                    continue;
+                }
+                let (chunk, len) = model.trash.remove(seed % model.trash.len());
+                let failed = disk.restore(&[id(chunk)]);
+                assert!(failed.is_empty() || model.damaged, "{failed:?}");
+                match read(&disk, chunk) {
+                    Ok(data) => {
+                        assert!(data == content(chunk, len), "chunk {chunk} came back wrong");
+                        model.lens.insert(chunk, len);
+                    }
+                    Err(error) => assert!(model.damaged, "chunk {chunk} is lost in the trash: {error}"),
+                }
+                continue;
+            }
+            Op::MakeRoom(bytes) => {
+                let before = disk.health().trash;
+                disk.make_room(bytes);
+                let left = disk.health().trash;
+                assert!(left == 0 || before - left >= bytes, "{before} {left} {bytes}");
+                // Which ones went depends on restarts, after which all are as old.
+                for (chunk, len) in std::mem::take(&mut model.trash) {
+                    match disk.find(id(chunk)) {
+                        Some(found) if found.trash => model.trash.push((chunk, len)),
+                        _ => drop(model.deleted.insert(chunk)),
+                    }
                 }
                 continue;
             }
@@ -601,6 +721,7 @@ fn run(ops: Vec<Op>) {
                     let len = std::fs::metadata(last).unwrap().len();
                     std::fs::File::options().write(true).open(last).unwrap().set_len(at % (len + 1)).unwrap();
                     may_lose = usize::MAX;
+                    model.damaged = true;
                 }
             }
             Op::Flip(file, at, bit) => {
@@ -611,10 +732,11 @@ fn run(ops: Vec<Op>) {
                     let len = std::fs::metadata(file).unwrap().len();
                     flip(file, at % len, bit);
                     may_lose = 1;
+                    model.damaged = true;
                 }
             }
         }
-        disk = open(dir.path());
+        disk = open_with_trash(dir.path());
         model.check(&disk, may_lose);
     }
     model.check(&disk, 0);
