@@ -17,6 +17,10 @@ const SEGMENT_SIZE_MAX: u64 = 16 << 30;
 /// Labels and their lengths are shown and sent with every map.
 const LABELS_MAX: usize = 16;
 const LABEL_LEN_MAX: usize = 64;
+/// Bounds of the time for a pass of the scrub, and its slowest rate.
+const SCRUB_PERIOD_MIN: Duration = Duration::from_secs(60);
+const SCRUB_PERIOD_MAX: Duration = Duration::from_secs(365 * 86_400);
+const SCRUB_RATE_MIN: u64 = 64 << 10;
 /// Longest stay in the trash.
 const TRASH_TIME_MAX: Duration = Duration::from_secs(365 * 86_400);
 
@@ -49,6 +53,11 @@ pub struct DatanodeConfig {
     /// all.
     #[serde(with = "humantime_serde")]
     pub trash_time: Duration,
+    /// Time in which the scrub reads the whole store once, 1 min to 365 days.
+    #[serde(with = "humantime_serde")]
+    pub scrub_period: Duration,
+    /// Bytes per second that the scrub reads at most, also when that takes longer; at least 64 KiB.
+    pub scrub_rate: ByteSize,
     /// Permits listening on an address that is not loopback, where everyone who reaches it may read
     /// and write.
     pub insecure: bool,
@@ -68,6 +77,8 @@ impl Default for DatanodeConfig {
             metrics_listen: None,
             sync: true,
             trash_time: Duration::from_secs(600),
+            scrub_period: Duration::from_secs(14 * 86_400),
+            scrub_rate: ByteSize::mib(32),
             insecure: false,
         }
     }
@@ -86,6 +97,12 @@ impl Validate for DatanodeConfig {
         }
         within("segment_size", self.segment_size, CHUNK_SIZE_MAX, SEGMENT_SIZE_MAX)?;
         within("memory", self.memory, MEMORY_MIN, MEMORY_MAX)?;
+        at_most("scrub_period", self.scrub_period, SCRUB_PERIOD_MAX)?;
+        if self.scrub_period < SCRUB_PERIOD_MIN {
+            let given = humantime::format_duration(self.scrub_period);
+            return Err(ConfigError::out_of_range("scrub_period", given, "at least 1min was expected"));
+        }
+        within("scrub_rate", self.scrub_rate, SCRUB_RATE_MIN, MEMORY_MAX)?;
         at_most("trash_time", self.trash_time, TRASH_TIME_MAX)?;
         if self.labels.len() > LABELS_MAX {
             let expected = format!("at most {LABELS_MAX} labels were expected");
@@ -143,6 +160,9 @@ mod tests {
             ("data", DatanodeConfig { data: vec!["/a".into(), "/a".into()], ..good.clone() }),
             ("segment_size", DatanodeConfig { segment_size: ByteSize::mib(1), ..good.clone() }),
             ("memory", DatanodeConfig { memory: ByteSize::kib(1), ..good.clone() }),
+            ("scrub_period", DatanodeConfig { scrub_period: Duration::ZERO, ..good.clone() }),
+            ("scrub_rate", DatanodeConfig { scrub_rate: ByteSize::b(1), ..good.clone() }),
+            ("trash_time", DatanodeConfig { trash_time: Duration::MAX, ..good.clone() }),
             ("listen", DatanodeConfig { listen: "here".into(), ..good.clone() }),
             ("coordinator", DatanodeConfig { coordinator: "host:0".into(), ..good.clone() }),
             ("advertise", DatanodeConfig { advertise: Some(":1".into()), ..good.clone() }),

@@ -236,6 +236,11 @@ impl Disks {
         self.stores.iter().map(|store| store.chunk_max()).max().unwrap_or(0)
     }
 
+    /// Bytes of the records in use.
+    pub(crate) fn used(&self) -> u64 {
+        self.stores.iter().map(|store| store.used()).sum()
+    }
+
     /// Seals and syncs all. Blocks.
     pub(crate) fn close(&self) {
         for store in &self.stores {

@@ -16,6 +16,7 @@ use crate::store::StoreError;
 
 const IDENTITY: &str = "identity.json";
 const FENCE: &str = "fence.json";
+const SCRUB: &str = "scrub.json";
 /// Version of the data directory's layout.
 const FORMAT: u32 = 1;
 /// Longest identity or fence file that is read.
@@ -171,6 +172,17 @@ pub(crate) fn write_fence(disks: &[Arc<dyn Disk>], fence: Fence) -> Result<(), S
         }
     }
     if written > 0 { Ok(()) } else { failed }
+}
+
+/// The progress of the scrub as each directory that can be read has it; damaged files count as none.
+pub(crate) fn read_scrub<T: DeserializeOwned>(disks: &[Arc<dyn Disk>]) -> Vec<T> {
+    disks.iter().filter_map(|disk| read(&**disk, SCRUB).ok().flatten()).collect()
+}
+
+/// Records the progress of the scrub in every directory that takes it.
+pub(crate) fn write_scrub(disks: &[Arc<dyn Disk>], progress: &impl Serialize) -> Result<(), StoreError> {
+    let results: Vec<_> = disks.iter().map(|disk| replace(&**disk, SCRUB, progress)).collect();
+    if results.iter().any(Result::is_ok) { Ok(()) } else { results.into_iter().collect() }
 }
 
 fn read_identity(disk: &dyn Disk) -> Result<Option<IdentityFile>, StoreError> {

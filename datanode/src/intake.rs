@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use cairn_proto::v1::{StoreFrame, StoreHeader};
@@ -53,11 +54,28 @@ impl Role {
 
 /// One chunk that is arriving.
 struct Upload {
+    _counted: Counted,
     assembly: Assembly,
     transfer: Arc<Transfer>,
     writer: Writer,
     lanes: Vec<Lane>,
     sync: bool,
+}
+
+/// Counts a chunk for as long as it is arriving.
+struct Counted(Arc<AtomicU32>);
+
+impl Counted {
+    fn new(count: &Arc<AtomicU32>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The incoming half of one stream.
@@ -221,7 +239,11 @@ impl Intake {
             }
         }
         self.refused.retain(|refused| *refused != chunk);
-        self.uploads.insert(chunk, Upload { assembly, transfer, writer, lanes, sync: header.sync });
+        let counted = Counted::new(&self.node.transfers);
+        self.uploads.insert(
+            chunk,
+            Upload { _counted: counted, assembly, transfer, writer, lanes, sync: header.sync },
+        );
         Ok(())
     }
 

@@ -25,6 +25,7 @@ mod outbox;
 mod pace;
 mod repack;
 mod replication;
+mod scrub;
 mod server;
 mod service;
 mod store;

@@ -259,7 +259,7 @@ impl Membership {
             leaving,
             bad: self.node.disks.bad().tell(beat),
             beat,
-            scrub: None,
+            scrub: Some(self.node.scrub.status()),
         }
     }
 

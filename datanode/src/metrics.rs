@@ -18,6 +18,10 @@ pub(crate) const SYNC_WAITERS: &str = "datanode_sync_waiters_total";
 pub(crate) const REPLICA_FAILED: &str = "datanode_replica_failed_total";
 /// Replication streams that broke or went silent.
 pub(crate) const LINKS_LOST: &str = "datanode_replication_link_lost_total";
+/// Payload bytes that the scrub has read.
+pub(crate) const SCRUBBED_BYTES: &str = "datanode_scrub_bytes_total";
+/// Bad copies that the scrub has found.
+pub(crate) const SCRUB_BAD: &str = "datanode_scrub_bad_total";
 /// Records that failed verification.
 pub(crate) const QUARANTINED: &str = "datanode_record_quarantined_total";
 /// Disks that failed.

@@ -13,12 +13,13 @@ use crate::disks::Disks;
 use crate::identity::{self, Fence};
 use crate::map::Maps;
 use crate::replication::Partners;
+use crate::scrub::{Scrub, ScrubOptions};
 use crate::store::StoreError;
 
 /// Unit of the memory budget's permits.
 const MEMORY_UNIT: usize = 1 << 10;
 /// `RetrieveChunk` streams at once, each holding some frames; others wait, then get `Overloaded`.
-const READS_MAX: usize = 128;
+pub(crate) const READS_MAX: usize = 128;
 
 /// The sequence of the metadata rises all the time: it is recorded at most this often, and at each deletion.
 const FENCE_INTERVAL: Duration = Duration::from_secs(10);
@@ -32,6 +33,9 @@ pub(crate) struct Node {
     /// Streams of chunks under way.
     pub(crate) streams: AtomicU32,
     pub(crate) reads: Arc<Semaphore>,
+    /// Chunks that are arriving.
+    pub(crate) transfers: Arc<AtomicU32>,
+    pub(crate) scrub: Scrub,
     /// Cancelled when no new chunks are to be taken.
     pub(crate) stop: CancellationToken,
     pub(crate) facts: Facts,
@@ -51,6 +55,14 @@ struct FenceState {
     stored_at: Option<Instant>,
 }
 
+/// What the node may use.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Of chunks on their way to others.
+    pub(crate) memory_bytes: u64,
+    pub(crate) scrub: ScrubOptions,
+}
+
 /// What the node tells others about itself.
 #[derive(Debug, Clone)]
 pub(crate) struct Facts {
@@ -65,17 +77,19 @@ impl Node {
         disks: Disks,
         partners: Partners,
         facts: Facts,
-        memory_bytes: u64,
+        limits: Limits,
         fence: Fence,
         stop: CancellationToken,
     ) -> Self {
-        let units = u32::try_from(memory_bytes / MEMORY_UNIT as u64).unwrap_or(u32::MAX);
+        let units = u32::try_from(limits.memory_bytes / MEMORY_UNIT as u64).unwrap_or(u32::MAX);
         Self {
             id,
             disks,
             maps: Maps::new(id),
             partners,
             streams: AtomicU32::new(0),
+            transfers: Arc::default(),
+            scrub: Scrub::new(limits.scrub),
             reads: Arc::new(Semaphore::new(READS_MAX)),
             stop,
             facts,

@@ -25,8 +25,9 @@ use crate::disks::Disks;
 use crate::identity::{self, Fence, Identity};
 use crate::membership::Membership;
 use crate::metalog::Shelf;
-use crate::node::{Facts, Node};
+use crate::node::{Facts, Limits, Node};
 use crate::replication::Partners;
+use crate::scrub::{self, ScrubOptions};
 use crate::service::Service;
 use crate::store::{StoreError, StoreOptions};
 use crate::trash;
@@ -163,11 +164,13 @@ pub async fn start_on(
     };
     let stop = own.token().child_token();
     let partners = Partners::new(identity.node, own.clone());
-    let memory = config.memory.as_u64();
-    let node = Arc::new(Node::new(identity.node, disks, partners, facts, memory, fence, stop.clone()));
+    let scrub = ScrubOptions { period: config.scrub_period, rate: config.scrub_rate.as_u64() };
+    let limits = Limits { memory_bytes: config.memory.as_u64(), scrub };
+    let node = Arc::new(Node::new(identity.node, disks, partners, facts, limits, fence, stop.clone()));
     info!(node = %identity.node, %address, "datanode listens");
 
     own.spawn(trash::run(Arc::clone(&node)));
+    own.spawn(scrub::run(Arc::clone(&node)));
 
     let leave = CancellationToken::new();
     let membership =

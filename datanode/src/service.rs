@@ -10,8 +10,8 @@ use cairn_proto::v1::{
     ChunkError, ChunkStat, CopyChunksRequest, CopyChunksResponse, DeleteChunksRequest, DeleteChunksResponse,
     GetNodeStatusRequest, GetNodeStatusResponse, ListChunksRequest, ListChunksResponse, RepackChunksRequest,
     RepackChunksResponse, RestoreChunksRequest, RestoreChunksResponse, RetrieveChunkRequest, RetrieveFrame,
-    StatChunksRequest, StatChunksResponse, StoreFrame, SummarizeChunksRequest, SummarizeChunksResponse,
-    SyncChunksRequest, SyncChunksResponse,
+    ScrubRequest, ScrubResponse, StatChunksRequest, StatChunksResponse, StoreFrame, SummarizeChunksRequest,
+    SummarizeChunksResponse, SyncChunksRequest, SyncChunksResponse,
 };
 use cairn_proto::{ChunkId, Epoch, ErrorKind, ReplicaSetId, WireError, status_from};
 use cairn_runtime::clock;
@@ -139,11 +139,12 @@ impl DataNode for Service {
         made.map(Response::new).map_err(to_status)
     }
 
-    async fn scrub(
-        &self,
-        _request: Request<cairn_proto::v1::ScrubRequest>,
-    ) -> Result<Response<cairn_proto::v1::ScrubResponse>, Status> {
-        Err(Status::unimplemented("scrub"))
+    async fn scrub(&self, request: Request<ScrubRequest>) -> Result<Response<ScrubResponse>, Status> {
+        let request = request.into_inner();
+        if request.start {
+            self.node.scrub.start(request.bytes_per_second);
+        }
+        Ok(Response::new(ScrubResponse { status: Some(self.node.scrub.status()) }))
     }
 
     async fn copy_chunks(

@@ -261,6 +261,11 @@ impl DiskStore {
         state.index.len() as u64 - state.trashed
     }
 
+    /// Bytes of the records in use.
+    pub(crate) fn used(&self) -> u64 {
+        self.shared.lock().used
+    }
+
     /// How the disk is; asks the file system for its room.
     pub(crate) fn health(&self) -> v1::DiskHealth {
         self.shared.refresh_space();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use cairn_proto::checksum::crc32c;
 use cairn_proto::digest::IdDigest;
 use cairn_proto::v1::*;
-use cairn_proto::{ErrorKind, wire_error_of};
+use cairn_proto::{ErrorKind, v1, wire_error_of};
 use cairn_runtime::clock;
 use common::{Cluster, SET, content, frames, retrieve};
 use futures::StreamExt;
@@ -443,4 +443,67 @@ async fn a_deleted_chunk_can_be_brought_back_and_a_copy_of_it_is_not_fetched() {
         let error = client.restore_chunks(RestoreChunksRequest { chunks }).await.unwrap_err();
         assert_eq!(wire_error_of(&error).kind, ErrorKind::InvalidArgument);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scrub_finds_what_nobody_reads() {
+    let mut cluster = Cluster::start(1).await;
+    let id = cluster.nodes[0].id;
+    // Odd ids alone: content of neighbours is alike.
+    let ids: Vec<u64> = (1..=30).map(|n| 2 * n + 1).collect();
+    for &chunk in &ids {
+        store_on(&cluster, 0, chunk, LEN + chunk as usize).await;
+    }
+    let mut client = cluster.client(0);
+    let sync = SyncChunksRequest { chunks: ids };
+    assert!(client.sync_chunks(sync).await.unwrap().into_inner().failed.is_empty());
+    damage(cluster.nodes[0].dir.path(), &content(35, LEN));
+    async fn pass(
+        client: &mut v1::data_node_client::DataNodeClient<tonic::transport::Channel>,
+        rate: u64,
+    ) -> ScrubStatus {
+        let start = ScrubRequest { start: true, bytes_per_second: rate };
+        assert!(client.scrub(start).await.unwrap().into_inner().status.unwrap().running);
+        let asked = cairn_runtime::clock::wall_ns();
+        let done = async {
+            loop {
+                let status =
+                    client.scrub(ScrubRequest::default()).await.unwrap().into_inner().status.unwrap();
+                if !status.running && status.finished_ns >= asked {
+                    return status;
+                }
+                clock::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        clock::timeout(Duration::from_secs(20), done).await.expect("the pass does not end")
+    }
+    let status = pass(&mut client, 1 << 30).await;
+    assert_eq!((status.chunks_done, status.bad, status.bad_last), (30, 1, 1), "{status:?}");
+    assert!(status.bytes_done > 30 * LEN as u64 && status.error.is_empty());
+    let membership = std::sync::Arc::clone(&cluster.membership);
+    until("the bad copy is not told", || !membership.bad.lock().unwrap().is_empty()).await;
+    assert_eq!(membership.bad.lock().unwrap()[0].1.chunk, 35);
+    until("the scrub is not told", || {
+        let beats = membership.beats.lock().unwrap();
+        beats[&id].scrub.as_ref().is_some_and(|scrub| scrub.finished_ns == status.finished_ns)
+    })
+    .await;
+
+    let started = clock::now();
+    let status = pass(&mut client, 6 << 20).await;
+    assert_eq!((status.chunks_done, status.bad), (29, 0), "what is set aside is not read again");
+    let took = started.elapsed();
+    assert!(took > Duration::from_millis(1000), "8.7 MB at 6 MiB/s took {took:?}");
+
+    // It is known after a restart.
+    cluster.nodes[0].stop().await;
+    let config = cluster.config(cluster.nodes[0].dir.path());
+    let shutdown = cairn_runtime::shutdown::Shutdown::new();
+    let running = cairn_datanode::start(config, shutdown.clone()).await.unwrap();
+    let mut client = common::client(&running.address.to_string());
+    clock::sleep(Duration::from_millis(300)).await;
+    let again = client.scrub(ScrubRequest::default()).await.unwrap().into_inner().status.unwrap();
+    assert_eq!((again.finished_ns, again.running), (status.finished_ns, false));
+    shutdown.request();
+    running.wait().await.unwrap();
 }

@@ -79,6 +79,8 @@ const MEANINGS: &[(&str, &str)] = &[
         "datanode.trash_time",
         "How long deleted chunks can still be brought back, unless room is short; at most 365days.",
     ),
+    ("datanode.scrub_period", "Time in which every chunk is read from its disk once, 1min to 365days."),
+    ("datanode.scrub_rate", "Bytes per second that the scrub reads at most, also when it takes longer then."),
     ("datanode.insecure", "Allow listen to be reachable from other machines although nothing is encrypted."),
     (
         "client.coordinator",
