@@ -138,6 +138,51 @@ impl Cluster {
         }
     }
 
+    /// What waits to be deleted.
+    pub(crate) async fn gc_status(&self) -> Result<v1::GcStatus, Failure> {
+        let mut client = self.client.clone();
+        self.told(answer(ANSWER_LIMIT, client.get_gc_status(v1::GetGcStatusRequest {})).await)
+    }
+
+    /// Stops deletion or lets it go on.
+    pub(crate) async fn control_gc(&self, action: v1::GcAction) -> Result<v1::GcStatus, Failure> {
+        let mut client = self.client.clone();
+        let request = v1::ControlGcRequest { action: action.into() };
+        self.told(answer(ANSWER_LIMIT, client.control_gc(request)).await)
+    }
+
+    /// Starts scrubs, or asks how far they are.
+    pub(crate) async fn scrub(
+        &self,
+        request: v1::ScrubNodesRequest,
+    ) -> Result<v1::ScrubNodesResponse, Failure> {
+        let mut client = self.client.clone();
+        self.told(answer(VERIFY_LIMIT, client.scrub_nodes(request)).await)
+    }
+
+    /// Checks everything; findings and progress come as a stream.
+    pub(crate) async fn fsck(
+        &self,
+        request: v1::FsckRequest,
+    ) -> Result<Streaming<v1::FsckResponse>, Failure> {
+        let mut client = self.client.clone();
+        self.told(answer(ANSWER_LIMIT, client.fsck(request)).await)
+    }
+
+    /// What comes next of a check.
+    pub(crate) async fn next_of_fsck(
+        &self,
+        stream: &mut Streaming<v1::FsckResponse>,
+    ) -> Result<Option<v1::FsckResponse>, Failure> {
+        match clock::timeout(VERIFY_LIMIT, stream.message()).await {
+            Ok(message) => self.told(message.map_err(|status| wire_error_of(&status))),
+            Err(_) => self.told(Err(WireError::new(
+                ErrorKind::TimedOut,
+                format!("nothing came for {} s", VERIFY_LIMIT.as_secs()),
+            ))),
+        }
+    }
+
     fn told<T>(&self, answer: Result<T, WireError>) -> Result<T, Failure> {
         answer.map_err(|error| failure(&format!("ask the coordinator at {}", self.address), &error))
     }

@@ -108,3 +108,8 @@ pub fn name(bytes: &[u8]) -> String {
 pub fn count(n: u64, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
+
+/// A number with its noun, which has a plural of its own.
+pub fn count_of(n: u64, one: &str, several: &str) -> String {
+    if n == 1 { format!("1 {one}") } else { format!("{n} {several}") }
+}

@@ -136,6 +136,17 @@ impl Datanodes {
             .failed)
     }
 
+    /// Makes one chunk out of parts of others, and forwards it to the members of its set.
+    pub(crate) async fn repack(
+        &self,
+        cluster: &Cluster,
+        node: NodeId,
+        request: v1::RepackChunksRequest,
+    ) -> Result<v1::RepackChunksResponse, OpError> {
+        let mut client = self.client(cluster, node)?;
+        answer(node, COPY_TIME, client.repack_chunks(request)).await
+    }
+
     /// How far the scrub is; with `request.start` it begins.
     pub(crate) async fn scrub(
         &self,

@@ -9,6 +9,7 @@ mod allocate;
 mod chunks;
 mod clone_range;
 pub(crate) mod commit;
+pub(crate) mod compact;
 mod create;
 mod directory;
 mod extents;

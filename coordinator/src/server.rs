@@ -32,6 +32,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::shipped::ShippedWriter;
 use crate::store::sqlite::{self, SqliteOptions};
 use crate::store::{self, Count, Orphan, Scan, Store, StoreError, Table};
+use crate::workers::compact::Compact;
 use crate::workers::gc::{Gc, GcState};
 use crate::workers::placement::PlacementWorker;
 use crate::workers::reconcile::Reconcile;
@@ -184,6 +185,7 @@ pub async fn start(config: CoordinatorConfig, shutdown: Shutdown) -> Result<Runn
     workers::start(&shared, PlacementWorker::new(config.rebalance_every));
     workers::start(&shared, RepairWorker::new(config.repair_rate.as_u64()));
     workers::start(&shared, Gc::default());
+    workers::start(&shared, Compact::new());
     workers::start(&shared, Reconcile::new(config.reconcile_every));
     let server = serve(listener, shared, &shutdown).await;
     tracing::info!(%address, %cluster, "coordinator serves");

@@ -9,6 +9,7 @@ use crate::archive::queue::{Shipping, Standing};
 use crate::config::LogAck;
 use crate::context::Policy;
 use crate::membership::state::{Members, NodeEntry, NodeState};
+use crate::ops::gc::Stopped;
 use crate::ops::members::holds_place;
 use crate::store::{AdminState, Member, MemberState, ReplicaSet};
 use crate::workers::Worker;
@@ -35,8 +36,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) faults: u64,
     /// Chunks of which no copy is known to be sound.
     pub(crate) lost_chunks: u64,
-    /// Since when metadata is known to have gone backwards.
-    pub(crate) rolled_back: bool,
+    /// Why nothing is deleted at present.
+    pub(crate) deletion: Option<Stopped>,
     pub(crate) workers: &'a [v1::WorkerStatus],
 }
 
@@ -47,8 +48,10 @@ pub(crate) fn health(members: &Members, facts: &Facts<'_>) -> Vec<v1::HealthCode
     if facts.store_failed {
         tell(Condition::StoreFailed, "the metadata store takes no changes".into());
     }
-    if facts.rolled_back {
-        tell(Condition::MetadataRolledBack, "deletion is stopped".into());
+    match facts.deletion {
+        Some(Stopped::RolledBack { .. }) => tell(Condition::MetadataRolledBack, "deletion is stopped".into()),
+        Some(Stopped::ByOperator { .. }) => tell(Condition::GcPaused, "deletion is stopped".into()),
+        None => {}
     }
     if facts.lost_chunks > 0 {
         let chunks = count(facts.lost_chunks, "chunk has", "chunks have");

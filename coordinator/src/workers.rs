@@ -5,6 +5,7 @@
 //! Between steps a worker can be paused, resumed, and woken before its time. Workers hold no strong
 //! reference to what they work on while they wait, and end with the service.
 
+pub(crate) mod compact;
 pub(crate) mod gc;
 pub(crate) mod placement;
 pub(crate) mod reconcile;

@@ -53,6 +53,9 @@ conditions! {
     DiskFault = "DISK_FAULT", true,
         "A disk of a datanode failed a read, a write or a sync. It takes no more chunks; what can not be read there is made again elsewhere.",
         "Replace the disk, then start the datanode with an empty directory in its place; it is filled by itself.";
+    GcPaused = "GC_PAUSED", false,
+        "An operator has stopped the deletion of chunks; the room of deleted files does not come back.",
+        "`cairn gc resume` lets it go on.";
     LogBehind = "LOG_BEHIND", false,
         "The second place of the metadata log (`log_ship`) lacks the last changes. With `log_ack = \"shipped\"` changes wait for it.",
         "Bring the place back: what is missing is sent by itself. To go on without it, set `log_ack = \"async\"` and restart the coordinator.";

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 mod admin;
+mod care;
 mod files;
 mod mount;
 mod remote;
@@ -17,6 +18,7 @@ pub use admin::{
     CompletionsArgs, ConfigCommand, ConfigInitArgs, ConfigShowArgs, ExplainArgs, ManArgs, NodeCommand,
     NodeDrainArgs, NodeNameArgs, NodeRemoveArgs, NodeReplaceArgs, StatusArgs, WorkerCommand, WorkerNameArgs,
 };
+pub use care::{FsckArgs, GcCommand, GcResumeArgs, ScrubCommand, ScrubNodeArgs, ScrubStartArgs};
 pub use files::{CatArgs, CpArgs, DfArgs, DuArgs, LocateArgs, LsArgs, MkdirArgs, MvArgs, RmArgs, StatArgs};
 pub use mount::{MountArgs, UmountArgs};
 pub use remote::{BadRemotePath, RemotePath};
@@ -38,7 +40,7 @@ is --coordinator), then the TOML file of --config or CAIRN_CONFIG, then a runnin
 coordinator's address only), then defaults. `cairn config show --origin` tells which one won.
 
 Exit status: 0 it worked; 1 it failed, or part of it did; 2 the command line or configuration is wrong;
-3 the cluster can not be reached; 4 it was reached, and `status`, `locate` or `df` found damage.";
+3 the cluster can not be reached; 4 it was reached, and `status`, `locate`, `df`, `scrub` or `fsck` found damage.";
 
 /// Cairn: a distributed file system that you mount as a local directory.
 #[derive(Debug, Parser)]
@@ -126,6 +128,14 @@ pub enum Command {
     /// List work in the background, pause it, let it go on.
     #[command(subcommand)]
     Worker(WorkerCommand),
+    /// Look after the deletion of chunks that nothing uses any more.
+    #[command(subcommand)]
+    Gc(GcCommand),
+    /// Look after the scrub: datanodes reading everything they hold, to find what has gone bad.
+    #[command(subcommand)]
+    Scrub(ScrubCommand),
+    /// Check metadata against itself and against what datanodes hold; name the files that are damaged.
+    Fsck(FsckArgs),
     /// Show or write the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),

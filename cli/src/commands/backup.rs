@@ -123,7 +123,7 @@ pub(super) async fn restore(tool: &Tool, args: RestoreArgs) -> Result<(), Failur
     ));
     tool.output.say(format!(
         "\nNext: start it with `cairn coordinator --data {}` where the old one was, then look at `cairn status`.\n\
-         Nothing is deleted on datanodes until `cairn gc resume` says that all is well.",
+         Nothing is deleted on datanodes until `cairn gc resume --accept-rollback` says that all is well.",
         data.display()
     ));
     Ok(())

@@ -17,6 +17,7 @@ use crate::{notes, up};
 
 mod about;
 mod backup;
+mod care;
 mod client_error;
 mod config;
 mod explain;
@@ -86,6 +87,9 @@ pub(crate) async fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Node(NodeCommand::Remove(args)) => node::remove(&tool, &args).await.map(done),
         Command::Node(NodeCommand::Replace(args)) => node::replace(&tool, &args).await.map(done),
         Command::Worker(command) => worker::run(&tool, &command).await.map(done),
+        Command::Gc(command) => care::gc(&tool, &command).await.map(done),
+        Command::Scrub(command) => care::scrub(&tool, &command).await,
+        Command::Fsck(args) => care::fsck(&tool, &args).await,
         Command::Config(ConfigCommand::Show(args)) => config::show(&tool, &args).map(done),
         Command::Config(ConfigCommand::Init(args)) => config::init(&tool, &args).map(done),
         Command::Completions(args) => about::completions(&args, tool.output).map(done),

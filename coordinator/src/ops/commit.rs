@@ -98,7 +98,7 @@ pub(crate) fn confirm(tx: &mut Tx, op: &Confirm) -> Result<Vec<Result<Applied, O
     Ok(results)
 }
 
-fn check_chunk(
+pub(super) fn check_chunk(
     tx: &mut Tx,
     session: SessionId,
     chunk: &StoredChunk,
@@ -187,7 +187,7 @@ fn is_used(plan: &Plan, id: ChunkId) -> bool {
 }
 
 /// Puts the row of a chunk, its faults, and the mark that its id is used.
-fn add_chunk(tx: &mut Tx, row: Chunk, missing: &[NodeId]) -> Result<(), OpError> {
+pub(super) fn add_chunk(tx: &mut Tx, row: Chunk, missing: &[NodeId]) -> Result<(), OpError> {
     let mut plan = find_plan(tx, row.id)?;
     let (byte, bit) = bit_of(&plan, row.id);
     let mut used = plan.used.to_vec();

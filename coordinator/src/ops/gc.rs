@@ -81,7 +81,7 @@ pub(crate) fn stopped(
 }
 
 /// `Busy`: nothing may be deleted now.
-fn need_running(tx: &mut Tx) -> Result<(), OpError> {
+pub(super) fn need_running(tx: &mut Tx) -> Result<(), OpError> {
     let stopped =
         stopped(&mut |name| Ok(tx.find::<Counter>(&Key::Counter(name))?.map_or(0, |row| row.value)))?;
     match stopped {

@@ -19,7 +19,7 @@ use crate::error::OpError;
 use crate::membership::map::admin_to_wire;
 use crate::membership::state::{Event, Report};
 use crate::ops;
-use crate::ops::gc::{Position, Stopped};
+use crate::ops::gc::Position;
 use crate::ops::members::NodeWish;
 use crate::ops::rollback::Seen;
 use crate::status;
@@ -283,14 +283,14 @@ pub(super) async fn get_status(shared: &Shared) -> Result<v1::GetStatusResponse,
     let sessions = shared.context.sessions.list();
     let context = &shared.context;
     let workers = shared.workers.list();
-    let rolled_back = crate::workers::gc::stopped(shared).await?;
+    let deletion = crate::workers::gc::stopped(shared).await?;
     let facts = status::Facts {
         policy: &context.policy,
         shipping: &context.shipping,
         store_failed: shared.executor.has_failed(),
         faults,
         lost_chunks: shared.lost_chunks.load(Ordering::Relaxed),
-        rolled_back: matches!(rolled_back, Some(Stopped::RolledBack { .. })),
+        deletion,
         workers: &workers,
     };
     let health = status::health(&cluster.members(), &facts);
