@@ -1,6 +1,7 @@
 //! The chunk stores of all data directories of the node, as one.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use cairn_proto::{ChunkId, ErrorKind, v1};
@@ -22,23 +23,42 @@ const DISK_QUEUE: usize = 256;
 pub(crate) struct Disks {
     stores: Vec<Arc<DiskStore>>,
     bad: Arc<BadChunks>,
+    /// Data directories that could not be opened.
+    missing: Vec<v1::DiskHealth>,
     pool: Pool,
 }
 
 impl Disks {
     /// Opens every store. Blocks while indexes are rebuilt.
-    pub(crate) fn open(disks: &[Arc<dyn Disk>], options: StoreOptions) -> Result<Self, StoreError> {
+    ///
+    /// A disk that fails while others can be opened is `missing`, as are those that the caller names.
+    pub(crate) fn open(
+        disks: &[Arc<dyn Disk>],
+        mut missing: Vec<v1::DiskHealth>,
+        options: StoreOptions,
+    ) -> Result<Self, StoreError> {
         let bad = Arc::<BadChunks>::default();
-        let stores = disks
-            .iter()
-            .map(|disk| DiskStore::open(Arc::clone(disk), options, Arc::clone(&bad)).map(Arc::new))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut stores = Vec::new();
+        let mut failed = None;
+        for disk in disks {
+            match DiskStore::open(Arc::clone(disk), options, Arc::clone(&bad)) {
+                Ok(store) => stores.push(Arc::new(store)),
+                Err(error @ StoreError::Io { .. }) => {
+                    missing.push(missing_disk(disk.describe(), error.to_string()));
+                    failed = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if let (true, Some(error)) = (stores.is_empty(), failed) {
+            return Err(error);
+        }
         let pool = Pool::start("disk", DISK_THREADS, DISK_QUEUE).map_err(|source| StoreError::Io {
             disk: "the process".into(),
             doing: "starting threads",
             source,
         })?;
-        let disks = Self { stores, bad, pool };
+        let disks = Self { stores, bad, missing, pool };
         // What was set aside in an earlier run may not have been told then.
         for chunk in disks.stores.iter().flat_map(|store| store.set_aside()) {
             if disks.find(chunk).is_some_and(|(_, found)| !found.is_sound()) {
@@ -104,7 +124,7 @@ impl Disks {
             return only.begin(chunk, set, length, purpose);
         }
         let mut by_room: Vec<_> = self.stores.iter().map(|store| (store.room(), store)).collect();
-        by_room.sort_by_key(|(room, _)| std::cmp::Reverse(*room));
+        by_room.sort_by_key(|(room, store)| (store.is_slow(), std::cmp::Reverse(*room)));
         let mut refused = StoreError::NoSpace(disk_bytes(length));
         for (_, store) in by_room {
             match store.begin(chunk, set, length, purpose) {
@@ -223,7 +243,24 @@ impl Disks {
 
     /// How each disk is.
     pub(crate) fn health(&self) -> Vec<v1::DiskHealth> {
-        self.stores.iter().map(|store| store.health()).collect()
+        let opened = self.stores.iter().map(|store| store.health());
+        opened.chain(self.missing.iter().cloned()).collect()
+    }
+
+    /// Looks how each disk is; `known` is a file that each has.
+    pub(crate) async fn check(&self, known: &'static Path) -> Result<(), StoreError> {
+        for store in &self.stores {
+            let store = Arc::clone(store);
+            self.pool.run(move || store.check(known)).await.map_err(|_| StoreError::Overloaded)?;
+        }
+        let recent: Vec<Option<f64>> = self.stores.iter().map(|store| store.recent_latency()).collect();
+        for (index, store) in self.stores.iter().enumerate() {
+            let others = recent.iter().enumerate().filter(|(other, _)| *other != index);
+            let mut others: Vec<f64> = others.filter_map(|(_, seconds)| *seconds).collect();
+            others.sort_by(f64::total_cmp);
+            store.judge_latency(others.get(others.len() / 2).copied());
+        }
+        Ok(())
     }
 
     /// Chunks held.
@@ -247,4 +284,9 @@ impl Disks {
             store.close();
         }
     }
+}
+
+/// A data directory that could not be opened, as the coordinator is told of it.
+pub(crate) fn missing_disk(path: String, fault: String) -> v1::DiskHealth {
+    v1::DiskHealth { path, fault, ..v1::DiskHealth::default() }
 }

@@ -14,7 +14,8 @@ use uuid::Uuid;
 
 use crate::store::StoreError;
 
-const IDENTITY: &str = "identity.json";
+/// Stands in every data directory.
+pub(crate) const IDENTITY: &str = "identity.json";
 const FENCE: &str = "fence.json";
 const SCRUB: &str = "scrub.json";
 /// Version of the data directory's layout.
@@ -22,7 +23,7 @@ const FORMAT: u32 = 1;
 /// Longest identity or fence file that is read.
 const FILE_MAX: u64 = 4096;
 /// Names that may stand in a directory without an identity.
-const HARMLESS: &[&str] = &["LOCK", "lost+found", "identity.json.new"];
+const HARMLESS: &[&str] = &["LOCK", "lost+found", "identity.json.new", "probe"];
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct IdentityFile {
@@ -127,29 +128,49 @@ pub(crate) fn open(disks: &[Arc<dyn Disk>]) -> Result<Identity, StoreError> {
     Ok(Identity { node: NodeId::from_uuid(node), cluster: cluster.map(ClusterId::from_uuid) })
 }
 
-/// Records that the node has joined a cluster, in every directory. Durable on return.
+/// Whether a directory says which node it belongs to; `Io` when it can not be read.
+pub(crate) fn is_known(disk: &dyn Disk) -> Result<bool, StoreError> {
+    Ok(read_identity(disk)?.is_some())
+}
+
+/// Records that the node has joined a cluster, in every directory that can be read, one at least. Durable
+/// on return.
 ///
 /// `Unusable`: a directory belongs to another cluster.
 pub(crate) fn join(disks: &[Arc<dyn Disk>], cluster: ClusterId) -> Result<(), StoreError> {
+    let mut joined = 0;
+    let mut failed = Ok(());
     for disk in disks {
-        let Some(mut identity) = read_identity(&**disk)? else {
-            return Err(StoreError::Unusable(format!("{} has lost its {IDENTITY}", disk.describe())));
-        };
-        match identity.cluster {
-            Some(own) if own == cluster.as_uuid() => {}
-            Some(own) => {
-                return Err(StoreError::Unusable(format!(
-                    "{} belongs to cluster {own}, not to {cluster}; name that cluster's coordinator, or another directory",
-                    disk.describe()
-                )));
+        match join_one(&**disk, cluster) {
+            Ok(true) => joined += 1,
+            Ok(false) => {
+                let text = format!("{} has lost its {IDENTITY}", disk.describe());
+                failed = Err(StoreError::Unusable(text));
             }
-            None => {
-                identity.cluster = Some(cluster.as_uuid());
-                replace(&**disk, IDENTITY, &identity)?;
-            }
+            Err(error @ StoreError::Io { .. }) => failed = Err(error),
+            Err(error) => return Err(error),
         }
     }
-    Ok(())
+    if joined > 0 { Ok(()) } else { failed }
+}
+
+/// False when the directory has no identity any more.
+fn join_one(disk: &dyn Disk, cluster: ClusterId) -> Result<bool, StoreError> {
+    let Some(mut identity) = read_identity(disk)? else { return Ok(false) };
+    match identity.cluster {
+        Some(own) if own == cluster.as_uuid() => {}
+        Some(own) => {
+            return Err(StoreError::Unusable(format!(
+                "{} belongs to cluster {own}, not to {cluster}; name that cluster's coordinator, or another directory",
+                disk.describe()
+            )));
+        }
+        None => {
+            identity.cluster = Some(cluster.as_uuid());
+            replace(disk, IDENTITY, &identity)?;
+        }
+    }
+    Ok(true)
 }
 
 /// The highest fence that any directory has recorded.

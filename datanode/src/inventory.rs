@@ -58,7 +58,7 @@ pub(crate) fn list(
         )));
     }
     let mut chunks = Vec::new();
-    let mut complete = true;
+    let mut complete = !disks.stores().iter().any(|store| store.is_undecided());
     Walk::new(disks, first.get(), last.get()).for_each(|chunk, found| {
         if chunks.len() == limit {
             complete = false;

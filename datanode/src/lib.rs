@@ -31,6 +31,7 @@ mod service;
 mod store;
 mod transfer;
 mod trash;
+mod watch;
 
 pub use config::DatanodeConfig;
 pub use server::{DatanodeError, Running, start, start_on};

@@ -26,6 +26,8 @@ pub(crate) const SCRUB_BAD: &str = "datanode_scrub_bad_total";
 pub(crate) const QUARANTINED: &str = "datanode_record_quarantined_total";
 /// Disks that failed.
 pub(crate) const DISK_FAULTS: &str = "datanode_disk_fault_total";
+/// Reads that a disk failed.
+pub(crate) const READ_FAULTS: &str = "datanode_disk_read_fault_total";
 /// Chunks deleted.
 pub(crate) const DELETED: &str = "datanode_chunk_deleted_total";
 /// Chunks held (gauge).

@@ -8,7 +8,7 @@ use std::time::Duration;
 use cairn_proto::limits::MESSAGE_SIZE_MAX;
 use cairn_proto::v1::data_node_server::DataNodeServer;
 use cairn_proto::v1::meta_log_server::MetaLogServer;
-use cairn_proto::{ErrorKind, NodeId};
+use cairn_proto::{ErrorKind, NodeId, v1};
 use cairn_runtime::config::{ConfigError, Validate};
 use cairn_runtime::disk::{Disk, RealDisk};
 use cairn_runtime::net::TcpListener;
@@ -18,10 +18,10 @@ use cairn_runtime::threads::Pool;
 use cairn_runtime::{clock, net};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::DatanodeConfig;
-use crate::disks::Disks;
+use crate::disks::{Disks, missing_disk};
 use crate::identity::{self, Fence, Identity};
 use crate::membership::Membership;
 use crate::metalog::Shelf;
@@ -30,7 +30,7 @@ use crate::replication::Partners;
 use crate::scrub::{self, ScrubOptions};
 use crate::service::Service;
 use crate::store::{StoreError, StoreOptions};
-use crate::trash;
+use crate::{trash, watch};
 
 /// Connections that do not end by themselves are dropped after this time.
 const SERVER_DRAIN: Duration = Duration::from_secs(4);
@@ -108,13 +108,53 @@ impl Running {
 pub async fn start(config: DatanodeConfig, shutdown: Shutdown) -> Result<Running, DatanodeError> {
     config.validate()?;
     raise_file_limit();
-    let disks = config
-        .data
-        .iter()
-        .map(|path| RealDisk::open(path).map(|disk| Arc::new(disk) as Arc<dyn Disk>))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(DatanodeError::io("can not open the data directory"))?;
-    start_on(config, disks, shutdown).await
+    let Directories { disks, missing } = open_directories(&config)?;
+    start_with(config, disks, missing, shutdown).await
+}
+
+/// The data directories of the node.
+struct Directories {
+    disks: Vec<Arc<dyn Disk>>,
+    /// Those that could not be opened.
+    missing: Vec<v1::DiskHealth>,
+}
+
+/// Opens the data directories. One that fails as a disk does is left out, as long as another one says which
+/// node this is: a lost disk must not take the node's other disks along.
+fn open_directories(config: &DatanodeConfig) -> Result<Directories, DatanodeError> {
+    let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
+    let mut missing = Vec::new();
+    let mut known = false;
+    let mut failed = None;
+    for path in &config.data {
+        let refused = match RealDisk::open(path) {
+            Ok(disk) => match identity::is_known(&disk) {
+                Ok(is_known) => {
+                    known |= is_known;
+                    disks.push(Arc::new(disk));
+                    continue;
+                }
+                Err(error @ StoreError::Io { .. }) => DatanodeError::Store(error),
+                Err(error) => return Err(error.into()),
+            },
+            // Another process has it: a mistake, which nothing is to hide.
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
+                return Err(DatanodeError::io("can not open the data directory")(error));
+            }
+            Err(error) => DatanodeError::io("can not open the data directory")(error),
+        };
+        missing.push(missing_disk(path.display().to_string(), refused.to_string()));
+        failed.get_or_insert(refused);
+    }
+    match failed {
+        Some(error) if !known => Err(error),
+        failed => {
+            if let Some(error) = failed {
+                error!(%error, "a data directory is missing; going on with the others");
+            }
+            Ok(Directories { disks, missing })
+        }
+    }
 }
 
 /// As [`start`], on disks that the caller made in place of the configured directories.
@@ -127,6 +167,15 @@ pub async fn start_on(
     shutdown: Shutdown,
 ) -> Result<Running, DatanodeError> {
     config.validate()?;
+    start_with(config, disks, Vec::new(), shutdown).await
+}
+
+async fn start_with(
+    config: DatanodeConfig,
+    disks: Vec<Arc<dyn Disk>>,
+    missing: Vec<v1::DiskHealth>,
+    shutdown: Shutdown,
+) -> Result<Running, DatanodeError> {
     let listener = listen("listen", &config.listen, config.insecure).await?;
     let address = listener.local_addr().map_err(DatanodeError::io("listening"))?;
     let metrics = match &config.metrics_listen {
@@ -142,7 +191,7 @@ pub async fn start_on(
         None => address.to_string(),
     };
     let first = disks.first().cloned();
-    let (identity, fence, disks) = open(&config, disks).await?;
+    let (identity, fence, disks) = open(&config, disks, missing).await?;
     let shelf = first.map(|disk| Shelf::new(disk, config.reserve.as_u64()).map(MetaLogServer::new));
     let shelf = shelf.transpose().map_err(DatanodeError::io("starting a thread"))?;
 
@@ -170,6 +219,7 @@ pub async fn start_on(
     info!(node = %identity.node, %address, "datanode listens");
 
     own.spawn(trash::run(Arc::clone(&node)));
+    own.spawn(watch::run(Arc::clone(&node)));
     own.spawn(scrub::run(Arc::clone(&node)));
 
     let leave = CancellationToken::new();
@@ -266,6 +316,7 @@ async fn listen(key: &'static str, text: &str, insecure: bool) -> Result<TcpList
 async fn open(
     config: &DatanodeConfig,
     disks: Vec<Arc<dyn Disk>>,
+    missing: Vec<v1::DiskHealth>,
 ) -> Result<(Identity, Fence, Disks), DatanodeError> {
     let options = StoreOptions {
         segment_size: config.segment_size.as_u64(),
@@ -278,7 +329,7 @@ async fn open(
         .run(move || {
             let identity = identity::open(&disks)?;
             let fence = identity::read_fence(&disks)?;
-            Ok((identity, fence, Disks::open(&disks, options)?))
+            Ok((identity, fence, Disks::open(&disks, missing, options)?))
         })
         .await;
     match opened {

@@ -12,6 +12,7 @@
 
 mod deletion;
 mod error;
+mod health;
 mod reader;
 mod record;
 mod recovery;
@@ -186,7 +187,8 @@ impl DiskStore {
     /// What is known about a chunk.
     pub(crate) fn find(&self, chunk: ChunkId) -> Option<Found> {
         let state = self.shared.lock();
-        state.index.get(&chunk.get()).map(|entry| self.shared.found(entry))
+        let entry = state.index.get(&chunk.get()).filter(|_| !state.lost);
+        entry.map(|entry| self.shared.found(entry))
     }
 
     /// A reader of a chunk; reads nothing yet. `NotFound`, `Corrupt` when set aside.
@@ -237,6 +239,7 @@ impl DiskStore {
     /// What is held with ids from `first` on, in their order, at most `count`. Reads nothing.
     pub(crate) fn held_from(&self, first: u64, count: usize) -> Vec<(ChunkId, Found)> {
         let state = self.shared.lock();
+        let count = if state.lost { 0 } else { count };
         let found = state.index.range(first..).take(count);
         found
             .filter_map(|(&chunk, entry)| Some((ChunkId::new(chunk).ok()?, self.shared.found(entry))))
@@ -271,6 +274,10 @@ impl DiskStore {
         self.shared.refresh_space();
         let room = self.room();
         let state = self.shared.lock();
+        if state.lost {
+            let fault = state.fault.clone().unwrap_or_default();
+            return v1::DiskHealth { path: self.shared.name.clone(), fault, ..v1::DiskHealth::default() };
+        }
         v1::DiskHealth {
             path: self.shared.name.clone(),
             capacity: state.used + state.trash_bytes + room,
@@ -280,7 +287,7 @@ impl DiskStore {
             chunks: state.index.len() as u64 - state.trashed,
             quarantined: state.quarantined,
             trash: state.trash_bytes,
-            slow: false,
+            slow: state.latency.is_slow(),
         }
     }
 
@@ -355,6 +362,7 @@ impl Shared {
             error!(disk = %self.name, fault, "the disk failed and takes no new chunks");
             metrics::counter!(crate::metrics::DISK_FAULTS).increment(1);
             state.fault = Some(fault);
+            state.undecided = true;
         }
     }
 

@@ -507,3 +507,63 @@ async fn the_scrub_finds_what_nobody_reads() {
     shutdown.request();
     running.wait().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_goes_on_without_a_lost_disk_and_takes_in_a_new_one() {
+    let cluster = Cluster::empty().await;
+    let base = tempfile::tempdir().unwrap();
+    let (a, b, away) = (base.path().join("a"), base.path().join("b"), base.path().join("away"));
+    let config =
+        cairn_datanode::DatanodeConfig { data: vec![a.clone(), b.clone()], ..cluster.config(base.path()) };
+    let run = || async {
+        let shutdown = cairn_runtime::shutdown::Shutdown::new();
+        let running = cairn_datanode::start(config.clone(), shutdown.clone()).await.unwrap();
+        let client = common::client(&running.address.to_string());
+        (running, client, shutdown)
+    };
+    async fn disks(
+        client: &mut v1::data_node_client::DataNodeClient<tonic::transport::Channel>,
+    ) -> Vec<DiskHealth> {
+        let status = client.get_node_status(GetNodeStatusRequest {}).await.unwrap().into_inner();
+        status.node.unwrap().disks
+    }
+    let (running, mut client, shutdown) = run().await;
+    let id = running.node;
+    assert!(disks(&mut client).await.iter().all(|disk| disk.writable && disk.fault.is_empty()));
+    // The directory vanishes under a running node.
+    std::fs::rename(&b, &away).unwrap();
+    let gone = async {
+        while !disks(&mut client).await[1].fault.contains("vanished") {
+            clock::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    clock::timeout(Duration::from_secs(20), gone).await.expect("nobody notices");
+    assert!(disks(&mut client).await[0].writable);
+    shutdown.request();
+    running.wait().await.unwrap();
+
+    // It can not be opened at the start.
+    std::fs::write(&b, "no directory").unwrap();
+    let (running, mut client, shutdown) = run().await;
+    assert_eq!(running.node, id);
+    let found = disks(&mut client).await;
+    assert!(found[0].writable && !found[1].writable && !found[1].fault.is_empty(), "{found:?}");
+    shutdown.request();
+    running.wait().await.unwrap();
+
+    // A new, empty one takes its place.
+    std::fs::remove_file(&b).unwrap();
+    std::fs::create_dir(&b).unwrap();
+    let (running, mut client, shutdown) = run().await;
+    assert_eq!(running.node, id);
+    assert!(disks(&mut client).await.iter().all(|disk| disk.writable && disk.fault.is_empty()));
+    shutdown.request();
+    running.wait().await.unwrap();
+
+    // Without any directory that says who the node is, it does not start.
+    std::fs::remove_dir_all(&a).unwrap();
+    std::fs::remove_dir_all(&b).unwrap();
+    std::fs::write(&b, "no directory").unwrap();
+    let error = cairn_datanode::start(config.clone(), Default::default()).await.unwrap_err();
+    assert!(error.to_string().contains("data directory"), "{error}");
+}

@@ -116,13 +116,21 @@ impl ChunkReader {
             }
             other => other.map(|()| buffer),
         };
-        result.map(BytesMut::freeze).map_err(|error| self.damaged(&format!("reading at {offset}: {error}")))
+        result.map(BytesMut::freeze).map_err(|error| self.unread(offset, &error))
     }
 
     /// Sets the record aside for a reason that only the caller knows: the copy is sound in itself and yet
     /// not what was committed. Blocks.
     pub(crate) fn set_aside(&self, what: &str) {
         self.damaged(what);
+    }
+
+    /// A read failed: the disk's fault, unless the file merely ends too early.
+    fn unread(&self, offset: u64, error: &io::Error) -> StoreError {
+        if error.kind() != io::ErrorKind::UnexpectedEof {
+            self.shared.on_read_fault(error);
+        }
+        self.damaged(&format!("reading at {offset}: {error}"))
     }
 
     /// Sets the record aside, unless it was deleted under our hands.
@@ -143,16 +151,15 @@ impl ChunkReader {
             file.read_at(&mut buffer, offset).map(|()| buffer.freeze())
         };
         let table_end = HEADER_LEN + 4 * blocks(self.entry.length);
-        let head = fetch(self.entry.offset(), table_end)
-            .map_err(|error| self.damaged(&format!("reading its header: {error}")))?;
+        let head = fetch(self.entry.offset(), table_end).map_err(|error| self.unread(0, &error))?;
         self.adopt(head, false)?;
         let start = self.entry.offset() + payload_start(self.entry.length);
         let per_frame = FRAME_SIZE / BLOCK_SIZE;
         for (frame, crcs) in self.crcs.chunks(per_frame).enumerate() {
             let offset = frame * FRAME_SIZE;
             let len = FRAME_SIZE.min(self.entry.length as usize - offset);
-            let data = fetch(start + offset as u64, len)
-                .map_err(|error| self.damaged(&format!("reading at {offset}: {error}")))?;
+            let data =
+                fetch(start + offset as u64, len).map_err(|error| self.unread(offset as u64, &error))?;
             verify_blocks(&data, crcs)
                 .map_err(|mismatch| self.damaged(&format!("at {offset}: {mismatch}")))?;
         }

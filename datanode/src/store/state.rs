@@ -12,6 +12,7 @@ use cairn_runtime::clock::Instant;
 use cairn_runtime::disk::DiskFile;
 
 use super::error::StoreError;
+use super::health::Latency;
 use super::record::{ALIGN, record_len};
 
 /// Called once a chunk is durable, or never will be. Runs on the syncer thread: must not block.
@@ -144,6 +145,16 @@ pub(super) struct State {
     pub(super) writing: HashSet<u64>,
     /// Why no new chunks are taken.
     pub(super) fault: Option<String>,
+    /// The disk can not be read: what it holds does not count.
+    pub(super) lost: bool,
+    /// It is being found out whether it can.
+    pub(super) undecided: bool,
+    /// Checks in a row that went well or not.
+    pub(super) good_checks: u32,
+    pub(super) bad_checks: u32,
+    /// The last reads that failed.
+    pub(super) read_faults: VecDeque<Instant>,
+    pub(super) latency: Latency,
     pub(super) quarantined: u64,
     /// Bytes of the records in use, those in the trash left out.
     pub(super) used: u64,

@@ -130,7 +130,9 @@ fn sync_segment(shared: &Shared, id: u32) -> Result<(), String> {
         .map_err(|error| format!("fdatasync failed: {error}"));
     ::metrics::histogram!(metrics::SYNC_SECONDS).record(started.elapsed().as_secs_f64());
 
+    let took = started.elapsed();
     let mut state = shared.lock();
+    state.latency.note(took);
     if let Err(fault) = &result {
         shared.fail(&mut state, fault.clone());
     }

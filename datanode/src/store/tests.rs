@@ -393,6 +393,7 @@ fn a_directory_in_use_is_refused() {
 #[derive(Default)]
 struct Faults {
     fail_sync: AtomicBool,
+    fail_read: AtomicBool,
     /// Bytes that can still be allocated; negative: no limit.
     room: AtomicI64,
     /// The next write fails for want of room.
@@ -455,9 +456,15 @@ impl DiskFile for FaultyFile {
         self.inner.write_at(data, offset)
     }
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.inner.read_at(buffer, offset)
+        match self.faults.fail_read.load(Ordering::SeqCst) {
+            true => Err(io::Error::from_raw_os_error(5)),
+            false => self.inner.read_at(buffer, offset),
+        }
     }
     fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        if self.faults.fail_read.load(Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         self.inner.try_read_at(buffer, offset)
     }
     fn sync(&self) -> io::Result<()> {
@@ -555,6 +562,58 @@ fn a_failed_sync_is_final() {
     assert_eq!(read(&disk, 1).unwrap(), content(1, 5000));
     let health = disk.health();
     assert!(!health.writable && health.fault.contains("fdatasync"), "{}", health.fault);
+}
+
+#[test]
+fn a_disk_that_can_not_be_read_counts_for_nothing_until_it_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let known = Path::new("identity.json");
+    std::fs::write(dir.path().join(known), "{}").unwrap();
+    let (disk, faults) = faulty(dir.path(), -1);
+    for chunk in 1..=9 {
+        store(&disk, chunk, &content(chunk, 100_000)).unwrap();
+    }
+    sync(&disk, 9).unwrap();
+    faults.fail_read.store(true, Ordering::SeqCst);
+    for chunk in 1..=2 {
+        assert!(matches!(read(&disk, chunk), Err(StoreError::Corrupt { .. })));
+    }
+    assert!(disk.health().fault.is_empty(), "two bad sectors are no broken disk");
+    assert!(read(&disk, 3).is_err());
+    assert!(disk.health().fault.contains("reads failed") && disk.is_undecided());
+    assert!(matches!(store(&disk, 20, &content(20, 10)), Err(StoreError::Faulty { .. })));
+    disk.check(known);
+    assert!(disk.find(id(9)).is_some(), "once is not enough");
+    disk.check(known);
+    assert!(disk.find(id(9)).is_none() && disk.held_from(1, 10).is_empty() && !disk.is_undecided());
+    let about = disk.health();
+    assert_eq!((about.capacity, about.used, about.chunks), (0, 0, 0));
+
+    faults.fail_read.store(false, Ordering::SeqCst);
+    (0..3).for_each(|_| disk.check(known));
+    assert_eq!(read(&disk, 9).unwrap(), content(9, 100_000));
+    assert_eq!(disk.held_from(1, 10).iter().filter(|(_, found)| found.is_sound()).count(), 6);
+    assert!(!disk.health().writable, "a fault stays");
+
+    std::fs::remove_file(dir.path().join(known)).unwrap();
+    (0..2).for_each(|_| disk.check(known));
+    assert!(disk.find(id(9)).is_none());
+}
+
+#[test]
+fn a_failed_sync_leaves_a_disk_that_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let known = Path::new("identity.json");
+    std::fs::write(dir.path().join(known), "{}").unwrap();
+    let (disk, faults) = faulty(dir.path(), -1);
+    store(&disk, 1, &content(1, 5000)).unwrap();
+    sync(&disk, 1).unwrap();
+    store(&disk, 2, &content(2, 5000)).unwrap();
+    faults.fail_sync.store(true, Ordering::SeqCst);
+    assert!(sync(&disk, 2).is_err() && disk.is_undecided());
+    (0..3).for_each(|_| disk.check(known));
+    assert!(!disk.is_undecided() && !disk.health().writable);
+    assert_eq!(read(&disk, 1).unwrap(), content(1, 5000));
 }
 
 #[test]

@@ -1,0 +1,250 @@
+//! How a disk is doing: reads that fail, a directory that is gone, answers that come late.
+//!
+//! ```text
+//! sound ──▶ faulty (takes no new chunks, is read) ──▶ lost (counts for nothing)
+//!                        ▲──────────────────────────────┘ answers again
+//! ```
+//!
+//! A failed write or sync makes a disk faulty at once, failed reads when several come together: one may
+//! be a bad sector, whose chunk is set aside. Whether a faulty disk can still be read is found out by
+//! reading from it. A fault stays until the next start.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use cairn_runtime::clock;
+use tracing::{error, info, warn};
+
+use super::record::ALIGN;
+use super::{DiskStore, Shared};
+
+/// So many failed reads within so long make a disk faulty.
+const READ_FAULTS_MAX: usize = 3;
+const READ_FAULTS_WITHIN: Duration = Duration::from_secs(60);
+/// Segments that are read from to find out whether a disk can be read.
+const SAMPLES: usize = 4;
+/// Checks in a row after which a disk is lost, or found again.
+const LOST_AFTER: u32 = 2;
+const FOUND_AFTER: u32 = 3;
+/// A disk whose syncs take less than this is not slow, whatever is usual.
+const SLOW_MIN: Duration = Duration::from_secs(1);
+/// Slow is so many times what is usual, for this disk or the others; not slow any more below the second.
+const SLOW_FACTOR: f64 = 8.0;
+const WELL_FACTOR: f64 = 3.0;
+/// Weights of a new measurement in what is recent and in what is usual.
+const RECENT_WEIGHT: f64 = 1.0 / 8.0;
+const USUAL_WEIGHT: f64 = 1.0 / 256.0;
+/// What is written and synced to time a disk that gets nothing else to do.
+const PROBE: &str = "probe";
+
+/// How long syncs take, in seconds.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Latency {
+    recent: f64,
+    usual: f64,
+    slow: bool,
+}
+
+impl Latency {
+    pub(super) fn note(&mut self, took: Duration) {
+        let took = took.as_secs_f64();
+        if self.usual == 0.0 {
+            (self.recent, self.usual) = (took, took);
+        }
+        self.recent += (took - self.recent) * RECENT_WEIGHT;
+        if !self.slow {
+            self.usual += (took - self.usual) * USUAL_WEIGHT;
+        }
+    }
+
+    pub(super) fn is_slow(self) -> bool {
+        self.slow
+    }
+
+    /// Decides anew; `others`: what is recent on the other disks, the median.
+    fn judge(&mut self, others: Option<f64>) -> bool {
+        let usual = others.map_or(self.usual, |others| others.min(self.usual));
+        let factor = if self.slow { WELL_FACTOR } else { SLOW_FACTOR };
+        self.slow = self.recent > SLOW_MIN.as_secs_f64() && self.recent > factor * usual;
+        self.slow
+    }
+}
+
+impl Shared {
+    /// A read failed for another reason than what it read.
+    pub(super) fn on_read_fault(&self, error: &io::Error) {
+        metrics::counter!(crate::metrics::READ_FAULTS).increment(1);
+        warn!(disk = %self.name, %error, "a read failed");
+        let now = clock::now();
+        let mut state = self.lock();
+        state.read_faults.push_back(now);
+        while state.read_faults.len() > READ_FAULTS_MAX {
+            state.read_faults.pop_front();
+        }
+        let first = state.read_faults.front().copied().unwrap_or(now);
+        if state.read_faults.len() == READ_FAULTS_MAX && now - first <= READ_FAULTS_WITHIN {
+            self.fail(
+                &mut state,
+                format!("{READ_FAULTS_MAX} reads failed within a minute, the last: {error}"),
+            );
+        }
+    }
+
+    /// Whether a disk that is there answers; `Err` says how it does not.
+    fn probe(&self, known: &Path) -> Result<(), String> {
+        let mut byte = [0u8];
+        let present = self.disk.open(known).and_then(|file| file.read_at(&mut byte, 0));
+        if let Err(error) = present
+            && is_disk_fault(&error)
+        {
+            return Err(match error.kind() {
+                io::ErrorKind::NotFound => "the data directory has vanished".into(),
+                _ => format!("the data directory can not be read: {error}"),
+            });
+        }
+        if self.lock().fault.is_none() {
+            return Ok(());
+        }
+        let files: Vec<_> = {
+            let state = self.lock();
+            let step = (state.segments.len() / SAMPLES).max(1);
+            state.segments.values().step_by(step).map(|segment| segment.file.clone()).collect()
+        };
+        let mut failed = Ok(());
+        for file in &files {
+            let _ = file.file.drop_cache(0, ALIGN);
+            match file.file.read_at(&mut byte, 0) {
+                Err(error) if is_disk_fault(&error) => {
+                    failed = Err(format!("its segments can not be read: {error}"));
+                }
+                _ => return Ok(()), // some of it can be read
+            }
+        }
+        failed
+    }
+}
+
+impl DiskStore {
+    /// Looks how the disk is; `known` is a file that every data directory has. Blocks.
+    pub(crate) fn check(&self, known: &Path) {
+        let result = self.shared.probe(known);
+        let mut state = self.shared.lock();
+        state.undecided = false;
+        match result {
+            Ok(()) => {
+                state.bad_checks = 0;
+                state.good_checks += 1;
+                if state.lost && state.good_checks >= FOUND_AFTER {
+                    info!(disk = %self.shared.name, "the disk can be read again");
+                    state.lost = false;
+                }
+            }
+            Err(fault) => {
+                state.good_checks = 0;
+                state.bad_checks += 1;
+                self.shared.fail(&mut state, fault.clone());
+                if state.bad_checks < LOST_AFTER {
+                    state.undecided = !state.lost;
+                } else if !state.lost {
+                    error!(disk = %self.shared.name, fault, "the disk is lost: its chunks do not count any more");
+                    state.lost = true;
+                }
+            }
+        }
+        let is_slow = state.latency.slow && !state.lost;
+        drop(state);
+        if is_slow {
+            self.time_a_write();
+        }
+    }
+
+    /// What a slow disk, which gets no new chunks, takes for a small write.
+    fn time_a_write(&self) {
+        let shared = &self.shared;
+        let path = Path::new(PROBE);
+        let _ = shared.disk.unlink(path);
+        let started = clock::now();
+        let done = shared
+            .disk
+            .create_new(path)
+            .and_then(|file| file.write_at(&[0; ALIGN as usize], 0).and_then(|()| file.sync()));
+        let took = started.elapsed();
+        let _ = shared.disk.unlink(path);
+        if done.is_ok() {
+            shared.lock().latency.note(took);
+        }
+    }
+
+    /// Seconds that syncs took lately; `None` before the first.
+    pub(crate) fn recent_latency(&self) -> Option<f64> {
+        let recent = self.shared.lock().latency.recent;
+        (recent > 0.0).then_some(recent)
+    }
+
+    /// Decides whether the disk is slow, beside the median of the others.
+    pub(crate) fn judge_latency(&self, others: Option<f64>) {
+        let mut state = self.shared.lock();
+        let before = state.latency.slow;
+        let now = state.latency.judge(others);
+        let seconds = state.latency.recent;
+        drop(state);
+        match (before, now) {
+            (false, true) => {
+                warn!(disk = %self.shared.name, seconds, "the disk is slow: chunks go to others while those have room")
+            }
+            (true, false) => info!(disk = %self.shared.name, seconds, "the disk is not slow any more"),
+            _ => {}
+        }
+    }
+
+    /// Whether syncs take far longer than usual.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.shared.lock().latency.slow
+    }
+
+    /// Whether it is being found out whether the disk can be read.
+    pub(crate) fn is_undecided(&self) -> bool {
+        self.shared.lock().undecided
+    }
+}
+
+/// Whether an error says that the device or its file system is broken or gone, rather than that this
+/// process lacks something.
+fn is_disk_fault(error: &io::Error) -> bool {
+    use libc::{EIO, ENODEV, ENOENT, ENOTDIR, ENXIO, EREMOTEIO, EROFS, ESTALE, EUCLEAN};
+    let code = error.raw_os_error();
+    error.kind() == io::ErrorKind::NotFound
+        || code.is_some_and(|code| {
+            [EIO, ENODEV, ENOENT, ENOTDIR, ENXIO, EREMOTEIO, EROFS, ESTALE, EUCLEAN].contains(&code)
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noted(latency: &mut Latency, milliseconds: u64, times: usize) {
+        (0..times).for_each(|_| latency.note(Duration::from_millis(milliseconds)));
+    }
+
+    #[test]
+    fn a_disk_is_slow_when_it_takes_far_longer_than_usual_and_well_when_it_does_not() {
+        let mut latency = Latency::default();
+        noted(&mut latency, 20, 100);
+        assert!(!latency.judge(None));
+        noted(&mut latency, 500, 100);
+        assert!(!latency.judge(None), "half a second is not slow");
+        noted(&mut latency, 3000, 1);
+        assert!(!latency.judge(None), "once is nothing");
+        noted(&mut latency, 3000, 30);
+        let usual = latency.usual;
+        assert_eq!(latency.judge(None), 3.0 > SLOW_FACTOR * usual);
+        let mut beside = latency;
+        assert!(beside.judge(Some(0.02)), "the others do it in 20 ms");
+        noted(&mut beside, 3000, 1000);
+        assert!(beside.judge(Some(0.02)), "it does not become usual");
+        noted(&mut beside, 20, 60);
+        assert!(!beside.judge(Some(0.02)));
+    }
+}
