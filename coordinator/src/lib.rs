@@ -29,6 +29,7 @@ mod maintenance;
 mod membership;
 mod metrics;
 mod ops;
+mod salvage;
 mod server;
 mod service;
 mod sessions;
@@ -39,4 +40,5 @@ mod workers;
 
 pub use archive::restore::{RestoreOptions, Restored, Until, restore};
 pub use config::{CoordinatorConfig, Engine, LogAck};
+pub use salvage::{SalvagedEntry, SalvagedExtent, SalvagedKind, SalvagedMetadata};
 pub use server::{CoordinatorError, Running, start};

@@ -25,6 +25,7 @@ mod outbox;
 mod pace;
 mod repack;
 mod replication;
+mod salvage;
 mod scrub;
 mod server;
 mod service;
@@ -34,5 +35,6 @@ mod trash;
 mod watch;
 
 pub use config::DatanodeConfig;
+pub use salvage::Salvage;
 pub use server::{DatanodeError, Running, start, start_on};
 pub use store::StoreError;

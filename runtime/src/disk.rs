@@ -8,7 +8,9 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+mod overlay;
 mod real;
+pub use overlay::OverlayDisk;
 pub use real::RealDisk;
 
 /// A directory tree that holds the data of one service. Paths are relative to it.

@@ -18,6 +18,30 @@ pub struct StatusArgs {
     pub sessions: bool,
 }
 
+/// Arguments of `cairn salvage`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cairn salvage /disk1/cairn /disk2/cairn --to /mnt/rescue --metadata /backup/metadata.cairn
+  cairn salvage node1/data node2/data --to rescue
+
+With metadata, files come with their names (files/) as far as their chunks are found; chunks that no file
+refers to come by number (chunks/), as all of them do without metadata. The directories are only read; the
+datanodes should not run. A tool for the worst case, not a promise: deleted chunks come back, too.
+
+Exit status 4 when something could not be read.")]
+pub struct SalvageArgs {
+    /// Data directories of datanodes.
+    #[arg(required = true, value_name = "DATA_DIR")]
+    pub directories: Vec<PathBuf>,
+    /// Directory to write to; made when it is missing, must be empty.
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// A meta.db, however old, or what `cairn coordinator restore --from` takes.
+    #[arg(long, value_name = "FILE")]
+    pub metadata: Option<PathBuf>,
+}
+
 /// Subcommands of `cairn node`.
 #[derive(Debug, Subcommand)]
 pub enum NodeCommand {

@@ -16,7 +16,8 @@ mod up;
 
 pub use admin::{
     CompletionsArgs, ConfigCommand, ConfigInitArgs, ConfigShowArgs, ExplainArgs, ManArgs, NodeCommand,
-    NodeDrainArgs, NodeNameArgs, NodeRemoveArgs, NodeReplaceArgs, StatusArgs, WorkerCommand, WorkerNameArgs,
+    NodeDrainArgs, NodeNameArgs, NodeRemoveArgs, NodeReplaceArgs, SalvageArgs, StatusArgs, WorkerCommand,
+    WorkerNameArgs,
 };
 pub use care::{FsckArgs, GcCommand, GcResumeArgs, ScrubCommand, ScrubNodeArgs, ScrubStartArgs};
 pub use files::{CatArgs, CpArgs, DfArgs, DuArgs, LocateArgs, LsArgs, MkdirArgs, MvArgs, RmArgs, StatArgs};
@@ -136,6 +137,8 @@ pub enum Command {
     Scrub(ScrubCommand),
     /// Check metadata against itself and against what datanodes hold; name the files that are damaged.
     Fsck(FsckArgs),
+    /// Read content from the directories of datanodes when the metadata is lost.
+    Salvage(SalvageArgs),
     /// Show or write the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),

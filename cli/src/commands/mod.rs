@@ -27,6 +27,7 @@ mod ls;
 mod mount;
 mod node;
 mod rename;
+mod salvage;
 mod serve;
 mod space;
 mod status;
@@ -90,6 +91,7 @@ pub(crate) async fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Gc(command) => care::gc(&tool, &command).await.map(done),
         Command::Scrub(command) => care::scrub(&tool, &command).await,
         Command::Fsck(args) => care::fsck(&tool, &args).await,
+        Command::Salvage(args) => salvage::salvage(&tool, args).await,
         Command::Config(ConfigCommand::Show(args)) => config::show(&tool, &args).map(done),
         Command::Config(ConfigCommand::Init(args)) => config::init(&tool, &args).map(done),
         Command::Completions(args) => about::completions(&args, tool.output).map(done),

@@ -7,6 +7,7 @@
 
 pub(crate) mod rebuild;
 mod schema;
+mod sound;
 mod sql;
 
 use std::cell::RefCell;
@@ -23,6 +24,7 @@ use super::{
     Batch, Count, Dentry, Inode, Key, Reader, Readers, Record, Row, Scan, ScanRange, Snapshot, Store,
     StoreError, Table, Writer,
 };
+pub(crate) use sound::SoundRows;
 use sql::TableSql;
 
 /// Page cache of the writer, KiB. With those of the readers it leaves most of 200 MiB free.
