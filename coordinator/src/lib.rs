@@ -25,6 +25,8 @@ mod datanodes;
 mod error;
 mod executor;
 mod fsck;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod maintenance;
 mod membership;
 mod metrics;

@@ -7,6 +7,8 @@
 mod backup;
 mod consistency;
 mod content;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod membership;
 mod metadata;
 mod session;

@@ -5,6 +5,12 @@
 //! mean; `conformance.rs` holds what every engine must do.
 
 mod error;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing {
+    //! What the fuzzer of rows needs to see of them.
+    pub(crate) use super::rows::{Row, Table};
+    pub(crate) use super::value::{Value, ValueRef};
+}
 pub(crate) mod memory;
 mod rows;
 pub(crate) mod shipped;

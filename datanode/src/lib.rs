@@ -13,6 +13,8 @@ mod config;
 mod copy;
 mod disks;
 mod frame_queue;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod identity;
 mod intake;
 mod inventory;

@@ -42,7 +42,7 @@ impl Salvage {
     /// The ids of all chunks that are held and not set aside, in order.
     pub fn chunks(&self) -> Vec<u64> {
         let held = self.store.held_from(1, usize::MAX);
-        held.into_iter().filter(|(_, found)| !found.quarantined).map(|(id, _)| id.get()).collect()
+        held.into_iter().filter(|(_, found)| found.is_sound()).map(|(id, _)| id.get()).collect()
     }
 
     /// Damaged records that are not among them.

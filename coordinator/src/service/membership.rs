@@ -103,7 +103,7 @@ fn text(what: &str, text: String) -> Result<String, OpError> {
     Ok(text)
 }
 
-fn check_address(address: &str) -> Result<(), OpError> {
+pub(super) fn check_address(address: &str) -> Result<(), OpError> {
     let split = address.rsplit_once(':').filter(|(host, _)| !host.is_empty() && address.len() <= TEXT_MAX);
     match split.map(|(_, port)| port.parse::<u16>()) {
         Some(Ok(port)) if port > 0 => Ok(()),
@@ -111,7 +111,7 @@ fn check_address(address: &str) -> Result<(), OpError> {
     }
 }
 
-fn labels(labels: std::collections::BTreeMap<String, String>) -> Result<Labels, OpError> {
+pub(super) fn labels(labels: std::collections::BTreeMap<String, String>) -> Result<Labels, OpError> {
     if labels.len() > LABELS_MAX {
         return Err(OpError::invalid(format!("{} labels; {LABELS_MAX} are possible", labels.len())));
     }
@@ -126,7 +126,7 @@ fn labels(labels: std::collections::BTreeMap<String, String>) -> Result<Labels, 
 }
 
 /// A full disk is not an error; more used than there is (both move while they are read) is cut.
-fn report(capacity: u64, used: u64, disks: Vec<v1::DiskHealth>) -> Result<Report, OpError> {
+pub(super) fn report(capacity: u64, used: u64, disks: Vec<v1::DiskHealth>) -> Result<Report, OpError> {
     if disks.len() > DISKS_MAX {
         return Err(OpError::invalid(format!("{} disks; {DISKS_MAX} are possible", disks.len())));
     }

@@ -40,13 +40,13 @@ fn check_count(what: &str, count: usize, min: usize, max: usize) -> Result<(), O
     Err(OpError::invalid(format!("{count} {what}; {min} to {max} are possible")))
 }
 
-pub(super) fn caller(credentials: Option<v1::Credentials>) -> Result<Caller, OpError> {
+pub(crate) fn caller(credentials: Option<v1::Credentials>) -> Result<Caller, OpError> {
     let credentials = credentials.ok_or_else(|| missing("credentials"))?;
     check_count("supplementary groups", credentials.groups.len(), 0, GROUPS_MAX)?;
     Ok(Caller { uid: credentials.uid, gid: credentials.gid, groups: credentials.groups })
 }
 
-pub(super) fn request_id(id: Option<v1::RequestId>) -> Result<RequestId, OpError> {
+pub(crate) fn request_id(id: Option<v1::RequestId>) -> Result<RequestId, OpError> {
     let id = id.ok_or_else(|| missing("id"))?;
     RequestId::new(SessionId::from_wire(&id.session)?, id.slot, id.sequence)
 }
@@ -71,13 +71,13 @@ pub(super) fn open_by(open: v1::OpenRegistration) -> Result<OpenBy, OpError> {
     Ok(OpenBy { session: SessionId::from_wire(&open.session)?, sequence: open.sequence })
 }
 
-pub(super) fn opens(files: Vec<v1::OpenFile>) -> Result<Vec<Open>, OpError> {
+pub(crate) fn opens(files: Vec<v1::OpenFile>) -> Result<Vec<Open>, OpError> {
     check_count("open files", files.len(), 0, OPENS_MAX)?;
     files.into_iter().map(|file| Ok(Open { inode: inode_id(file.inode)?, sequence: file.sequence })).collect()
 }
 
 /// The mutations of a batch; a bad one gets its error and stops no other.
-pub(super) fn mutations(batch: Vec<v1::Mutation>) -> Result<Vec<Result<Mutation, OpError>>, OpError> {
+pub(crate) fn mutations(batch: Vec<v1::Mutation>) -> Result<Vec<Result<Mutation, OpError>>, OpError> {
     check_count("mutations", batch.len(), 1, BATCH_MAX)?;
     Ok(batch.into_iter().map(mutation).collect())
 }
@@ -195,7 +195,7 @@ fn clone_range(op: v1::CloneRange) -> Result<CloneRange, OpError> {
     })
 }
 
-pub(super) fn plan(request: v1::UploadFileRequest, default: u64) -> Result<PlanRequest, OpError> {
+pub(crate) fn plan(request: v1::UploadFileRequest, default: u64) -> Result<PlanRequest, OpError> {
     let session = SessionId::from_wire(&request.session)?;
     let inode = match (request.inode, request.path.is_empty()) {
         (0, _) => None,
@@ -236,7 +236,7 @@ fn nodes(list: &[bytes::Bytes]) -> Result<BTreeSet<NodeId>, OpError> {
 }
 
 /// `session` is that of the request's id.
-pub(super) fn confirm(session: SessionId, request: v1::ConfirmUploadRequest) -> Result<Confirm, OpError> {
+pub(crate) fn confirm(session: SessionId, request: v1::ConfirmUploadRequest) -> Result<Confirm, OpError> {
     check_count("chunks", request.chunks.len(), 0, LIST_MAX)?;
     check_count("files", request.files.len(), 1, BATCH_MAX)?;
     Ok(Confirm {
