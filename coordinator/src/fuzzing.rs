@@ -17,6 +17,7 @@ use std::time::Duration;
 use cairn_proto::ClusterId;
 use uuid::Uuid;
 
+use crate::archive::queue::Shipping;
 use crate::context::{Context, Policy, Sequence};
 use crate::executor::Tx;
 use crate::membership::Cluster;
@@ -38,6 +39,7 @@ fn new_tx() -> Option<Tx> {
         sessions: Sessions::new(Duration::from_secs(10), vec![], &[]),
         cluster: Cluster::new(opened.cluster, opened.term, members),
         sequence: Sequence::new(0),
+        shipping: Arc::new(Shipping::off()),
     };
     Some(Tx::new(opened.writer, Arc::new(context)))
 }

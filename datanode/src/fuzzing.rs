@@ -12,7 +12,7 @@ use cairn_runtime::disk::Disk;
 use prost::Message;
 
 use crate::assembly::Assembly;
-use crate::store::{DiskStore, StoreError, StoreOptions, verify_on_device};
+use crate::store::{DiskStore, Purpose, StoreError, StoreOptions, verify_on_device};
 
 /// Sizes of the chunks in the file that is damaged: below, at and above a block, and several blocks.
 const SIZES: [usize; 6] = [1, 4096, 65_536, 65_537, 150_000, 9];
@@ -63,10 +63,10 @@ fn chunk(number: u64) -> ChunkId {
 /// # Errors
 /// The disk's.
 pub fn fill(disk: Arc<dyn Disk>, clean: bool) -> Result<(), StoreError> {
-    let store = DiskStore::open(disk, OPTIONS)?;
+    let store = DiskStore::open(disk, OPTIONS, Arc::default())?;
     for (number, &len) in (1u64..).zip(&SIZES) {
         let data = content(number, len);
-        let mut writer = store.begin(chunk(number), 1, u32::try_from(len).unwrap_or(0))?;
+        let mut writer = store.begin(chunk(number), 1, u32::try_from(len).unwrap_or(0), Purpose::New)?;
         writer.write(&data, &block_crcs(&data))?;
         writer.finish()?;
     }
@@ -84,7 +84,7 @@ pub fn fill(disk: Arc<dyn Disk>, clean: bool) -> Result<(), StoreError> {
 ///
 /// True when it could be opened.
 pub fn open_damaged(disk: Arc<dyn Disk>) -> bool {
-    let Ok(store) = DiskStore::open(disk, OPTIONS) else { return false };
+    let Ok(store) = DiskStore::open(disk, OPTIONS, Arc::default()) else { return false };
     for (number, &len) in (1u64..).zip(&SIZES) {
         let Ok(reader) = store.reader(chunk(number)) else { continue };
         assert!(number != 4 || reader.length() == SIZES[3] as u64, "a deleted chunk came back changed");
@@ -92,7 +92,7 @@ pub fn open_damaged(disk: Arc<dyn Disk>) -> bool {
             assert_eq!(crc, crc32c(&content(number, len)), "chunk {number} has other bytes");
         }
     }
-    let added = store.begin(chunk(99), 1, 10).and_then(|mut writer| {
+    let added = store.begin(chunk(99), 1, 10, Purpose::New).and_then(|mut writer| {
         let data = content(99, 10);
         writer.write(&data, &block_crcs(&data))?;
         writer.finish()

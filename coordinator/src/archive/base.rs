@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use cairn_proto::ClusterId;
-use cairn_runtime::{clock, threads};
+use cairn_runtime::clock;
+#[cfg(not(feature = "sim"))]
+use cairn_runtime::threads;
 use tokio::sync::mpsc;
 
 use super::error::ArchiveError;
@@ -35,23 +37,37 @@ pub(crate) enum Piece {
 type Pieces = mpsc::Sender<Result<Piece, ArchiveError>>;
 
 /// Begins to read a base. Dropping the receiver ends it.
+#[cfg(not(feature = "sim"))]
 pub(crate) fn start(
     readers: Arc<dyn Readers>,
     cluster: ClusterId,
     term: u64,
 ) -> Result<mpsc::Receiver<Result<Piece, ArchiveError>>, ArchiveError> {
     let (pieces, receiver) = mpsc::channel(PIECES);
-    let work = move || {
-        let failed = match readers.reader(true) {
-            Ok(reader) => write(&*reader, cluster, term, &pieces).err(),
-            Err(error) => Some(error),
-        };
-        if let Some(error) = failed {
-            let _ = pieces.blocking_send(Err(error.into()));
-        }
-    };
+    let work = move || send_all(&*readers, cluster, term, &pieces);
     threads::spawn("base", work).map_err(|error| ArchiveError::place("a thread", "start it", error))?;
     Ok(receiver)
+}
+
+/// A simulation has one thread for everything, which must not wait for a receiver: it makes no backups.
+#[cfg(feature = "sim")]
+pub(crate) fn start(
+    readers: Arc<dyn Readers>,
+    cluster: ClusterId,
+    term: u64,
+) -> Result<mpsc::Receiver<Result<Piece, ArchiveError>>, ArchiveError> {
+    let _ = (readers, cluster, term, send_all, PIECES);
+    Err(ArchiveError::Unusable("a simulation makes no backups".into()))
+}
+
+fn send_all(readers: &dyn Readers, cluster: ClusterId, term: u64, pieces: &Pieces) {
+    let failed = match readers.reader(true) {
+        Ok(reader) => write(&*reader, cluster, term, pieces).err(),
+        Err(error) => Some(error),
+    };
+    if let Some(error) = failed {
+        let _ = pieces.blocking_send(Err(error.into()));
+    }
 }
 
 /// The receiver is gone: nobody wants the rest.

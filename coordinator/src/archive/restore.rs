@@ -1,9 +1,9 @@
 //! Makes a metadata store of a base backup and the commits after it.
 //!
 //! What was lost behind the end of the log may still be known to others: datanodes hold chunks whose ids
-//! were granted, clients hold maps and sessions. So ids, epoch, term and sequence go on far above what
-//! they were, sessions end, and the store remembers that it was restored, which keeps chunks from being
-//! deleted until the operator has looked.
+//! were granted, clients hold maps and sessions. So ids and the term go on far above what they were,
+//! sessions end, and the store remembers that it was restored, which keeps chunks from being deleted until
+//! the operator has looked.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,10 +20,10 @@ use super::record::decode_batch;
 use crate::server::CoordinatorError;
 use crate::sessions::NOBODY;
 use crate::store::sqlite::rebuild::Rebuild;
-use crate::store::{Batch, Count, Counter, Key, Orphan, ReplicaSet, SCHEMA, Scan, Table, count, list};
+use crate::store::{Batch, Count, Counter, Key, Orphan, SCHEMA, Scan, Table, count, list};
 
-/// Added to every number that only ever rises: more than can have been given out behind the end of the
-/// log, and small enough for two thousand million restores.
+/// Added to ids and to the term: more than can have been given out behind the end of the log, and small
+/// enough for two thousand million restores.
 const STEP: u64 = 1 << 32;
 /// What the place of datanodes begins with: `datanode:HOST:PORT`.
 const DATANODE: &str = "datanode:";
@@ -265,23 +265,21 @@ impl Source {
     }
 }
 
-/// Raises what only ever rises, ends sessions, and notes that this was a restore. Returns how many
-/// inodes and bytes there are.
+/// Begins a later reign, goes on with ids, ends sessions, and notes that this was a restore. Returns how
+/// many inodes and bytes there are.
+///
+/// Sequence and epoch stay: by them the coordinator notices what datanodes have seen beyond the end of the
+/// log, and tells the operator.
 fn step_ahead(store: &mut Rebuild, term: u64) -> Result<(u64, u64), ArchiveError> {
     let reader = store.reader();
     let term = count(reader, Count::Term)?.max(term);
-    let epoch = count(reader, Count::Epoch)?.saturating_add(STEP);
     let mut batch = Batch::default();
     let mut set = |name, value| batch.puts.push(Counter { name, value }.into());
     set(Count::Term, term.saturating_add(STEP));
-    set(Count::Epoch, epoch);
-    for name in [Count::NextChunk, Count::NextInode, Count::NextSet, Count::Sequence] {
+    for name in [Count::NextChunk, Count::NextInode, Count::NextSet] {
         set(name, count(reader, name)?.saturating_add(STEP));
     }
     set(Count::Restored, u64::try_from(clock::wall_ns()).unwrap_or(1).max(1));
-    for replicas in list::<ReplicaSet>(reader, &Scan::all(Table::ReplicaSet))? {
-        batch.puts.push(ReplicaSet { epoch, ..replicas }.into());
-    }
     for orphan in list::<Orphan>(reader, &Scan::all(Table::Orphan))? {
         batch.deletes.push(Key::Orphan(orphan.inode, orphan.session));
         batch.puts.push(Orphan { session: NOBODY, ..orphan }.into());
