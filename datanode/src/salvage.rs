@@ -13,6 +13,8 @@ use cairn_runtime::threads::Pool;
 
 use crate::store::{DiskStore, StoreError, StoreOptions};
 
+/// Deleted chunks stay what they are while the tool runs; nothing is written in any case.
+const KEEP: std::time::Duration = std::time::Duration::from_secs(1 << 20);
 /// Reads that may wait; there is one reader.
 const QUEUE: usize = 4;
 
@@ -34,7 +36,7 @@ impl Salvage {
             source,
         };
         let disk = RealDisk::open_read_only(directory).map_err(failed)?;
-        let options = StoreOptions { segment_size: 256 << 20, reserve: 0, sync: false };
+        let options = StoreOptions { segment_size: 256 << 20, reserve: 0, sync: false, trash_time: KEEP };
         let store = DiskStore::open(Arc::new(OverlayDisk::new(Arc::new(disk))), options, Arc::default())?;
         Ok(Self { store, pool: Pool::start("salvage", 1, QUEUE).map_err(failed)? })
     }
