@@ -17,7 +17,8 @@ use crate::store::{DiskStore, Purpose, StoreError, StoreOptions, verify_on_devic
 /// Sizes of the chunks in the file that is damaged: below, at and above a block, and several blocks.
 const SIZES: [usize; 6] = [1, 4096, 65_536, 65_537, 150_000, 9];
 /// Smallest segment, so that opening it is quick.
-const OPTIONS: StoreOptions = StoreOptions { segment_size: 1 << 20, reserve: 0, sync: true };
+const OPTIONS: StoreOptions =
+    StoreOptions { segment_size: 1 << 20, reserve: 0, sync: true, trash_time: std::time::Duration::ZERO };
 
 /// Feeds frames, each behind its length, to the assembly of one chunk.
 pub fn frames(data: &[u8]) {
