@@ -89,12 +89,12 @@ impl Membership {
     /// `WrongCluster`: the coordinator serves another cluster. Nothing else ends it.
     pub(crate) async fn run(self) -> Result<(), DatanodeError> {
         let mut pause = BACKOFF_MIN;
-        let mut told = false;
+        let mut told: Option<String> = None;
         while !self.leave.is_cancelled() {
             match self.register().await {
                 Ok((client, interval)) => {
                     pause = BACKOFF_MIN;
-                    told = false;
+                    told = None;
                     self.registered.store(true, Ordering::Relaxed);
                     let ended = self.heartbeat(client, interval).await;
                     self.registered.store(false, Ordering::Relaxed);
@@ -106,12 +106,13 @@ impl Membership {
                     }
                 }
                 Err(Refusal::Final(error)) => return Err(error),
-                Err(Refusal::Retry(reason)) if told => {
+                Err(Refusal::Retry(reason)) if told.as_ref() == Some(&reason) => {
                     debug!(coordinator = self.coordinator, reason, "not registered")
                 }
                 Err(Refusal::Retry(reason)) => {
-                    told = true;
+                    // Another reason than before is news: "connection refused" may become "metadata is older".
                     warn!(coordinator = self.coordinator, reason, "can not register yet; trying again");
+                    told = Some(reason);
                 }
             }
             tokio::select! {
