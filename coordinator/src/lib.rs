@@ -35,6 +35,8 @@ mod salvage;
 mod server;
 mod service;
 mod sessions;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod slots;
 mod status;
 mod store;

@@ -147,6 +147,15 @@ impl Running {
 
 /// Opens the store and serves until `shutdown` is requested.
 pub async fn start(config: CoordinatorConfig, shutdown: Shutdown) -> Result<Running, CoordinatorError> {
+    start_on(config, MemoryStore::default(), shutdown).await
+}
+
+/// As [`start`]; the engine "memory" keeps its rows in `memory`.
+pub(crate) async fn start_on(
+    config: CoordinatorConfig,
+    memory: MemoryStore,
+    shutdown: Shutdown,
+) -> Result<Running, CoordinatorError> {
     config.validate()?;
     telemetry::init_metrics().map_err(CoordinatorError::Telemetry)?;
     let listener = listen(&config.listen, config.insecure).await?;
@@ -154,7 +163,7 @@ pub async fn start(config: CoordinatorConfig, shutdown: Shutdown) -> Result<Runn
     let pool = Pool::start("coordinator", POOL_THREADS, POOL_QUEUE)?;
     let opening = config.clone();
     let opened = pool
-        .run(move || open(&opening))
+        .run(move || open(&opening, &memory))
         .await
         .map_err(|error| CoordinatorError::Io(std::io::Error::other(error)))??;
     let cluster = opened.context.cluster.id();
@@ -210,11 +219,11 @@ struct Opened {
     tx: Tx,
 }
 
-fn open(config: &CoordinatorConfig) -> Result<Opened, StoreError> {
+fn open(config: &CoordinatorConfig, memory: &MemoryStore) -> Result<Opened, StoreError> {
     let new_cluster = ClusterId::from_uuid(config.cluster.unwrap_or_else(random::uuid));
     let now_ns = clock::wall_ns();
     let Store { writer, readers, cluster, term } = match config.engine {
-        Engine::Memory => MemoryStore::default().open(new_cluster, now_ns)?,
+        Engine::Memory => memory.open(new_cluster, now_ns)?,
         Engine::Sqlite => sqlite::open(&SqliteOptions {
             directory: config.data.clone(),
             sync: config.metadata_sync,

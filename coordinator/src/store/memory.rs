@@ -6,6 +6,8 @@ use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use cairn_proto::{ClusterId, InodeId};
+#[cfg(feature = "sim")]
+use cairn_runtime::bugs::{self, Bug};
 
 use super::{
     Batch, Count, Counter, Dentry, Inode, Key, Reader, Readers, Row, Scan, ScanRange, Snapshot, Store,
@@ -41,6 +43,9 @@ impl Tables {
 #[derive(Debug, Default, Clone)]
 pub(crate) struct MemoryStore {
     tables: Arc<RwLock<Arc<Tables>>>,
+    /// What was committed, but would not survive a power cut: there is none unless that bug is planted.
+    #[cfg(feature = "sim")]
+    synced: Arc<RwLock<Option<Arc<Tables>>>>,
 }
 
 impl MemoryStore {
@@ -65,6 +70,31 @@ impl MemoryStore {
 
     fn tables(&self) -> Arc<Tables> {
         Arc::clone(&self.tables.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Committed rows as they are now.
+    #[cfg(feature = "sim")]
+    pub(crate) fn committed(&self) -> Snapshot {
+        Box::new(self.tables())
+    }
+
+    /// Loses what was not synced.
+    #[cfg(feature = "sim")]
+    pub(crate) fn crash(&self) {
+        let synced = self.synced.write().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(synced) = synced {
+            *self.tables.write().unwrap_or_else(PoisonError::into_inner) = synced;
+        }
+    }
+
+    /// Lets most commits go unsynced when that bug is planted.
+    #[cfg(feature = "sim")]
+    fn maybe_skip_sync(&self) {
+        let mut synced = self.synced.write().unwrap_or_else(PoisonError::into_inner);
+        *synced = match bugs::planted(Bug::MetadataNoSync) && cairn_runtime::random::below(8) > 0 {
+            true => Some(synced.take().unwrap_or_else(|| self.tables())),
+            false => None,
+        };
     }
 
     fn change(&self, change: impl FnOnce(&mut Tables)) {
@@ -198,6 +228,8 @@ impl Writer for MemoryWriter {
         if found != self.term {
             return Err(StoreError::Fenced { ours: self.term, found });
         }
+        #[cfg(feature = "sim")]
+        self.store.maybe_skip_sync();
         self.store.change(|tables| {
             batch.deletes.iter().for_each(|key| tables.delete(key));
             batch.puts.iter().for_each(|row| tables.put(row.clone()));

@@ -54,12 +54,12 @@ impl Pool {
     }
 }
 
-/// Starts a thread.
-pub fn spawn<F>(name: &str, body: F) -> io::Result<JoinHandle<()>>
+/// Runs work of its own on a thread.
+pub fn spawn<F>(name: &str, body: F) -> io::Result<()>
 where
     F: FnOnce() + Send + 'static,
 {
-    Builder::new().name(name.to_owned()).spawn(body)
+    Builder::new().name(name.to_owned()).spawn(body).map(drop)
 }
 
 /// Where jobs for an owner are left. Clones share it; the owner ends when the last is dropped.
@@ -148,7 +148,7 @@ where
     F: FnMut(Cause) -> Turn + Send + 'static,
 {
     let wake = Arc::clone(wake);
-    let thread = spawn(name, move || {
+    let thread = Builder::new().name(name.to_owned()).spawn(move || {
         let mut cause = Cause::Called;
         loop {
             cause = match step(cause) {

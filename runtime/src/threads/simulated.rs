@@ -44,6 +44,18 @@ impl Pool {
     }
 }
 
+/// Runs work as a task.
+pub fn spawn<F>(_: &str, body: F) -> io::Result<()>
+where
+    F: FnOnce() + Send + 'static,
+{
+    tokio::spawn(async move {
+        sim::delay().await;
+        body();
+    });
+    Ok(())
+}
+
 /// Where jobs for an owner are left. Clones share it; the owner ends when the last is dropped.
 #[derive(Debug)]
 pub struct Inbox<J>(mpsc::Sender<J>);
