@@ -23,7 +23,8 @@ const BATCH_MIN: u32 = 8;
 const BATCH_MAX: u32 = 512;
 /// A stock used up faster than this is doubled.
 const QUICK: Duration = Duration::from_secs(5);
-/// Plans are not used in the last part of their life, so that a slow store still ends in time.
+/// Plans are not used in the last part of their life, so that a slow store still ends in time; at most half
+/// of it.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
 /// A node without room is left out of plans for this long.
 const FULL_TIME: Duration = Duration::from_secs(10);
@@ -217,7 +218,8 @@ impl Stock {
 
     fn add(&mut self, session: SessionId, plan: v1::UploadFileResponse) -> Result<(), cairn_proto::IdError> {
         self.keep_only(session);
-        let until = clock::now() + Duration::from_millis(plan.expires_in_ms).saturating_sub(EXPIRY_MARGIN);
+        let life = Duration::from_millis(plan.expires_in_ms);
+        let until = clock::now() + (life - EXPIRY_MARGIN.min(life / 2));
         for range in plan.ranges {
             ChunkId::new(range.first)?;
             ChunkId::new(range.first.saturating_add(range.count.into()))?;

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cairn_proto::ErrorKind;
+use cairn_runtime::bugs::{Bug, planted};
 use cairn_runtime::clock;
 use cairn_runtime::threads::{self, Inbox, Refused};
 use tokio::sync::oneshot;
@@ -141,6 +142,9 @@ fn run_group(
         next = if full { None } else { more() };
     }
     let rows = tx.changed_rows();
+    if planted(Bug::AnswerBeforeCommit) && cairn_runtime::random::below(4) > 0 {
+        return group.into_iter().for_each(|job| job.answer(None)); // written with a later group
+    }
     let committed = tx.commit();
     if let Err(error) = &committed {
         tracing::error!(%error, jobs = group.len(), "a group of changes could not be committed");

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cairn_proto::v1::{FailedMember, StoreAck};
 use cairn_proto::{ChunkId, ErrorKind, NodeId, WireError};
+use cairn_runtime::bugs::{Bug, planted};
 use cairn_runtime::clock::{self, Instant};
 use tracing::{debug, warn};
 
@@ -154,7 +155,8 @@ impl Transfer {
             Outcome::Failed(error) => return Some(error_ack(chunk, error)),
             Outcome::Stored => {}
         }
-        if state.members.iter().any(|party| party.outcome == Outcome::Receiving) {
+        let waits = state.members.iter().any(|party| party.outcome == Outcome::Receiving);
+        if waits && !planted(Bug::AckBeforeReplicas) {
             return None;
         }
         let mut ack = StoreAck {
@@ -167,11 +169,13 @@ impl Transfer {
         };
         for party in &state.members {
             match &party.outcome {
-                Outcome::Failed(error) => ack.failed.push(FailedMember {
-                    node: party.node.to_wire(),
-                    error: error.kind.number(),
-                    message: error.message.clone(),
-                }),
+                Outcome::Failed(error) if !planted(Bug::FailedMembersCounted) => {
+                    ack.failed.push(FailedMember {
+                        node: party.node.to_wire(),
+                        error: error.kind.number(),
+                        message: error.message.clone(),
+                    })
+                }
                 _ => ack.stored_by.push(party.node.to_wire()),
             }
         }

@@ -8,67 +8,61 @@
 pub enum Bug {
     /// A datanode acknowledges a sync that it did not do.
     DatanodeNoSync,
-    /// A new segment's directory entry is not made durable.
+    /// A sync that failed counts as done.
+    FailedSyncForgiven,
+    /// A new segment's name is not made durable.
     DirectoryNotSynced,
     /// A primary acknowledges before its replicas have.
     AckBeforeReplicas,
-    /// A primary acknowledges before its own write.
-    AckBeforeOwnWrite,
+    /// A datanode acknowledges before its own sync.
+    AckBeforeOwnSync,
     /// Blocks are returned without a look at their checksums.
     ChecksumSkipped,
     /// What a crash tore is taken for whole at the start.
     TornTailKept,
-    /// Replicas count as stored on members that failed.
+    /// Members that failed count as holders.
     FailedMembersCounted,
     /// The coordinator answers before its store has the changes.
     AnswerBeforeCommit,
     /// The coordinator's store does not sync.
     MetadataNoSync,
     /// A repeated request is executed again.
-    ReplyNotStored,
-    /// A request of a session that has ended is executed.
-    SessionNotFenced,
-    /// A datanode takes chunks by an old map.
-    StaleMapAccepted,
-    /// A layout leaves out the newest extents.
-    StaleLayout,
+    ReplyForgotten,
+    /// An open goes on with the layout that was known before.
+    OpenKeepsOldLayout,
     /// Flushes of one file commit in any order.
     CommitOrderIgnored,
     /// `fsync` does not ask for what was stored without sync before.
     UnsyncedForgotten,
-    /// Gc deletes without waiting.
-    GcNoGrace,
-    /// Gc takes chunks that uploads under way will commit.
-    GcIgnoresPlans,
-    /// Deletions of an older reign are carried out.
-    TermNotFenced,
+    /// A chunk that is mostly overwritten is deleted.
+    GcTakesLive,
+    /// Gc does not wait with chunks that uploads under way will commit.
+    GcTakesStraysAtOnce,
     /// A copy is made from a source without verification.
     RepairUnverified,
-    /// A backfilling member counts as whole at once.
+    /// A new member of a set counts as whole at once.
     BackfillTooEarly,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 18] = [
         Self::DatanodeNoSync,
+        Self::FailedSyncForgiven,
         Self::DirectoryNotSynced,
         Self::AckBeforeReplicas,
-        Self::AckBeforeOwnWrite,
+        Self::AckBeforeOwnSync,
         Self::ChecksumSkipped,
         Self::TornTailKept,
         Self::FailedMembersCounted,
         Self::AnswerBeforeCommit,
         Self::MetadataNoSync,
-        Self::ReplyNotStored,
-        Self::SessionNotFenced,
-        Self::StaleMapAccepted,
-        Self::StaleLayout,
+        Self::ReplyForgotten,
+        Self::OpenKeepsOldLayout,
         Self::CommitOrderIgnored,
         Self::UnsyncedForgotten,
-        Self::GcNoGrace,
-        Self::GcIgnoresPlans,
-        Self::TermNotFenced,
+        Self::GcTakesLive,
+        Self::GcTakesStraysAtOnce,
         Self::RepairUnverified,
         Self::BackfillTooEarly,
     ];

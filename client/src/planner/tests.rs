@@ -90,3 +90,12 @@ async fn a_stock_that_is_used_up_quickly_grows() {
     clock::sleep(QUICK * 2).await;
     assert_eq!(stock.next_batch(), 256);
 }
+
+#[tokio::test(start_paused = true)]
+async fn plans_of_a_cluster_that_grants_them_for_a_short_time_are_used_all_the_same() {
+    let mut stock = Stock::default();
+    stock.add(session(1), v1::UploadFileResponse { expires_in_ms: 10_000, ..plan() }).unwrap();
+    assert!(stock.take(session(1), &map(&[]), true).is_some());
+    clock::sleep(Duration::from_secs(6)).await;
+    assert_eq!(stock.take(session(1), &map(&[]), true), None);
+}

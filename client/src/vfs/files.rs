@@ -6,6 +6,7 @@ use bytes::Bytes;
 use cairn_proto::limits::FILE_SIZE_MAX;
 use cairn_proto::v1::{self, mutation::Op};
 use cairn_proto::{ErrorKind, FileName, InodeId};
+use cairn_runtime::bugs::{Bug, planted};
 use cairn_runtime::clock;
 
 use super::handles::{FileHandle, FileRef, Handle, Mode};
@@ -156,7 +157,9 @@ impl Vfs {
         }
         let attributes_changed = self.inodes.seen_version(inode) != Some(attr.version);
         let content = self.client.content(inode, &attr);
-        content.refresh(&attr, Some(layout));
+        if !planted(Bug::OpenKeepsOldLayout) {
+            content.refresh(&attr, Some(layout));
+        }
         let entry = self.inodes.adopt(attr, asked);
         let opened = self.finish_open(guard, content, entry, flags, flags.truncate, caller).await?;
         Ok(Opened { attributes_changed, ..opened })

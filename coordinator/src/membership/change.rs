@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 
 use cairn_proto::{NodeId, ReplicaSetId};
+use cairn_runtime::bugs::{Bug, planted};
 
 use super::selector::{Candidate, NodeSelector};
 use super::state::{Members, NodeEntry, NodeState};
@@ -67,7 +68,9 @@ fn settle_set(
     // Without anybody to copy from, a new member would only wait.
     if holders && keepers < replicas {
         for node in choose(&next, members, selector, replicas - keepers, load) {
-            next.push(Member { node, state: MemberState::Backfilling });
+            let backfilled = planted(Bug::BackfillTooEarly);
+            let state = if backfilled { MemberState::Active } else { MemberState::Backfilling };
+            next.push(Member { node, state });
             *load.entry(node).or_insert(0) += 1;
         }
     }

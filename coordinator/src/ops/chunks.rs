@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use cairn_proto::{ChunkId, ErrorKind, NodeId, ReplicaSetId};
+use cairn_runtime::bugs::{Bug, planted};
 use uuid::Uuid;
 
 use crate::error::OpError;
@@ -46,7 +47,7 @@ impl LiveChanges {
                 let message = format!("chunk {id} has {} live bytes, {change} of them go", chunk.live);
                 OpError::new(ErrorKind::Internal, message)
             })?;
-            if live == 0 {
+            if live == 0 || (planted(Bug::GcTakesLive) && live < chunk.length / 2) {
                 discard(tx, &chunk)?;
             } else {
                 chunk.live = live;

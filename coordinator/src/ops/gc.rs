@@ -19,6 +19,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cairn_proto::{ChunkId, ErrorKind, NodeId};
+use cairn_runtime::bugs::{Bug, planted};
 
 use crate::error::OpError;
 use crate::executor::Tx;
@@ -195,7 +196,10 @@ pub(crate) fn claim_strays(
     let next = tx.find::<Counter>(&Key::Counter(Count::NextChunk))?.map_or(1, |row| row.value);
     let mut strays = Vec::new();
     for &chunk in chunks {
-        if chunk.get() < next && !is_planned(tx, chunk)? && is_for_nothing(tx, node, chunk)? {
+        if chunk.get() < next
+            && (planted(Bug::GcTakesStraysAtOnce) || !is_planned(tx, chunk)?)
+            && is_for_nothing(tx, node, chunk)?
+        {
             strays.push(chunk);
         }
     }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cairn_proto::{ChunkId, NodeId, v1};
+use cairn_runtime::bugs::{Bug, planted};
 use cairn_runtime::clock;
 use futures::StreamExt;
 
@@ -186,6 +187,7 @@ async fn delete_strays(shared: &Arc<Shared>) -> Result<u64, OpError> {
     let grace = shared.context.policy.garbage_ns;
     let mut deleted = 0;
     for node in shared.gc.strays.nodes() {
+        let grace = if planted(Bug::GcTakesStraysAtOnce) { 0 } else { grace };
         let seen_ns = fence_ns(shared).saturating_sub(grace);
         let due = shared.gc.strays.due(node, seen_ns, STRAY_SPAN, PAGE);
         let (Some(&first), Some(&last)) = (due.first(), due.last()) else { continue };

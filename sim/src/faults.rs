@@ -1,0 +1,274 @@
+//! What goes wrong, and when. The driver takes one action after another between steps of the
+//! simulation and undoes each after a while.
+//!
+//! Faults stay within what is promised: every node may crash or lose power at any time, all of them
+//! at once, too; but copies are damaged (bits flipped, disks that fail) on one datanode alone, the
+//! victim, so that of three copies never more than one is bad.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use cairn_coordinator::sim::Metadata;
+use rand::Rng;
+use rand::rngs::StdRng;
+use turmoil::Sim;
+
+use crate::disk::{SimDisk, Trouble};
+use crate::knobs::{COORDINATOR, Knobs};
+use crate::world::Shared;
+
+/// What a fault is undone by.
+#[derive(Debug, Clone)]
+enum Cure {
+    Start(String),
+    Repair(String, String),
+    Release(String, String),
+    Calm(usize),
+    Grow(usize),
+}
+
+/// The cluster's machines, and what is wrong with them.
+pub(crate) struct Faults {
+    shared: Shared,
+    rng: StdRng,
+    every: Duration,
+    capacity: u64,
+    pub(crate) metadata: Metadata,
+    /// Disks of each datanode.
+    pub(crate) disks: Vec<Vec<SimDisk>>,
+    clients: usize,
+    victim: usize,
+    next: Duration,
+    cures: Vec<(Duration, Cure)>,
+    down: BTreeMap<String, ()>,
+}
+
+/// Whether unsynced writes are lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Crash {
+    Process,
+    Power,
+}
+
+impl Faults {
+    pub(crate) fn new(
+        shared: Shared,
+        knobs: &Knobs,
+        metadata: Metadata,
+        disks: Vec<Vec<SimDisk>>,
+        mut rng: StdRng,
+    ) -> Self {
+        let victim = rng.random_range(0..disks.len());
+        Self {
+            shared,
+            every: knobs.fault_every,
+            capacity: knobs.disk_capacity,
+            metadata,
+            disks,
+            clients: knobs.clients,
+            victim,
+            next: Duration::from_secs(3),
+            cures: Vec::new(),
+            down: BTreeMap::new(),
+            rng,
+        }
+    }
+
+    fn hosts(&self) -> Vec<String> {
+        let datanodes = (0..self.disks.len()).map(|index| format!("d{index}"));
+        let clients = (0..self.clients).map(|index| format!("u{index}"));
+        std::iter::once(COORDINATOR.to_owned()).chain(datanodes).chain(clients).collect()
+    }
+
+    fn pause(&mut self, least_ms: u64, most_ms: u64) -> Duration {
+        Duration::from_millis(self.rng.random_range(least_ms..=most_ms))
+    }
+
+    /// To be called after each step.
+    pub(crate) fn tick(&mut self, sim: &mut Sim<'_>, now: Duration) {
+        let due: Vec<Cure> = {
+            let (due, later) = std::mem::take(&mut self.cures).into_iter().partition(|(at, _)| *at <= now);
+            self.cures = later;
+            let due: Vec<(Duration, Cure)> = due;
+            due.into_iter().map(|(_, cure)| cure).collect()
+        };
+        for cure in due {
+            self.cure(sim, cure);
+        }
+        if now >= self.next {
+            let share: f64 = self.rng.random_range(0.2..1.8);
+            self.next = now + self.every.mul_f64(share);
+            self.strike(sim, now);
+        }
+    }
+
+    fn event(&mut self, what: &str) {
+        self.shared.event(format_args!("FAULT {what}"));
+        self.shared.with(|world| world.counts.faults += 1);
+    }
+
+    fn strike(&mut self, sim: &mut Sim<'_>, now: Duration) {
+        let hosts = self.hosts();
+        let datanode = self.rng.random_range(0..self.disks.len());
+        match self.rng.random_range(0..100) {
+            0..22 => {
+                let crash = if self.rng.random_bool(0.6) { Crash::Power } else { Crash::Process };
+                self.crash_for_a_while(sim, now, &format!("d{datanode}"), crash);
+            }
+            22..32 => self.crash_for_a_while(sim, now, COORDINATOR, Crash::Power),
+            32..40 => {
+                let client = format!("u{}", self.rng.random_range(0..self.clients));
+                self.crash_for_a_while(sim, now, &client, Crash::Power);
+            }
+            40..46 => {
+                for host in hosts.iter().filter(|host| !host.starts_with('u')) {
+                    self.crash_for_a_while(sim, now, host, Crash::Power);
+                }
+            }
+            46..64 => self.cut_link(sim, now, &hosts),
+            64..74 => self.hold_link(sim, now, &hosts),
+            74..82 => self.flip_bits(),
+            82..89 => self.trouble(now),
+            89..94 => self.fill(now, datanode),
+            _ => {
+                // A partition of one node from all others.
+                let alone = hosts[self.rng.random_range(0..hosts.len())].clone();
+                let pause = self.pause(200, 6000);
+                self.event(&format!("{alone} is alone"));
+                for other in hosts.iter().filter(|host| **host != alone) {
+                    sim.partition(alone.as_str(), other.as_str());
+                    self.cures.push((now + pause, Cure::Repair(alone.clone(), other.clone())));
+                }
+            }
+        }
+    }
+
+    fn crash_for_a_while(&mut self, sim: &mut Sim<'_>, now: Duration, host: &str, crash: Crash) {
+        if self.down.contains_key(host) {
+            return;
+        }
+        self.event(&format!("{host} crashes ({crash:?})"));
+        self.crash(sim, host, crash);
+        let pause = match self.rng.random_range(0..4) {
+            0 => self.pause(2000, 12_000),
+            _ => self.pause(20, 2500),
+        };
+        self.down.insert(host.to_owned(), ());
+        self.cures.push((now + pause, Cure::Start(host.to_owned())));
+    }
+
+    /// The disk goes first, so that nothing that happens while the process is taken apart reaches it.
+    fn crash(&mut self, sim: &mut Sim<'_>, host: &str, crash: Crash) {
+        let power = crash == Crash::Power;
+        let mut lost = 0;
+        if host == COORDINATOR {
+            if power {
+                self.metadata.crash();
+            }
+        } else if let Some(index) = host.strip_prefix('d').and_then(|text| text.parse::<usize>().ok()) {
+            lost = self.disks[index].iter().map(|disk| disk.crash(power)).sum();
+        }
+        self.shared.with(|world| {
+            world.stops.remove(host);
+            world.counts.crashes += 1;
+            world.counts.lost_pages += lost;
+        });
+        sim.crash(host);
+    }
+
+    fn two(&mut self, hosts: &[String]) -> (String, String) {
+        let a = self.rng.random_range(0..hosts.len());
+        let b = (a + self.rng.random_range(1..hosts.len())) % hosts.len();
+        (hosts[a].clone(), hosts[b].clone())
+    }
+
+    fn cut_link(&mut self, sim: &mut Sim<'_>, now: Duration, hosts: &[String]) {
+        let (a, b) = self.two(hosts);
+        let pause = self.pause(100, 8000);
+        if self.rng.random_bool(0.5) {
+            self.event(&format!("{a} and {b} are cut off"));
+            sim.partition(a.as_str(), b.as_str());
+        } else {
+            self.event(&format!("nothing goes from {a} to {b}"));
+            sim.partition_oneway(a.as_str(), b.as_str());
+        }
+        self.cures.push((now + pause, Cure::Repair(a, b)));
+    }
+
+    fn hold_link(&mut self, sim: &mut Sim<'_>, now: Duration, hosts: &[String]) {
+        let (a, b) = self.two(hosts);
+        self.event(&format!("{a} and {b} are slow"));
+        sim.hold(a.as_str(), b.as_str());
+        let pause = self.pause(50, 3000);
+        self.cures.push((now + pause, Cure::Release(a, b)));
+    }
+
+    fn flip_bits(&mut self) {
+        for _ in 0..self.rng.random_range(1..4) {
+            let disk = self.rng.random_range(0..self.disks[self.victim].len());
+            if let Some((path, offset)) = self.disks[self.victim][disk].flip_bit("segments") {
+                self.event(&format!("a bit of d{} {} flips at {offset}", self.victim, path.display()));
+            }
+        }
+    }
+
+    fn trouble(&mut self, now: Duration) {
+        let some = |rng: &mut StdRng| if rng.random_bool(0.5) { rng.random_range(0.0..0.6) } else { 0.0 };
+        let trouble =
+            Trouble { read: some(&mut self.rng), write: some(&mut self.rng), sync: some(&mut self.rng) };
+        self.event(&format!("d{} has trouble with its disks", self.victim));
+        self.disks[self.victim].iter().for_each(|disk| disk.set_trouble(trouble));
+        let pause = self.pause(200, 3000);
+        self.cures.push((now + pause, Cure::Calm(self.victim)));
+    }
+
+    fn fill(&mut self, now: Duration, datanode: usize) {
+        self.event(&format!("the disks of d{datanode} are full"));
+        self.disks[datanode].iter().for_each(|disk| disk.set_capacity(disk.used()));
+        let pause = self.pause(500, 6000);
+        self.cures.push((now + pause, Cure::Grow(datanode)));
+    }
+
+    fn cure(&mut self, sim: &mut Sim<'_>, cure: Cure) {
+        match cure {
+            Cure::Start(host) => {
+                self.down.remove(&host);
+                sim.bounce(host.as_str());
+            }
+            Cure::Repair(a, b) => {
+                sim.repair(a.as_str(), b.as_str());
+            }
+            Cure::Release(a, b) => sim.release(a.as_str(), b.as_str()),
+            Cure::Calm(datanode) => {
+                self.disks[datanode].iter().for_each(|disk| disk.set_trouble(Trouble::default()));
+            }
+            Cure::Grow(datanode) => {
+                self.disks[datanode].iter().for_each(|disk| disk.set_capacity(self.capacity));
+            }
+        }
+    }
+
+    /// Everything is put right.
+    pub(crate) fn heal(&mut self, sim: &mut Sim<'_>) {
+        self.shared.event(format_args!("all is healed"));
+        for (_, cure) in std::mem::take(&mut self.cures) {
+            self.cure(sim, cure);
+        }
+        // A disk that failed is not used again until its node is started anew.
+        let victim = format!("d{}", self.victim);
+        self.crash(sim, &victim, Crash::Process);
+        sim.bounce(victim.as_str());
+    }
+
+    /// The last power cut, of all services at once; then they come back.
+    pub(crate) fn cut_all_power(&mut self, sim: &mut Sim<'_>) {
+        self.event("all services lose power");
+        let hosts: Vec<String> = self.hosts().into_iter().filter(|host| !host.starts_with('u')).collect();
+        for host in &hosts {
+            self.crash(sim, host, Crash::Power);
+        }
+        for host in &hosts {
+            sim.bounce(host.as_str());
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The last word: a new client and the datanodes themselves are asked, and compared with what the
+//! model and the metadata say.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cairn_client::fs::{Files, Last};
+use cairn_client::{Caller, Client, Kind};
+use cairn_coordinator::sim::{ChunkFacts, Metadata};
+use cairn_proto::checksum::crc32c;
+use cairn_proto::v1::RetrieveChunkRequest;
+use cairn_proto::v1::data_node_client::DataNodeClient;
+use cairn_proto::{NodeId, limits::MESSAGE_SIZE_MAX};
+use cairn_runtime::shutdown::Shutdown;
+use cairn_runtime::{clock, net};
+
+use crate::knobs::{Knobs, datanode_address};
+use crate::model::{FileModel, Names, Node};
+use crate::world::Shared;
+
+/// A healed cluster answers within this time.
+const ANSWER_MAX: Duration = Duration::from_secs(60);
+/// Full redundancy is back within this time.
+const HEAL_MAX: Duration = Duration::from_secs(240);
+const FILE_MAX: u64 = 64 << 20;
+
+/// Judges, and leaves what it found in the world.
+pub(crate) async fn judge(shared: Shared, knobs: Knobs, metadata: Metadata) {
+    let shutdown = Shutdown::new();
+    let client = loop {
+        match Client::connect(knobs.client(), "judge".into(), &shutdown).await {
+            Ok(client) => break client,
+            Err(error) if clock::now().elapsed() > ANSWER_MAX => {
+                shared.violation(format_args!("the healed cluster takes no client: {error}"));
+                return;
+            }
+            Err(_) => clock::sleep(Duration::from_millis(200)).await,
+        }
+    };
+    let nodes = nodes(&knobs, &client).await;
+    wait_for_redundancy(&shared, &metadata, &nodes).await;
+    judge_files(&shared, &client).await;
+    judge_chunks(&shared, &metadata, &nodes).await;
+    if let Err(error) = client.close().await {
+        shared.violation(format_args!("the judge's client can not close: {error}"));
+    }
+    shutdown.drain().await;
+    shared.with(|world| world.judged = true);
+}
+
+/// Addresses of the datanodes by id.
+async fn nodes(knobs: &Knobs, client: &Arc<Client>) -> BTreeMap<NodeId, String> {
+    let known: BTreeSet<String> =
+        (0..knobs.datanodes).map(|index| datanode_address(&format!("d{index}"))).collect();
+    let deadline = clock::now() + ANSWER_MAX;
+    loop {
+        let listed = client.coordinator().list_nodes().await.unwrap_or_default();
+        let nodes: BTreeMap<NodeId, String> = listed
+            .nodes
+            .into_iter()
+            .filter_map(|node| Some((NodeId::from_wire(&node.node).ok()?, node.address)))
+            .filter(|(_, address)| known.contains(address))
+            .collect();
+        if nodes.len() == known.len() || clock::now() > deadline {
+            return nodes;
+        }
+        clock::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// What is wrong with the redundancy that metadata shows.
+fn shortfall(metadata: &Metadata, nodes: usize) -> Option<String> {
+    let chunks = match metadata.chunks() {
+        Ok(chunks) => chunks,
+        Err(error) => return Some(format!("metadata can not be read: {error}")),
+    };
+    let short = chunks.iter().filter(|chunk| {
+        chunk.holders.len() < chunk.replicas.min(nodes) || !chunk.others.is_empty()
+    });
+    let short: Vec<&ChunkFacts> = short.collect();
+    let first = short.first()?;
+    Some(format!("{} of {} chunks are short of copies, such as {first:?}", short.len(), chunks.len()))
+}
+
+async fn wait_for_redundancy(shared: &Shared, metadata: &Metadata, nodes: &BTreeMap<NodeId, String>) {
+    let began = clock::now();
+    loop {
+        let Some(what) = shortfall(metadata, nodes.len()) else {
+            return shared.event(format_args!("redundancy is full after {:?}", began.elapsed()));
+        };
+        if began.elapsed() > HEAL_MAX {
+            return shared.violation(format_args!("not healed after {HEAL_MAX:?}: {what}"));
+        }
+        clock::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+async fn judge_files(shared: &Shared, client: &Arc<Client>) {
+    let fs = Files::new(Arc::clone(client), Caller::root());
+    type Snapshot = (String, Names, Option<Names>, BTreeMap<u64, FileModel>);
+    let areas: Vec<Snapshot> = shared.with(|world| {
+        let areas = world.areas.iter().flatten();
+        areas
+            .map(|area| (area.root.clone(), area.names.clone(), area.after.clone(), area.files.clone()))
+            .collect()
+    });
+    for (index, (root, names, after, files)) in areas.iter().enumerate() {
+        let listed = match list_tree(&fs, root).await {
+            Ok(listed) => listed,
+            // Its creation was the operation whose outcome is not known.
+            Err(_) if names.is_empty() && files.is_empty() => continue,
+            Err(error) => {
+                shared.violation(format_args!("{root} can not be listed: {error}"));
+                continue;
+            }
+        };
+        let fits = |names: &Names| {
+            names.len() == listed.len()
+                && names.iter().all(|(path, node)| {
+                    listed.get(path) == Some(&(*node == Node::Directory))
+                })
+        };
+        let names = match after {
+            _ if fits(names) => names,
+            Some(after) if fits(after) => after,
+            _ => {
+                let found: Vec<&String> = listed.keys().collect();
+                let expected: Vec<&String> = names.keys().collect();
+                shared.violation(format_args!("{root} has {found:?}, not {expected:?} (area {index})"));
+                continue;
+            }
+        };
+        for (path, node) in names {
+            if let Node::File(id) = node
+                && let Some(model) = files.get(id)
+            {
+                judge_file(shared, &fs, &format!("{root}/{path}"), model).await;
+            }
+        }
+    }
+}
+
+async fn judge_file(shared: &Shared, fs: &Files, path: &str, model: &FileModel) {
+    let read = clock::timeout(ANSWER_MAX, fs.read_all(path, FILE_MAX)).await;
+    match read {
+        Ok(Ok(data)) => {
+            let right = model.check(&data);
+            shared.event(format_args!("judge reads {path}: {}", data.len()));
+            if let Err(what) = right {
+                shared.violation(format_args!("{path} (durable: {}): {what}", model.durable));
+            }
+        }
+        // What was never synced may be gone.
+        Ok(Err(error)) if !model.durable => {
+            shared.event(format_args!("judge: {path} is gone: {:?}", error.kind()));
+        }
+        Err(_) if !model.durable => shared.event(format_args!("judge: {path} does not answer")),
+        Ok(Err(error)) => {
+            shared.violation(format_args!("{path} was synced and can not be read: {error}"));
+        }
+        Err(_) => shared.violation(format_args!("{path} was synced; its read does not end")),
+    }
+}
+
+/// Paths below `root`, and whether each is a directory.
+async fn list_tree(fs: &Files, root: &str) -> cairn_client::Result<BTreeMap<String, bool>> {
+    let mut found = BTreeMap::new();
+    fs.stat(root, Last::Follow).await?;
+    let mut todo = vec![String::new()];
+    while let Some(directory) = todo.pop() {
+        for entry in fs.read_dir(format!("{root}/{directory}")).await? {
+            let name = String::from_utf8_lossy(entry.name.as_bytes()).into_owned();
+            let path = if directory.is_empty() { name } else { format!("{directory}/{name}") };
+            let is_directory = entry.kind == Kind::Directory;
+            if is_directory {
+                todo.push(path.clone());
+            }
+            found.insert(path, is_directory);
+        }
+    }
+    Ok(found)
+}
+
+/// Every copy that metadata counts on is there and sound; those of chunks that were never made durable
+/// may be gone everywhere.
+async fn judge_chunks(shared: &Shared, metadata: &Metadata, nodes: &BTreeMap<NodeId, String>) {
+    let chunks = match metadata.chunks() {
+        Ok(chunks) => chunks,
+        Err(error) => return shared.violation(format_args!("metadata can not be read: {error}")),
+    };
+    let mut bad = Vec::new();
+    for chunk in &chunks {
+        let mut wrong = Vec::new();
+        for node in &chunk.holders {
+            let address = nodes.get(node).map(String::as_str).unwrap_or_default();
+            if let Err(what) = fetch_copy(chunk, address).await {
+                wrong.push(format!("{address}: {what}"));
+            }
+        }
+        if !wrong.is_empty() && wrong.len() < chunk.holders.len() {
+            bad.push(format!("chunk {}: {}", chunk.id, wrong.join(", ")));
+        }
+    }
+    shared.event(format_args!("judge: {} chunks, {} with bad copies", chunks.len(), bad.len()));
+    if let Some(first) = bad.first() {
+        shared.violation(format_args!("{} of {} chunks have bad copies, such as {first}", bad.len(), chunks.len()));
+    }
+}
+
+async fn fetch_copy(chunk: &ChunkFacts, address: &str) -> Result<(), String> {
+    let channel = net::connect(address).map_err(|error| error.to_string())?;
+    let mut node = DataNodeClient::new(channel).max_decoding_message_size(MESSAGE_SIZE_MAX);
+    let request = RetrieveChunkRequest {
+        chunk: chunk.id,
+        set: chunk.set,
+        offset: 0,
+        length: chunk.length,
+        ..RetrieveChunkRequest::default()
+    };
+    let work = async {
+        let mut frames = node.retrieve_chunk(request).await?.into_inner();
+        let mut data = Vec::new();
+        while let Some(frame) = frames.message().await? {
+            data.extend_from_slice(&frame.data);
+        }
+        Ok::<_, tonic::Status>(data)
+    };
+    let data = match clock::timeout(ANSWER_MAX, work).await {
+        Ok(Ok(data)) => data,
+        Ok(Err(status)) => return Err(format!("{:?} {}", status.code(), status.message())),
+        Err(_) => return Err("no answer".into()),
+    };
+    match crc32c(&data) == chunk.crc32c {
+        true => Ok(()),
+        false => Err(format!("{} bytes with another checksum", data.len())),
+    }
+}

@@ -1,0 +1,174 @@
+//! What the files must look like, by what the clients were told.
+//!
+//! Each life of a client works in a directory of its own (an [`Area`]), one operation after another,
+//! so names have no two opinions. An operation whose outcome stays unknown closes the area: both
+//! outcomes are right from then on. A file's content is the list of versions that it may have: a
+//! write adds one, a successful flush or fsync leaves only the last.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+pub(crate) type FileId = u64;
+
+/// What names lead to, by path below the area.
+pub(crate) type Names = BTreeMap<String, Node>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Node {
+    Directory,
+    File(FileId),
+}
+
+/// The possible contents of a file, oldest first.
+#[derive(Debug, Clone)]
+pub(crate) struct FileModel {
+    pub(crate) versions: Vec<Rc<Vec<u8>>>,
+    /// The last version was acknowledged as durable.
+    pub(crate) durable: bool,
+}
+
+impl FileModel {
+    pub(crate) fn empty() -> Self {
+        Self { versions: vec![Rc::default()], durable: true }
+    }
+
+    /// What its writer sees.
+    pub(crate) fn last(&self) -> Rc<Vec<u8>> {
+        self.versions.last().cloned().unwrap_or_default()
+    }
+
+    /// A change is on its way.
+    pub(crate) fn push(&mut self, content: Vec<u8>) {
+        self.versions.push(Rc::new(content));
+        self.durable = false;
+    }
+
+    /// All changes are committed; with `durable` for good.
+    pub(crate) fn settle(&mut self, durable: bool) {
+        let last = self.last();
+        self.versions = vec![last];
+        self.durable |= durable;
+    }
+
+    /// Checks what was read against every version it may have.
+    pub(crate) fn check(&self, read: &[u8]) -> Result<(), String> {
+        admissible(&self.versions, read)
+    }
+}
+
+/// Whether each byte is that of a possible version, and the length, too.
+pub(crate) fn admissible(versions: &[Rc<Vec<u8>>], read: &[u8]) -> Result<(), String> {
+    if !versions.iter().any(|version| version.len() == read.len()) {
+        let lengths: Vec<usize> = versions.iter().map(|version| version.len()).collect();
+        return Err(format!("{} bytes, of {lengths:?}", read.len()));
+    }
+    if versions.iter().any(|version| version.as_slice() == read) {
+        return Ok(());
+    }
+    if let [only] = versions {
+        let at = read.iter().zip(only.iter()).position(|(a, b)| a != b).unwrap_or(0);
+        let wrong = read.iter().zip(only.iter()).filter(|(a, b)| a != b).count();
+        return Err(format!("{wrong} of {} bytes differ, from {at}", read.len()));
+    }
+    let strange = (0..read.len()).find(|&at| {
+        // Between the ends of two versions lie zeros.
+        let longest = versions.iter().any(|version| version.len() <= at) && read[at] == 0;
+        !longest && !versions.iter().any(|version| version.get(at) == Some(&read[at]))
+    });
+    match strange {
+        None => Ok(()),
+        Some(at) => Err(format!("byte {at} of {} is of no version", read.len())),
+    }
+}
+
+/// One directory that one life of one client works in.
+#[derive(Debug)]
+pub(crate) struct Area {
+    pub(crate) root: String,
+    pub(crate) names: Names,
+    /// Names after the operation under way.
+    pub(crate) after: Option<Names>,
+    pub(crate) files: BTreeMap<FileId, FileModel>,
+    /// Nothing happens here any more; the operation under way may have happened.
+    pub(crate) closed: bool,
+    next_file: FileId,
+}
+
+impl Area {
+    pub(crate) fn new(root: String) -> Self {
+        Self {
+            root,
+            names: Names::new(),
+            after: None,
+            files: BTreeMap::new(),
+            closed: false,
+            next_file: 1,
+        }
+    }
+
+    pub(crate) fn new_file(&mut self) -> FileId {
+        let id = self.next_file;
+        self.next_file += 1;
+        self.files.insert(id, FileModel::empty());
+        id
+    }
+
+    /// Files with their paths.
+    pub(crate) fn paths(&self) -> Vec<(String, FileId)> {
+        let files = self.names.iter().filter_map(|(path, node)| match node {
+            Node::File(id) => Some((path.clone(), *id)),
+            Node::Directory => None,
+        });
+        files.collect()
+    }
+
+    pub(crate) fn directories(&self) -> Vec<String> {
+        let all = self.names.iter().filter(|(_, node)| **node == Node::Directory);
+        all.map(|(path, _)| path.clone()).collect()
+    }
+
+    /// An operation on names begins.
+    pub(crate) fn begin(&mut self, after: Names) {
+        self.after = Some(after);
+    }
+
+    /// It happened, or it did not.
+    pub(crate) fn end(&mut self, happened: bool) {
+        if let Some(after) = self.after.take()
+            && happened
+        {
+            self.names = after;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_is_right_when_each_byte_is_of_a_possible_version() {
+        let mut file = FileModel::empty();
+        file.push(b"aaaa".to_vec());
+        file.push(b"aabbbb".to_vec());
+        for good in ["", "aaaa", "aabbbb", "aabb"] {
+            assert!(file.check(good.as_bytes()).is_ok(), "{good}");
+        }
+        for bad in ["aaaac", "aaca", "aabbbc", "a"] {
+            assert!(file.check(bad.as_bytes()).is_err(), "{bad}");
+        }
+        file.settle(true);
+        assert!(file.durable && file.check(b"aabbbb").is_ok() && file.check(b"aaaa").is_err());
+    }
+
+    #[test]
+    fn an_operation_under_way_counts_when_it_has_happened() {
+        let mut area = Area::new("a".into());
+        area.begin(Names::from([("x".into(), Node::Directory)]));
+        area.end(false);
+        assert!(area.names.is_empty() && area.after.is_none());
+        area.begin(Names::from([("x".into(), Node::Directory)]));
+        area.end(true);
+        assert_eq!(area.directories(), ["x"]);
+    }
+}
