@@ -287,7 +287,8 @@ fn concerns_destination(kind: ErrorKind) -> bool {
 
 fn bad_source(chunk: ChunkId, source: &v1::FailedMember) -> Option<(ChunkId, NodeId)> {
     let error = WireError::from_fields(source.error, &source.message)?;
-    let bad = matches!(error.kind, ErrorKind::Corrupt | ErrorKind::NotFound | ErrorKind::ChecksumMismatch);
+    let bad =
+        matches!(error.kind, ErrorKind::Corrupt | ErrorKind::ChunkNotFound | ErrorKind::ChecksumMismatch);
     bad.then(|| NodeId::from_wire(&source.node).ok()).flatten().map(|node| (chunk, node))
 }
 
