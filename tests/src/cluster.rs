@@ -19,6 +19,7 @@ const FORMING_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub struct Builder {
     datanodes: usize,
+    later: usize,
     mount: bool,
     environment: Vec<(String, String)>,
     mount_flags: Vec<OsString>,
@@ -46,6 +47,12 @@ impl Builder {
         if count < 2 {
             self = self.env("CAIRN_COORDINATOR__MIN_REPLICAS", count);
         }
+        self
+    }
+
+    /// The last `count` datanodes are not started with the cluster: they join when the test starts them.
+    pub fn later(mut self, count: usize) -> Self {
+        self.later = count;
         self
     }
 
@@ -165,6 +172,7 @@ impl Cluster {
     pub fn builder() -> Builder {
         Builder {
             datanodes: 3,
+            later: 0,
             mount: true,
             environment: Vec::new(),
             mount_flags: Vec::new(),
@@ -210,7 +218,7 @@ impl Cluster {
         let mut cluster =
             Self { mount: None, nodes, coordinator, disks, runtime: Arc::new(runtime), builder, workspace };
         cluster.start_coordinator();
-        for index in 0..cluster.nodes.len() {
+        for index in 0..cluster.nodes.len() - cluster.builder.later {
             cluster.start_node(index);
         }
         cluster.wait_formed();
@@ -254,14 +262,16 @@ impl Cluster {
         self.nodes[index].address = address;
     }
 
-    /// Waits until every datanode is known to be up.
+    /// Waits until every datanode that runs is known to be up.
     pub fn wait_formed(&self) {
         let mut client = self.runtime.block_on(async { rpc::coordinator_client(&self.coordinator.address) });
         wait::until_true("all datanodes to be up", FORMING_LIMIT, || {
             let answer = self.runtime.block_on(client.list_nodes(cairn_proto::v1::ListNodesRequest {}));
             let Some(map) = answer.ok().and_then(|answer| answer.into_inner().map) else { return false };
-            let up = map.nodes.iter().filter(|node| node.state() == cairn_proto::v1::NodeState::Up).count();
-            up == self.nodes.len()
+            let up = map.nodes.iter().filter(|node| node.state() == cairn_proto::v1::NodeState::Up);
+            let up: Vec<&str> = up.map(|node| node.address.as_str()).collect();
+            let mut running = self.nodes.iter().filter(|node| node.process.is_some());
+            running.all(|node| up.contains(&node.address.as_str()))
         });
     }
 

@@ -1,0 +1,340 @@
+//! Redundancy that was lost comes back by itself: real processes are killed, emptied, added; afterwards
+//! every copy of every chunk is fetched and compared.
+//!
+//! Times are short so that tests are, but none decides about the outcome: what is waited for is a state.
+//! A datanode that a slow machine makes silent for too long is one more that heals.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cairn_proto::v1::{self, AdminState, MemberState, NodeState};
+use cairn_tests::{Builder, Cluster, KIB, MIB, Wire, need_root, pattern, wait};
+
+/// How long anything may take here.
+const LIMIT: Duration = Duration::from_secs(100);
+const CHUNK: u64 = 256 * KIB;
+
+/// Datanodes are given up soon, and what is deleted goes soon.
+fn hasty() -> Builder {
+    Cluster::builder()
+        .unmounted()
+        .chunk_size(CHUNK)
+        .env("CAIRN_COORDINATOR__HEARTBEAT", "200ms")
+        .env("CAIRN_COORDINATOR__SUSPECT_AFTER", "1s")
+        .env("CAIRN_COORDINATOR__DOWN_AFTER", "2s")
+        .env("CAIRN_COORDINATOR__LOST_AFTER", "4s")
+        .env("CAIRN_COORDINATOR__REBALANCE_EVERY", "1s")
+        .env("CAIRN_DATANODE__METRICS_LISTEN", "127.0.0.1:0")
+}
+
+/// A file of pattern bytes, and what it is called.
+#[derive(Clone, Copy)]
+struct Written {
+    name: &'static str,
+    seed: u64,
+    length: u64,
+    inode: u64,
+}
+
+/// Puts a file into the cluster as a person would.
+#[track_caller]
+fn put(cluster: &Cluster, wire: &Wire, name: &'static str, length: u64) -> Written {
+    let seed = name.bytes().map(u64::from).sum();
+    let local = cluster.local().join(name);
+    pattern::write_file(&local, seed, length);
+    cluster.run_ok(&["put", local.to_str().unwrap(), &format!("/{name}")]);
+    let inode = wire.lookup(name).expect("the file").inode;
+    Written { name, seed, length, inode }
+}
+
+/// Every copy that there should be is there and right; and so is what a reader gets.
+#[track_caller]
+fn check(cluster: &Cluster, wire: &mut Wire, files: &[Written], copies: usize) {
+    wire.refresh();
+    for file in files {
+        let seen = wire.check_replicas(file.inode, file.seed, file.length, copies);
+        assert_eq!(seen as u64, file.length.div_ceil(CHUNK) * copies as u64, "copies of {}", file.name);
+        let back = cluster.local().join("back");
+        cluster.run_ok(&["get", "--overwrite", &format!("/{}", file.name), back.to_str().unwrap()]);
+        pattern::check_file(&back, file.seed, file.length);
+    }
+}
+
+fn map(wire: &Wire) -> v1::ClusterMap {
+    wire.list_nodes().expect("ListNodes").map.expect("map")
+}
+
+#[track_caller]
+fn node_at(cluster: &Cluster, wire: &Wire, index: usize) -> v1::Node {
+    let address = cluster.node_address(index);
+    let found = map(wire).nodes.into_iter().find(|node| node.address == address);
+    found.unwrap_or_else(|| panic!("no datanode at {address}"))
+}
+
+/// An id as commands take it.
+fn id_text(node: &[u8]) -> String {
+    node.iter().take(6).map(|byte| format!("{byte:02x}")).collect::<String>()[..8].to_owned()
+}
+
+fn wait_for_state(wire: &Wire, node: &Bytes, state: NodeState) {
+    wait::until_true(&format!("a datanode to be {state:?}"), LIMIT, || {
+        map(wire).nodes.iter().any(|known| known.node == *node && known.state() == state)
+    });
+}
+
+/// Whether every set has exactly `copies` members, all active and up, and no copy is known to be missing.
+fn is_whole(status: &v1::GetStatusResponse, copies: usize) -> bool {
+    let map = status.map.as_ref().expect("map");
+    let up = |node: &Bytes| map.nodes.iter().any(|n| n.node == *node && n.state() == NodeState::Up);
+    let whole = |set: &v1::ReplicaSet| {
+        set.members.len() == copies
+            && set.members.iter().all(|member| member.state() == MemberState::Active && up(&member.node))
+    };
+    status.faults == 0 && !map.sets.is_empty() && map.sets.iter().all(whole)
+}
+
+/// Waits until all is whole. Panics with what it was like.
+#[track_caller]
+fn wait_whole(wire: &Wire, copies: usize) {
+    let end = std::time::Instant::now() + LIMIT;
+    loop {
+        let status = wire.status();
+        if is_whole(&status, copies) {
+            return;
+        }
+        if std::time::Instant::now() > end {
+            let map = status.map.unwrap_or_default();
+            panic!(
+                "not whole after {LIMIT:?}: {} faults; sets {:#?}; nodes {:#?}; workers {:#?}",
+                status.faults, map.sets, map.nodes, status.workers
+            );
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// A counter in the Prometheus text of a datanode; 0 while it has not counted anything.
+fn counter(node: &v1::Node, name: &str) -> u64 {
+    let mut stream = std::net::TcpStream::connect(&node.metrics_address).expect("metrics address");
+    let request =
+        format!("GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", node.metrics_address);
+    stream.write_all(request.as_bytes()).expect("request");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("answer");
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    let line = text.lines().find(|line| line.split([' ', '{']).next() == Some(name));
+    line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+}
+
+#[test]
+fn copies_of_a_datanode_that_is_gone_for_good_are_made_again() {
+    let mut cluster = hasty().datanodes(4).start();
+    let mut wire = cluster.wire();
+    let files = [put(&cluster, &wire, "one", 12 * MIB), put(&cluster, &wire, "two", 5 * MIB + 77)];
+    check(&cluster, &mut wire, &files, 3);
+    let gone = node_at(&cluster, &wire, 0).node;
+    let held = map(&wire).sets.iter().filter(|set| set.members.iter().any(|m| m.node == gone)).count();
+    assert!(held > 0, "the datanode is in no set: nothing would be proved");
+    cluster.kill9_node(0);
+    wait_for_state(&wire, &gone, NodeState::Lost);
+    // The coordinator is killed, too, somewhere on the way.
+    cluster.kill9_coordinator();
+    cluster.start_coordinator();
+    let mut wire = cluster.wire();
+    wait_whole(&wire, 3);
+    assert!(map(&wire).sets.iter().all(|set| set.members.iter().all(|member| member.node != gone)));
+    check(&cluster, &mut wire, &files, 3);
+}
+
+#[test]
+fn a_lost_datanode_that_returns_gets_only_what_it_missed() {
+    let mut cluster = hasty().start();
+    let mut wire = cluster.wire();
+    let before = put(&cluster, &wire, "before", 8 * MIB);
+    let node = node_at(&cluster, &wire, 1).node;
+    cluster.kill9_node(1);
+    // There is nobody else to take its place.
+    wait_for_state(&wire, &node, NodeState::Lost);
+    wait::until_true("its places to count for nothing", LIMIT, || {
+        let state = |member: &v1::Member| (member.node == node).then(|| member.state());
+        map(&wire).sets.iter().flat_map(|set| &set.members).filter_map(state).all(|s| s == MemberState::Lost)
+    });
+    let meanwhile = put(&cluster, &wire, "meanwhile", 3 * MIB);
+    assert_eq!(wire.status().faults, 0, "a lost member is owed nothing");
+    cluster.start_node(1);
+    wait_whole(&wire, 3);
+    check(&cluster, &mut wire, &[before, meanwhile], 3);
+    // Its process is new, and so are its counters.
+    let copied = counter(&node_at(&cluster, &wire, 1), "datanode_chunk_copied_bytes_total");
+    assert_eq!(copied, meanwhile.length, "bytes that it was sent; it missed {}", meanwhile.length);
+}
+
+#[test]
+fn what_a_datanode_missed_while_it_was_away_is_copied_when_it_is_back() {
+    // Away for less than the time after which it is given up.
+    let mut cluster = hasty().env("CAIRN_COORDINATOR__LOST_AFTER", "10m").start();
+    let mut wire = cluster.wire();
+    let before = put(&cluster, &wire, "before", 4 * MIB);
+    let node = node_at(&cluster, &wire, 2).node;
+    let epoch = map(&wire).epoch;
+    cluster.kill9_node(2);
+    wait_for_state(&wire, &node, NodeState::Down);
+    let meanwhile = put(&cluster, &wire, "meanwhile", 6 * MIB);
+    let owed = wire.status().faults;
+    assert_eq!(owed, meanwhile.length / CHUNK, "copies that are owed to it");
+    // A restart of the coordinator forgets nothing of that, and does not give the datanode up.
+    cluster.kill9_coordinator();
+    cluster.start_coordinator();
+    let mut wire_after = cluster.wire();
+    assert_eq!(wire_after.status().faults, owed);
+    wait_for_state(&wire_after, &node, NodeState::Down);
+    cluster.start_node(2);
+    wait_whole(&wire_after, 3);
+    assert_eq!(map(&wire_after).epoch, epoch, "no set was changed for it");
+    check(&cluster, &mut wire_after, &[before, meanwhile], 3);
+    wire.refresh();
+}
+
+#[test]
+fn a_datanode_is_drained_and_removed_and_may_not_come_back() {
+    let mut cluster = hasty().datanodes(4).start();
+    let mut wire = cluster.wire();
+    let file = put(&cluster, &wire, "file", 10 * MIB);
+    let node = node_at(&cluster, &wire, 3);
+    let id = id_text(&node.node);
+
+    let refused = cluster.run(&["node", "remove", &id]);
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && told.contains("drain"), "removed while it holds copies: {told}");
+
+    cluster.run_ok(&["node", "drain", &id, "--wait"]);
+    wait_whole(&wire, 3);
+    let map_now = map(&wire);
+    assert!(map_now.sets.iter().all(|set| set.members.iter().all(|member| member.node != node.node)));
+    let drained = map_now.nodes.iter().find(|known| known.node == node.node).unwrap();
+    assert_eq!(drained.admin(), AdminState::Draining);
+    check(&cluster, &mut wire, &[file], 3);
+    // It gets nothing new.
+    let later = put(&cluster, &wire, "later", 4 * MIB);
+    check(&cluster, &mut wire, &[file, later], 3);
+    let map_now = map(&wire);
+    assert!(map_now.sets.iter().all(|set| set.members.iter().all(|member| member.node != node.node)));
+
+    cluster.run_ok(&["node", "remove", &id]);
+    cluster.kill9_node(3);
+    check(&cluster, &mut wire, &[file, later], 3);
+    cluster.start_node(3);
+    wait::until_true("the datanode to be told that it was removed", LIMIT, || {
+        cluster.node_process(3).log().contains("was removed from the cluster")
+    });
+    let now = node_at(&cluster, &wire, 3);
+    assert!(now.state() != NodeState::Up && now.admin() == AdminState::Out, "it serves again: {now:?}");
+}
+
+#[test]
+fn a_datanode_that_is_no_longer_drained_serves_again() {
+    let cluster = hasty().start();
+    let mut wire = cluster.wire();
+    let file = put(&cluster, &wire, "file", 3 * MIB);
+    let node = node_at(&cluster, &wire, 0);
+    let id = id_text(&node.node);
+    cluster.run_ok(&["node", "drain", &id]);
+    // With three datanodes and three copies there is nowhere to go: it stays until there is.
+    wait::until_true("its places to be leaving", LIMIT, || {
+        let mine =
+            |set: &v1::ReplicaSet| set.members.iter().find(|m| m.node == node.node).map(v1::Member::state);
+        map(&wire).sets.iter().all(|set| mine(set) == Some(MemberState::Leaving))
+    });
+    check(&cluster, &mut wire, &[file], 3);
+    cluster.run_ok(&["node", "undrain", &id]);
+    wait_whole(&wire, 3);
+    check(&cluster, &mut wire, &[file], 3);
+}
+
+#[test]
+fn another_datanode_takes_all_places_of_one_that_is_replaced() {
+    let mut cluster = hasty().datanodes(4).later(1).start();
+    let mut wire = cluster.wire();
+    let file = put(&cluster, &wire, "file", 6 * MIB);
+    let old = node_at(&cluster, &wire, 0);
+    let places = map(&wire).sets.len();
+    cluster.start_node(3);
+    cluster.wait_formed();
+    let new = node_at(&cluster, &wire, 3);
+    cluster.run_ok(&["node", "replace", &id_text(&old.node), &id_text(&new.node), "--wait"]);
+    wait_whole(&wire, 3);
+    let with = |node: &Bytes| {
+        map(&wire).sets.iter().filter(|set| set.members.iter().any(|member| member.node == *node)).count()
+    };
+    assert_eq!(with(&old.node), 0, "sets that the old one is in");
+    assert!(with(&new.node) >= places, "sets that the new one is in");
+    check(&cluster, &mut wire, &[file], 3);
+    cluster.run_ok(&["node", "remove", &id_text(&old.node)]);
+}
+
+#[test]
+fn sets_that_are_short_of_members_grow_when_a_datanode_joins() {
+    let mut cluster = hasty().later(1).start();
+    let mut wire = cluster.wire();
+    let file = put(&cluster, &wire, "file", 7 * MIB);
+    check(&cluster, &mut wire, &[file], 2);
+    cluster.start_node(2);
+    cluster.wait_formed();
+    wait_whole(&wire, 3);
+    check(&cluster, &mut wire, &[file], 3);
+}
+
+/// The largest difference in use between datanodes, in parts of their capacity, by what they report.
+fn apart(wire: &Wire) -> f64 {
+    let map = map(wire);
+    let use_of = |node: &v1::Node| node.used as f64 / node.capacity.max(1) as f64;
+    let most = map.nodes.iter().map(use_of).fold(0.0, f64::max);
+    let least = map.nodes.iter().map(use_of).fold(1.0, f64::min);
+    most - least
+}
+
+#[test]
+fn a_datanode_that_joins_gets_its_share_and_then_nothing_moves_any_more() {
+    need_root();
+    const DISK: u64 = 512 * MIB;
+    let builder = hasty()
+        .datanodes(4)
+        .later(1)
+        .env("CAIRN_COORDINATOR__REPLICAS", 2)
+        .env("CAIRN_COORDINATOR__GARBAGE_GRACE", "0s")
+        .env("CAIRN_COORDINATOR__RECONCILE_EVERY", "1s")
+        .env("CAIRN_DATANODE__SEGMENT_SIZE", "64 MiB")
+        .chunk_size(MIB);
+    let mut cluster = (0..4).fold(builder, |builder, index| builder.tmpfs(index, DISK)).start();
+    let mut wire = cluster.wire();
+    // Two copies of 200 MiB on three disks of 512 MiB: each is used to a quarter.
+    let seed = 9;
+    let local = cluster.local().join("file");
+    pattern::write_file(&local, seed, 200 * MIB);
+    cluster.run_ok(&["put", local.to_str().unwrap(), "/file"]);
+    let inode = wire.lookup("file").unwrap().inode;
+    cluster.start_node(3);
+    cluster.wait_formed();
+    wait::until_true("the difference to show", LIMIT, || apart(&wire) > 0.10);
+    wait::until_true("use to be even", LIMIT, || is_whole(&wire.status(), 2) && apart(&wire) <= 0.10);
+    // It may go on a little, but ends.
+    let mut epoch = map(&wire).epoch;
+    wait::until_true("moving to end", LIMIT, || {
+        std::thread::sleep(Duration::from_secs(5));
+        let before = std::mem::replace(&mut epoch, map(&wire).epoch);
+        before == epoch && is_whole(&wire.status(), 2)
+    });
+    wire.refresh();
+    wire.check_replicas(inode, seed, 200 * MIB, 2);
+    // Nothing is left where it was moved away from.
+    let chunks = wire.layout(inode).unwrap().chunks;
+    wait::until_true("copies that nobody counts on to be deleted", LIMIT, || {
+        chunks.iter().all(|chunk| {
+            let members: BTreeSet<Bytes> = wire.members(chunk.set).into_iter().collect();
+            wire.holders(chunk.chunk).into_iter().collect::<BTreeSet<_>>() == members
+        })
+    });
+}
