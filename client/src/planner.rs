@@ -178,7 +178,17 @@ impl Planner {
                 Ok(()) => return Ok(()),
             }
         }
-        self.ask(batch, &full, patience).await
+        if !full.is_empty() {
+            let mut short = Patience::limited("plan without full nodes", Some(PICKY_TIME));
+            match self.ask(batch, &full, &mut short).await {
+                Err(error) if error.kind() == ErrorKind::NoSpace => return Err(error),
+                Err(error) => debug!(%error, "no plan without the nodes that were full"),
+                Ok(()) => return Ok(()),
+            }
+        }
+        // Whether those have room by now, the coordinator knows. With the nodes left out that were full
+        // when this began, a client that waits without an end would never come back to them.
+        self.ask(batch, &[], patience).await
     }
 
     async fn ask(&self, batch: u32, exclude: &[NodeId], patience: &mut Patience) -> Result<()> {
