@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 
+use crate::network::Network;
 use crate::process::{self, Process, Workspace};
 use crate::rpc::{self, Wire};
 use crate::wait;
@@ -24,6 +25,9 @@ pub struct Builder {
     environment: Vec<(String, String)>,
     mount_flags: Vec<OsString>,
     disks: Vec<Option<(DiskKind, u64)>>,
+    second_disks: Vec<Option<(DiskKind, u64)>>,
+    place: Option<PathBuf>,
+    network: Option<Arc<Network>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -82,10 +86,34 @@ impl Builder {
         self.disk(index, DiskKind::Ext4, bytes)
     }
 
+    /// Gives datanode `index` a second data directory, on an ext4 of `bytes`.
+    pub fn second_ext4(mut self, index: usize, bytes: u64) -> Self {
+        self.second_disks.resize(self.second_disks.len().max(index + 1), None);
+        self.second_disks[index] = Some((DiskKind::Ext4, bytes));
+        self
+    }
+
+    /// Keeps the data of all services below `directory`, where an earlier cluster may have left it.
+    pub fn place(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.place = Some(directory.into());
+        self
+    }
+
+    /// Runs each service and each mount in the namespace of its name in `network`, if that has one.
+    pub fn network(mut self, network: &Arc<Network>) -> Self {
+        self.network = Some(Arc::clone(network));
+        self.env("CAIRN_COORDINATOR__INSECURE", true).env("CAIRN_DATANODE__INSECURE", true)
+    }
+
     fn disk(mut self, index: usize, kind: DiskKind, bytes: u64) -> Self {
         self.disks.resize(self.disks.len().max(index + 1), None);
         self.disks[index] = Some((kind, bytes));
         self
+    }
+
+    fn listen_address(&self, name: &str) -> String {
+        let address = self.network.as_ref().and_then(|network| network.address(name));
+        address.map_or_else(|| "127.0.0.1:0".to_owned(), |address| format!("{address}:7000"))
     }
 
     /// Starts everything, and waits until it can be used.
@@ -111,6 +139,8 @@ struct Service {
     name: String,
     address: String,
     data: PathBuf,
+    /// On a disk of its own.
+    second: Option<PathBuf>,
     process: Option<Process>,
 }
 
@@ -177,6 +207,9 @@ impl Cluster {
             environment: Vec::new(),
             mount_flags: Vec::new(),
             disks: Vec::new(),
+            second_disks: Vec::new(),
+            place: None,
+            network: None,
         }
         // What the tests' machine can spare is not what a server keeps free.
         .env("CAIRN_DATANODE__RESERVE", "16 MiB")
@@ -195,15 +228,17 @@ impl Cluster {
             .expect("runtime");
         let mut disks = Vec::new();
         let service = |name: String, data: PathBuf| Service {
+            address: builder.listen_address(&name),
             name,
-            address: "127.0.0.1:0".into(),
             data,
+            second: None,
             process: None,
         };
+        let place = builder.place.clone().unwrap_or_else(|| top.to_owned());
         let mut nodes = Vec::new();
         for index in 0..builder.datanodes {
             let name = format!("datanode{index}");
-            let path = top.join(&name);
+            let path = place.join(&name);
             match builder.disks.get(index).copied().flatten() {
                 Some((DiskKind::Tmpfs, bytes)) => disks.push(crate::disk::SmallDisk::tmpfs(&path, bytes)),
                 Some((DiskKind::Ext4, bytes)) => {
@@ -212,9 +247,16 @@ impl Cluster {
                 None => {}
             }
             // Below the mountpoint, where an ext4 has its lost+found.
-            nodes.push(service(name, path.join("data")));
+            let mut node = service(name.clone(), path.join("data"));
+            if let Some((_, bytes)) = builder.second_disks.get(index).copied().flatten() {
+                let path = place.join(format!("{name}-second"));
+                let image = top.join(format!("{name}-second.img"));
+                disks.push(crate::disk::SmallDisk::ext4(&path, &image, bytes));
+                node.second = Some(path.join("data"));
+            }
+            nodes.push(node);
         }
-        let coordinator = service("coordinator".into(), top.join("coordinator"));
+        let coordinator = service("coordinator".into(), place.join("coordinator"));
         let mut cluster =
             Self { mount: None, nodes, coordinator, disks, runtime: Arc::new(runtime), builder, workspace };
         cluster.start_coordinator();
@@ -229,43 +271,94 @@ impl Cluster {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = process::cairn(arguments);
+        self.command_under(&[], arguments)
+    }
+
+    /// `cairn`, run by the program and arguments of `wrapper`.
+    fn command_under(&self, wrapper: &[OsString], arguments: &[&str]) -> Command {
+        let mut command = process::cairn_under(wrapper, arguments);
         command.envs(self.builder.environment.iter().map(|(name, value)| (name, value)));
         command.current_dir(self.path());
         command
     }
 
-    fn launch(&self, service: &Service, mut command: Command) -> (Process, String) {
+    /// What enters the namespace of the service or mount `name`, then what `wrapper` has.
+    fn wrapped(&self, name: &str, wrapper: &[OsString]) -> Vec<OsString> {
+        let network = self.builder.network.as_ref();
+        let mut all = network.and_then(|network| network.enter(name)).unwrap_or_default();
+        all.extend_from_slice(wrapper);
+        all
+    }
+
+    fn launch(&self, service: &Service, mut command: Command) -> (Process, Option<String>) {
         let ready = self.path().join("ready").join(&service.name);
         let _ = std::fs::remove_file(&ready);
         command.arg("--ready-file").arg(&ready).arg("--data").arg(&service.data);
+        if let Some(second) = &service.second {
+            command.arg("--data").arg(second);
+        }
         command.args(["--listen", &service.address]);
         let log = self.path().join("logs").join(&service.name);
         let mut process = Process::start(&service.name, command, &log);
-        let told = process.wait_ready(&ready);
+        let Some(told) = process.try_ready(&ready) else { return (process, None) };
         assert_eq!(told["pid"].as_u64(), Some(process.pid().into()), "the ready file names the process");
         let address = told["address"].as_str().expect("address in the ready file").to_owned();
-        (process, address)
+        (process, Some(address))
     }
 
     pub fn start_coordinator(&mut self) {
-        let command = self.command(&["coordinator"]);
+        self.start_coordinator_under(&[]);
+    }
+
+    /// Starts the coordinator by another program, such as `strace`, that leaves it its process id.
+    pub fn start_coordinator_under(&mut self, wrapper: &[OsString]) {
+        assert!(self.try_start_coordinator_under(wrapper), "the coordinator ended before it was ready");
+    }
+
+    /// As [`Self::start_coordinator_under`]; tells whether it was ready before it ended.
+    pub fn try_start_coordinator_under(&mut self, wrapper: &[OsString]) -> bool {
+        let command = self.command_under(&self.wrapped("coordinator", wrapper), &["coordinator"]);
         let (process, address) = self.launch(&self.coordinator, command);
         self.coordinator.process = Some(process);
-        self.coordinator.address = address;
+        let is_ready = address.is_some();
+        self.coordinator.address = address.unwrap_or_else(|| self.coordinator.address.clone());
+        is_ready
     }
 
     pub fn start_node(&mut self, index: usize) {
-        let command = self.command(&["datanode", "--coordinator", &self.coordinator.address]);
-        let (process, address) = self.launch(&self.nodes[index], command);
-        self.nodes[index].process = Some(process);
-        self.nodes[index].address = address;
+        self.start_node_under(index, &[]);
     }
 
-    /// Waits until every datanode that runs is known to be up.
-    pub fn wait_formed(&self) {
+    /// Starts a datanode by another program, such as `strace`, that leaves it its process id.
+    pub fn start_node_under(&mut self, index: usize, wrapper: &[OsString]) {
+        assert!(self.try_start_node_under(index, wrapper), "datanode {index} ended before it was ready");
+    }
+
+    /// As [`Self::start_node_under`]; tells whether it was ready before it ended.
+    pub fn try_start_node_under(&mut self, index: usize, wrapper: &[OsString]) -> bool {
+        let wrapper = self.wrapped(&self.nodes[index].name, wrapper);
+        let command = self.command_under(&wrapper, &["datanode", "--coordinator", &self.coordinator.address]);
+        let (process, address) = self.launch(&self.nodes[index], command);
+        self.nodes[index].process = Some(process);
+        let is_ready = address.is_some();
+        self.nodes[index].address = address.unwrap_or_else(|| self.nodes[index].address.clone());
+        is_ready
+    }
+
+    /// Waits until every datanode is known to be up.
+    #[track_caller]
+    pub fn wait_formed(&mut self) {
+        self.wait_formed_or(|_| false);
+    }
+
+    /// Waits until every datanode is known to be up, or `done` says that there is nothing to wait for.
+    #[track_caller]
+    pub fn wait_formed_or(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
         let mut client = self.runtime.block_on(async { rpc::coordinator_client(&self.coordinator.address) });
         wait::until_true("all datanodes to be up", FORMING_LIMIT, || {
+            if done(self) {
+                return true;
+            }
             let answer = self.runtime.block_on(client.list_nodes(cairn_proto::v1::ListNodesRequest {}));
             let Some(map) = answer.ok().and_then(|answer| answer.into_inner().map) else { return false };
             let up = map.nodes.iter().filter(|node| node.state() == cairn_proto::v1::NodeState::Up);
@@ -273,6 +366,22 @@ impl Cluster {
             let mut running = self.nodes.iter().filter(|node| node.process.is_some());
             running.all(|node| up.contains(&node.address.as_str()))
         });
+    }
+
+    /// Waits until `count` datanodes are up; gives whether that came about within `limit`.
+    pub fn wait_up_or(&self, count: usize, limit: Duration) -> bool {
+        let mut client = self.runtime.block_on(async { rpc::coordinator_client(&self.coordinator.address) });
+        let end = std::time::Instant::now() + limit;
+        while std::time::Instant::now() < end {
+            let answer = self.runtime.block_on(client.list_nodes(cairn_proto::v1::ListNodesRequest {}));
+            let map = answer.ok().and_then(|answer| answer.into_inner().map).unwrap_or_default();
+            let up = map.nodes.iter().filter(|node| node.state() == cairn_proto::v1::NodeState::Up).count();
+            if up >= count {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        false
     }
 
     /// Mounts the file system at `mnt`.
@@ -288,7 +397,7 @@ impl Cluster {
         std::fs::create_dir_all(path).expect("mountpoint");
         let ready = self.path().join("ready").join(&name);
         let _ = std::fs::remove_file(&ready);
-        let mut command = self.command(&["mount", "--foreground"]);
+        let mut command = self.command_under(&self.wrapped(&name, &[]), &["mount", "--foreground"]);
         command.arg(path).args(["--coordinator", &self.coordinator.address]).arg("--ready-file").arg(&ready);
         command.args(&self.builder.mount_flags).args(flags);
         let process = Process::start(&name, command, &self.path().join("logs").join(&name));
@@ -329,6 +438,20 @@ impl Cluster {
 
     pub fn coordinator_data(&self) -> &Path {
         &self.coordinator.data
+    }
+
+    pub fn coordinator_runs(&mut self) -> bool {
+        self.coordinator.process.as_mut().is_some_and(Process::is_running)
+    }
+
+    pub fn node_runs(&mut self, index: usize) -> bool {
+        self.nodes[index].process.as_mut().is_some_and(Process::is_running)
+    }
+
+    /// The log of a service or mount, by its name.
+    pub fn log_of(&self, name: &str) -> String {
+        let log = self.path().join("logs").join(name);
+        String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()).into_owned()
     }
 
     pub fn node_process(&mut self, index: usize) -> &mut Process {

@@ -10,9 +10,12 @@
 
 pub mod cluster;
 pub mod disk;
+pub mod inject;
 pub mod mapping;
+pub mod network;
 pub mod pattern;
 pub mod process;
+pub mod rounds;
 pub mod rpc;
 pub mod shell;
 pub mod wait;
