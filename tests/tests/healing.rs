@@ -264,7 +264,7 @@ fn another_datanode_takes_all_places_of_one_that_is_replaced() {
     cluster.start_node(3);
     cluster.wait_formed();
     let new = node_at(&cluster, &wire, 3);
-    cluster.run_ok(&["node", "replace", &id_text(&old.node), &id_text(&new.node), "--wait"]);
+    cluster.run_ok(&["node", "replace", &id_text(&old.node), "--by", &id_text(&new.node), "--wait"]);
     wait_whole(&wire, 3);
     let with = |node: &Bytes| {
         map(&wire).sets.iter().filter(|set| set.members.iter().any(|member| member.node == *node)).count()
