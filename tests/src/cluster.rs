@@ -345,13 +345,13 @@ impl Cluster {
         is_ready
     }
 
-    /// Waits until every datanode is known to be up.
+    /// Waits until every datanode that runs is known to be up.
     #[track_caller]
     pub fn wait_formed(&mut self) {
         self.wait_formed_or(|_| false);
     }
 
-    /// Waits until every datanode is known to be up, or `done` says that there is nothing to wait for.
+    /// Waits until every datanode that runs is known to be up, or `done` says that there is nothing to wait for.
     #[track_caller]
     pub fn wait_formed_or(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
         let mut client = self.runtime.block_on(async { rpc::coordinator_client(&self.coordinator.address) });
