@@ -164,13 +164,19 @@ impl DiskStore {
         Writer::begin(&self.shared, chunk, set, length, purpose)
     }
 
-    /// Calls back when the chunk would survive power loss, at once when it does already.
+    /// Calls back when the chunk would survive power loss, at once when it does already. A damaged copy
+    /// never does.
     pub(crate) fn sync(&self, chunk: ChunkId, done: SyncCallback) {
         let mut state = self.shared.lock();
         match state.index.get(&chunk.get()).copied() {
             Some(entry) if entry.trash => {
                 drop(state);
                 done(Err(StoreError::NotFound(chunk)));
+            }
+            Some(entry) if entry.quarantined => {
+                drop(state);
+                let (disk, what) = (self.shared.name.clone(), "it was set aside earlier".to_owned());
+                done(Err(StoreError::Corrupt { chunk, disk, what }));
             }
             Some(entry) if !entry.synced && self.shared.options.sync => {
                 state.sync_queue.push((entry.segment, done));

@@ -196,6 +196,7 @@ fn damage_in_the_middle_is_quarantined_and_not_taken_for_a_torn_tail() {
                 "{second:?}"
             );
             assert_eq!(disk.health().quarantined, 1, "sealed {sealed} within {within}");
+            assert!(sync(&disk, 2).is_err(), "what is damaged survives nothing");
             drop(disk);
             // It stays set aside, and counted.
             let disk = open(dir.path());
