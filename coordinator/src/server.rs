@@ -43,8 +43,9 @@ use crate::workers::{self, Workers};
 const POOL_THREADS: usize = 2;
 /// Long reads that may wait.
 const POOL_QUEUE: usize = 256;
-/// Connections end, and the store closes, within this time after the end was requested.
-const CLOSE_TIME: Duration = Duration::from_secs(10);
+/// Connections end, and the store closes, within this time after the end was requested. A peer that is gone
+/// without a word is noticed after 10 s (`runtime::net`).
+const CLOSE_TIME: Duration = Duration::from_secs(13);
 
 /// Why the coordinator can not run.
 #[derive(Debug, thiserror::Error)]
