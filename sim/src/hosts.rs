@@ -20,7 +20,12 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 const LAST_TASKS: Duration = Duration::from_secs(12);
 
 /// One life of the coordinator's machine.
-pub(crate) async fn coordinator(shared: Shared, knobs: Knobs, metadata: Metadata, skew_ns: i64) -> HostResult {
+pub(crate) async fn coordinator(
+    shared: Shared,
+    knobs: Knobs,
+    metadata: Metadata,
+    skew_ns: i64,
+) -> HostResult {
     sim::skew_wall_clock(skew_ns);
     loop {
         let shutdown = enter(&shared, COORDINATOR);
@@ -107,7 +112,13 @@ pub(crate) async fn wait_for_last_tasks(shared: &Shared, name: &str) {
 }
 
 /// One life of a client's machine.
-pub(crate) async fn client(shared: Shared, knobs: Knobs, index: usize, rng_seed: u64, skew_ns: i64) -> HostResult {
+pub(crate) async fn client(
+    shared: Shared,
+    knobs: Knobs,
+    index: usize,
+    rng_seed: u64,
+    skew_ns: i64,
+) -> HostResult {
     sim::skew_wall_clock(skew_ns);
     let name = format!("u{index}");
     let shutdown = Shutdown::new();

@@ -9,8 +9,8 @@ use cairn_client::fs::{Files, Last};
 use cairn_client::{Caller, Client, Kind};
 use cairn_coordinator::sim::{ChunkFacts, Metadata};
 use cairn_proto::checksum::crc32c;
-use cairn_proto::v1::RetrieveChunkRequest;
 use cairn_proto::v1::data_node_client::DataNodeClient;
+use cairn_proto::v1::{RetrieveChunkRequest, ScrubRequest};
 use cairn_proto::{NodeId, limits::MESSAGE_SIZE_MAX};
 use cairn_runtime::shutdown::Shutdown;
 use cairn_runtime::{clock, net};
@@ -23,6 +23,8 @@ use crate::world::Shared;
 const ANSWER_MAX: Duration = Duration::from_secs(60);
 /// Full redundancy is back within this time.
 const HEAL_MAX: Duration = Duration::from_secs(240);
+/// A scrub of a store of this size is done within this time.
+const SCRUB_MAX: Duration = Duration::from_secs(60);
 const FILE_MAX: u64 = 64 << 20;
 
 /// Judges, and leaves what it found in the world.
@@ -39,6 +41,7 @@ pub(crate) async fn judge(shared: Shared, knobs: Knobs, metadata: Metadata) {
         }
     };
     let nodes = nodes(&knobs, &client).await;
+    scrub(&shared, &nodes).await;
     wait_for_redundancy(&shared, &metadata, &nodes).await;
     judge_files(&shared, &client).await;
     judge_chunks(&shared, &metadata, &nodes).await;
@@ -69,15 +72,46 @@ async fn nodes(knobs: &Knobs, client: &Arc<Client>) -> BTreeMap<NodeId, String> 
     }
 }
 
+/// Lets every datanode look at every copy that it has.
+async fn scrub(shared: &Shared, nodes: &BTreeMap<NodeId, String>) {
+    for address in nodes.values() {
+        let deadline = clock::now() + SCRUB_MAX;
+        let mut start = true;
+        while clock::now() < deadline {
+            let request = ScrubRequest { start, bytes_per_second: 1 << 30 };
+            let status = match connect(address) {
+                Ok(mut node) => node.scrub(request).await.map(|answer| answer.into_inner().status),
+                Err(error) => return shared.violation(format_args!("{address}: {error}")),
+            };
+            match status {
+                Ok(Some(status)) if !start && !status.running => break,
+                Ok(_) => start = false,
+                Err(_) => {}
+            }
+            clock::sleep(Duration::from_millis(500)).await;
+        }
+        if clock::now() >= deadline {
+            shared.violation(format_args!("{address} has not read its copies within {SCRUB_MAX:?}"));
+        }
+    }
+}
+
+fn connect(address: &str) -> Result<DataNodeClient<tonic::transport::Channel>, String> {
+    let channel = net::connect(address).map_err(|error| error.to_string())?;
+    Ok(DataNodeClient::new(channel).max_decoding_message_size(MESSAGE_SIZE_MAX))
+}
+
 /// What is wrong with the redundancy that metadata shows.
 fn shortfall(metadata: &Metadata, nodes: usize) -> Option<String> {
     let chunks = match metadata.chunks() {
         Ok(chunks) => chunks,
         Err(error) => return Some(format!("metadata can not be read: {error}")),
     };
-    let short = chunks.iter().filter(|chunk| {
-        chunk.holders.len() < chunk.replicas.min(nodes) || !chunk.others.is_empty()
-    });
+    // What no datanode has is lost; whether it may be, the files tell.
+    let short = chunks
+        .iter()
+        .filter(|chunk| !chunk.holders.is_empty())
+        .filter(|chunk| chunk.holders.len() < chunk.replicas.min(nodes) || !chunk.others.is_empty());
     let short: Vec<&ChunkFacts> = short.collect();
     let first = short.first()?;
     Some(format!("{} of {} chunks are short of copies, such as {first:?}", short.len(), chunks.len()))
@@ -117,9 +151,7 @@ async fn judge_files(shared: &Shared, client: &Arc<Client>) {
         };
         let fits = |names: &Names| {
             names.len() == listed.len()
-                && names.iter().all(|(path, node)| {
-                    listed.get(path) == Some(&(*node == Node::Directory))
-                })
+                && names.iter().all(|(path, node)| listed.get(path) == Some(&(*node == Node::Directory)))
         };
         let names = match after {
             _ if fits(names) => names,
@@ -204,13 +236,16 @@ async fn judge_chunks(shared: &Shared, metadata: &Metadata, nodes: &BTreeMap<Nod
     }
     shared.event(format_args!("judge: {} chunks, {} with bad copies", chunks.len(), bad.len()));
     if let Some(first) = bad.first() {
-        shared.violation(format_args!("{} of {} chunks have bad copies, such as {first}", bad.len(), chunks.len()));
+        shared.violation(format_args!(
+            "{} of {} chunks have bad copies, such as {first}",
+            bad.len(),
+            chunks.len()
+        ));
     }
 }
 
 async fn fetch_copy(chunk: &ChunkFacts, address: &str) -> Result<(), String> {
-    let channel = net::connect(address).map_err(|error| error.to_string())?;
-    let mut node = DataNodeClient::new(channel).max_decoding_message_size(MESSAGE_SIZE_MAX);
+    let mut node = connect(address)?;
     let request = RetrieveChunkRequest {
         chunk: chunk.id,
         set: chunk.set,

@@ -65,11 +65,7 @@ fn run(seed: u64, seconds: u64, bug: Option<Bug>) -> anyhow::Result<Said> {
 }
 
 /// Does `work` for each number from `first` on, two at a time, until one says `false`.
-fn each(
-    first: u64,
-    count: u64,
-    work: impl Fn(u64) -> anyhow::Result<bool> + Sync,
-) -> anyhow::Result<()> {
+fn each(first: u64, count: u64, work: impl Fn(u64) -> anyhow::Result<bool> + Sync) -> anyhow::Result<()> {
     let next = AtomicU64::new(first);
     let stop = AtomicBool::new(false);
     let failed = Mutex::new(None);
@@ -141,7 +137,8 @@ pub(crate) fn find_bugs(only: Option<String>, seeds: u64, seconds: u64, known: b
             if said.fine {
                 return Ok(true);
             }
-            let why = said.text.lines().find(|line| line.starts_with("VIOLATION") || line.starts_with("PANIC"));
+            let why =
+                said.text.lines().find(|line| line.starts_with("VIOLATION") || line.starts_with("PANIC"));
             let why = why.unwrap_or("no violation was named").to_owned();
             let mut found = found.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             found.get_or_insert((seed, why));

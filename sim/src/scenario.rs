@@ -15,6 +15,8 @@ use crate::trace::Trace;
 use crate::world::{Counts, Phase, Shared};
 use crate::{hosts, judge, os};
 
+/// Futures of whole services are large in debug builds.
+const STACK: usize = 64 << 20;
 /// Time goes on in steps of this length.
 const TICK: Duration = Duration::from_millis(2);
 /// Clients of a healed cluster get done within this time.
@@ -48,8 +50,23 @@ pub struct Report {
     pub counts: bool,
 }
 
-/// Runs one seed. Only once in a process: state of libraries is carried over.
+/// Runs one seed. Only once in a process: state of libraries is carried over. On a thread of its own, so
+/// that what the caller has done (reading arguments, setting up logs) makes no difference.
 pub fn run(plan: Plan) -> Report {
+    let ended =
+        std::thread::Builder::new().name("simulation".into()).stack_size(STACK).spawn(move || run_here(plan));
+    match ended.map(std::thread::JoinHandle::join) {
+        Ok(Ok(report)) => report,
+        _ => Report {
+            digest: 0,
+            violations: vec!["the simulation could not be run".into()],
+            summary: String::new(),
+            counts: false,
+        },
+    }
+}
+
+fn run_here(plan: Plan) -> Report {
     os::seed(plan.seed ^ 0x5eed);
     random::seed(plan.seed);
     let mut rng = StdRng::seed_from_u64(plan.seed);
@@ -165,7 +182,9 @@ impl Run<'_> {
         });
         let clients: Vec<String> = (0..self.knobs.clients).map(|index| format!("u{index}")).collect();
         let all_ended = |names: Vec<String>| {
-            move |shared: &Shared| shared.with(|world| names.iter().all(|name| world.ended.contains_key(name)))
+            move |shared: &Shared| {
+                shared.with(|world| names.iter().all(|name| world.ended.contains_key(name)))
+            }
         };
         if !self.step_until(FINISH_MAX, "the clients did not get done", all_ended(clients)) {
             return;
@@ -179,7 +198,9 @@ impl Run<'_> {
                 Ok(())
             });
         }
-        if !self.step_until(JUDGE_MAX, "the judge did not get done", |shared| shared.with(|world| world.judged)) {
+        if !self
+            .step_until(JUDGE_MAX, "the judge did not get done", |shared| shared.with(|world| world.judged))
+        {
             return;
         }
         self.shared.with(|world| {

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cairn_client::vfs::{
-    AttrChange, HandleId, Listing, OpenFlags, RenameMode, Vfs, VfsError, WriteOrigin,
-};
+use cairn_client::vfs::{AttrChange, HandleId, Listing, OpenFlags, RenameMode, Vfs, VfsError, WriteOrigin};
 use cairn_client::{Caller, Client};
 use cairn_proto::{ErrorKind, FileName, InodeId};
 use cairn_runtime::clock;
@@ -118,7 +116,10 @@ impl Worker<'_> {
             Ok(value) => Ok(value),
             Err(error) => {
                 let kind = error.kind();
-                if !is_outage(kind) {
+                // What was not synced yet may be gone; who asks for it to be synced is told.
+                let is_loss =
+                    what == "fsync" && matches!(kind, ErrorKind::Corrupt | ErrorKind::ChunkNotFound);
+                if !is_outage(kind) && !is_loss {
                     let root = self.area(|area| area.root.clone());
                     self.shared.violation(format_args!("{what} {root}/{path}: {kind:?} ({error})"));
                 }
