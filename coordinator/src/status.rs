@@ -68,12 +68,17 @@ pub(crate) fn health(members: &Members, facts: &Facts<'_>) -> Vec<v1::HealthCode
     }
     found.extend(degraded(members, facts.faults));
     found.extend(work(facts.workers));
-    found.sort_by_key(|finding| !finding.condition.is_error());
+    // Without the second place nothing can be changed when changes wait for it.
+    let log_waits = facts.shipping.standing().is_some_and(|standing| standing.ack == LogAck::Shipped);
+    let is_error = |condition: Condition| {
+        condition.is_error() || (condition == Condition::LogBehind && log_waits)
+    };
+    found.sort_by_key(|finding| !is_error(finding.condition));
     let to_wire = |finding: Finding| v1::HealthCode {
         code: finding.condition.code().into(),
         detail: finding.detail,
         remedy: finding.condition.remedy().into(),
-        error: finding.condition.is_error(),
+        error: is_error(finding.condition),
     };
     found.into_iter().map(to_wire).collect()
 }

@@ -57,7 +57,7 @@ conditions! {
         "An operator has stopped the deletion of chunks; the room of deleted files does not come back.",
         "`cairn gc resume` lets it go on.";
     LogBehind = "LOG_BEHIND", false,
-        "The second place of the metadata log (`log_ship`) lacks the last changes. With `log_ack = \"shipped\"` changes wait for it.",
+        "The second place of the metadata log (`log_ship`) lacks the last changes. With `log_ack = \"shipped\"` changes wait for it, and this is an error.",
         "Bring the place back: what is missing is sent by itself. To go on without it, set `log_ack = \"async\"` and restart the coordinator.";
     BackupFailed = "BACKUP_FAILED", false,
         "The last backup of the metadata failed.",
