@@ -70,9 +70,8 @@ pub(crate) fn health(members: &Members, facts: &Facts<'_>) -> Vec<v1::HealthCode
     found.extend(work(facts.workers));
     // Without the second place nothing can be changed when changes wait for it.
     let log_waits = facts.shipping.standing().is_some_and(|standing| standing.ack == LogAck::Shipped);
-    let is_error = |condition: Condition| {
-        condition.is_error() || (condition == Condition::LogBehind && log_waits)
-    };
+    let is_error =
+        |condition: Condition| condition.is_error() || (condition == Condition::LogBehind && log_waits);
     found.sort_by_key(|finding| !is_error(finding.condition));
     let to_wire = |finding: Finding| v1::HealthCode {
         code: finding.condition.code().into(),
