@@ -31,8 +31,10 @@ fn quick() -> Builder {
 }
 
 fn chunks_on(cluster: &Cluster, index: usize) -> u64 {
-    let mut client = cairn_tests::rpc::datanode_client(cluster.node_address(index));
-    let answer = cluster.runtime().block_on(client.get_node_status(v1::GetNodeStatusRequest {}));
+    let answer = cluster.runtime().block_on(async {
+        let mut client = cairn_tests::rpc::datanode_client(cluster.node_address(index));
+        client.get_node_status(v1::GetNodeStatusRequest {}).await
+    });
     answer.expect("GetNodeStatus").into_inner().chunks
 }
 
@@ -72,11 +74,10 @@ fn room_of_deleted_and_overwritten_files_comes_back() {
     let cluster = quick().start();
     let mount = cluster.mount_path();
     synced(&mount.join("stays"), 1, 2 * MIB);
-    let before = disk::usage(cluster.node_data(0));
     synced(&mount.join("goes"), 2, 20 * MIB);
     synced(&mount.join("changes"), 3, 8 * MIB);
+    // Segments are preallocated: the room shows when it is given back.
     let full = disk::usage(cluster.node_data(0));
-    assert!(full > before + 24 * MIB, "{before} bytes before, {full} after 28 MiB");
     std::fs::remove_file(mount.join("goes")).expect("unlink");
     // The first half again.
     let file = std::fs::File::options().write(true).open(mount.join("changes")).expect("open");

@@ -196,8 +196,10 @@ pub(crate) fn claim_strays(
     let next = tx.find::<Counter>(&Key::Counter(Count::NextChunk))?.map_or(1, |row| row.value);
     let mut strays = Vec::new();
     for &chunk in chunks {
+        // What is committed was: its plan means nothing any more.
+        let committed = tx.get(&Key::Chunk(chunk))?.is_some();
         if chunk.get() < next
-            && (planted(Bug::GcTakesStraysAtOnce) || !is_planned(tx, chunk)?)
+            && (committed || planted(Bug::GcTakesStraysAtOnce) || !is_planned(tx, chunk)?)
             && is_for_nothing(tx, node, chunk)?
         {
             strays.push(chunk);
