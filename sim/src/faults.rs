@@ -2,8 +2,9 @@
 //! simulation and undoes each after a while.
 //!
 //! Faults stay within what is promised: every node may crash or lose power at any time, all of them
-//! at once, too; but copies are damaged (bits flipped, disks that fail) on one datanode alone, the
-//! victim, so that of three copies never more than one is bad.
+//! at once, too, and disks may refuse to write or to sync. But copies are damaged (bits flipped, reads
+//! that fail) on one datanode alone, the victim, so that of three copies never
+//! more than one is bad.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -128,7 +129,7 @@ impl Faults {
             46..64 => self.cut_link(sim, now, &hosts),
             64..74 => self.hold_link(sim, now, &hosts),
             74..82 => self.flip_bits(),
-            82..89 => self.trouble(now),
+            82..89 => self.trouble(now, datanode),
             89..94 => self.fill(now, datanode),
             _ => {
                 // A partition of one node from all others.
@@ -212,14 +213,14 @@ impl Faults {
         }
     }
 
-    fn trouble(&mut self, now: Duration) {
+    fn trouble(&mut self, now: Duration, datanode: usize) {
         let some = |rng: &mut StdRng| if rng.random_bool(0.5) { rng.random_range(0.0..0.6) } else { 0.0 };
-        let trouble =
-            Trouble { read: some(&mut self.rng), write: some(&mut self.rng), sync: some(&mut self.rng) };
-        self.event(&format!("d{} has trouble with its disks", self.victim));
-        self.disks[self.victim].iter().for_each(|disk| disk.set_trouble(trouble));
+        let (write, sync) = (some(&mut self.rng), some(&mut self.rng));
+        let read = if datanode == self.victim { some(&mut self.rng) } else { 0.0 };
+        self.event(&format!("d{datanode} has trouble with its disks: {read:.1} {write:.1} {sync:.1}"));
+        self.disks[datanode].iter().for_each(|disk| disk.set_trouble(Trouble { read, write, sync }));
         let pause = self.pause(200, 3000);
-        self.cures.push((now + pause, Cure::Calm(self.victim)));
+        self.cures.push((now + pause, Cure::Calm(datanode)));
     }
 
     fn fill(&mut self, now: Duration, datanode: usize) {
@@ -255,9 +256,13 @@ impl Faults {
             self.cure(sim, cure);
         }
         // A disk that failed is not used again until its node is started anew.
-        let victim = format!("d{}", self.victim);
-        self.crash(sim, &victim, Crash::Process);
-        sim.bounce(victim.as_str());
+        for index in 0..self.disks.len() {
+            if self.disks[index].iter().any(|disk| disk.errors() > 0) {
+                let node = format!("d{index}");
+                self.crash(sim, &node, Crash::Process);
+                sim.bounce(node.as_str());
+            }
+        }
     }
 
     /// The last power cut, of all services at once; then they come back.
