@@ -114,6 +114,17 @@ impl SimDisk {
         if power_cut { state.cut_power() } else { 0 }
     }
 
+    /// The device is replaced by an empty one, when its machine is off.
+    pub(crate) fn wipe(&self) {
+        let mut state = self.lock();
+        state.generation += 1;
+        state.files.clear();
+        state.names.clear();
+        state.durable_names.clear();
+        state.changes.clear();
+        state.trouble = Trouble::default();
+    }
+
     /// What goes wrong from here on.
     pub(crate) fn set_trouble(&self, trouble: Trouble) {
         self.lock().trouble = trouble;

@@ -10,11 +10,12 @@ use cairn_client::{Caller, Client, Kind};
 use cairn_coordinator::sim::{ChunkFacts, Metadata};
 use cairn_proto::checksum::crc32c;
 use cairn_proto::v1::data_node_client::DataNodeClient;
-use cairn_proto::v1::{RetrieveChunkRequest, ScrubRequest};
+use cairn_proto::v1::{NodeAction, NodeState, RetrieveChunkRequest, ScrubRequest};
 use cairn_proto::{NodeId, limits::MESSAGE_SIZE_MAX};
 use cairn_runtime::shutdown::Shutdown;
 use cairn_runtime::{clock, net};
 
+use crate::fleet::{self, Standing};
 use crate::knobs::{Knobs, datanode_address};
 use crate::model::{FileModel, Names, Node};
 use crate::world::Shared;
@@ -40,9 +41,10 @@ pub(crate) async fn judge(shared: Shared, knobs: Knobs, metadata: Metadata) {
             Err(_) => clock::sleep(Duration::from_millis(200)).await,
         }
     };
-    let nodes = nodes(&knobs, &client).await;
+    let nodes = nodes(&shared, &client).await;
     scrub(&shared, &nodes).await;
     wait_for_redundancy(&shared, &metadata, &nodes).await;
+    remove_drained(&shared).await;
     judge_files(&shared, &client).await;
     judge_chunks(&shared, &metadata, &nodes).await;
     if let Err(error) = client.close().await {
@@ -52,16 +54,43 @@ pub(crate) async fn judge(shared: Shared, knobs: Knobs, metadata: Metadata) {
     shared.with(|world| world.judged = true);
 }
 
-/// Addresses of the datanodes by id.
-async fn nodes(knobs: &Knobs, client: &Arc<Client>) -> BTreeMap<NodeId, String> {
+/// Names of the datanodes that stand so.
+fn standing(shared: &Shared, wanted: Standing) -> Vec<String> {
+    let standings = shared.with(|world| world.standings.clone());
+    let fitting = standings.iter().enumerate().filter(|(_, standing)| **standing == wanted);
+    fitting.map(|(index, _)| format!("d{index}")).collect()
+}
+
+/// When all is stored as often as it is to be, what was drained is empty, and can be removed.
+async fn remove_drained(shared: &Shared) {
+    for name in standing(shared, Standing::Leaves) {
+        shared.with(|world| world.removed.insert(name.clone()));
+        let deadline = clock::now() + HEAL_MAX;
+        let address = datanode_address(&name);
+        loop {
+            match fleet::ask(&address, true, NodeAction::Remove, false).await {
+                Ok(()) => break shared.event(format_args!("{name} is removed")),
+                Err(error) if clock::now() > deadline => {
+                    break shared
+                        .violation(format_args!("{name} was drained; it can not be removed: {error}"));
+                }
+                Err(_) => clock::sleep(Duration::from_millis(500)).await,
+            }
+        }
+    }
+}
+
+/// Addresses of the datanodes that serve, by id.
+async fn nodes(shared: &Shared, client: &Arc<Client>) -> BTreeMap<NodeId, String> {
     let known: BTreeSet<String> =
-        (0..knobs.datanodes).map(|index| datanode_address(&format!("d{index}"))).collect();
+        standing(shared, Standing::Serves).iter().map(|name| datanode_address(name)).collect();
     let deadline = clock::now() + ANSWER_MAX;
     loop {
         let listed = client.coordinator().list_nodes().await.unwrap_or_default();
         let nodes: BTreeMap<NodeId, String> = listed
             .nodes
             .into_iter()
+            .filter(|node| node.state() == NodeState::Up)
             .filter_map(|node| Some((NodeId::from_wire(&node.node).ok()?, node.address)))
             .filter(|(_, address)| known.contains(address))
             .collect();
@@ -102,16 +131,16 @@ fn connect(address: &str) -> Result<DataNodeClient<tonic::transport::Channel>, S
 }
 
 /// What is wrong with the redundancy that metadata shows.
-fn shortfall(metadata: &Metadata, nodes: usize) -> Option<String> {
+fn shortfall(metadata: &Metadata, nodes: &BTreeMap<NodeId, String>) -> Option<String> {
     let chunks = match metadata.chunks() {
         Ok(chunks) => chunks,
         Err(error) => return Some(format!("metadata can not be read: {error}")),
     };
     // What no datanode has is lost; whether it may be, the files tell.
-    let short = chunks
-        .iter()
-        .filter(|chunk| !chunk.holders.is_empty())
-        .filter(|chunk| chunk.holders.len() < chunk.replicas.min(nodes) || !chunk.others.is_empty());
+    let short = chunks.iter().filter(|chunk| !chunk.holders.is_empty()).filter(|chunk| {
+        let is_elsewhere = !chunk.holders.iter().all(|holder| nodes.contains_key(holder));
+        chunk.holders.len() < chunk.replicas.min(nodes.len()) || !chunk.others.is_empty() || is_elsewhere
+    });
     let short: Vec<&ChunkFacts> = short.collect();
     let first = short.first()?;
     Some(format!("{} of {} chunks are short of copies, such as {first:?}", short.len(), chunks.len()))
@@ -120,7 +149,7 @@ fn shortfall(metadata: &Metadata, nodes: usize) -> Option<String> {
 async fn wait_for_redundancy(shared: &Shared, metadata: &Metadata, nodes: &BTreeMap<NodeId, String>) {
     let began = clock::now();
     loop {
-        let Some(what) = shortfall(metadata, nodes.len()) else {
+        let Some(what) = shortfall(metadata, nodes) else {
             return shared.event(format_args!("redundancy is full after {:?}", began.elapsed()));
         };
         if began.elapsed() > HEAL_MAX {

@@ -11,6 +11,8 @@ use rand::rngs::StdRng;
 
 /// Where the coordinator listens.
 pub(crate) const COORDINATOR: &str = "c";
+/// The same with its port.
+pub(crate) const COORDINATOR_ADDRESS: &str = "c:7070";
 const COORDINATOR_PORT: u16 = 7070;
 const DATANODE_PORT: u16 = 7080;
 /// The shortest that can be set.
@@ -79,6 +81,11 @@ impl Knobs {
             plan_time: millis(rng, 5000, 30_000),
             lost_after: down_after + millis(rng, 5000, 20_000),
         }
+    }
+
+    /// Bytes of a full chunk.
+    pub(crate) fn chunk_bytes(&self) -> usize {
+        self.chunk_size as usize // at most 512 KiB
     }
 
     pub(crate) fn coordinator(&self) -> CoordinatorConfig {
