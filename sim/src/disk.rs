@@ -161,7 +161,7 @@ impl SimDisk {
         if filled.is_empty() {
             return None;
         }
-        let (path, id, page) = filled[state.rng.random_range(0..filled.len())].clone();
+        let (path, id, page) = filled[state.rng.random_range(0..filled.len())];
         let (path, at) = (path.clone(), state.rng.random_range(0..file::PAGE as u64));
         let bit = state.rng.random_range(0..8);
         let offset = page * file::PAGE as u64 + at;

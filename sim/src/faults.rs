@@ -46,6 +46,8 @@ pub(crate) struct Faults {
     pub(crate) disks: Vec<Vec<SimDisk>>,
     clients: usize,
     victim: usize,
+    /// When the last datanode starts for the first time.
+    joins: Option<Duration>,
     /// When the victim's disks are to go.
     lost: Option<Duration>,
     /// The other datanodes do not hear of it any more.
@@ -54,6 +56,8 @@ pub(crate) struct Faults {
     next: Duration,
     cures: Vec<(Duration, Cure)>,
     down: BTreeMap<String, ()>,
+    /// Errors of the disks of each datanode when it was last looked after.
+    errors: BTreeMap<usize, u64>,
 }
 
 /// Whether unsynced writes are lost.
@@ -73,15 +77,7 @@ impl Faults {
         fleet: &Fleet,
         rng: StdRng,
     ) -> Self {
-        shared.with(|world| {
-            world.standings = vec![Standing::Serves; disks.len()];
-            // They are no faults of the moment, but much goes wrong by them.
-            let kinds =
-                [("datanodes joined", fleet.joins), ("datanodes drained", fleet.drained.map(|(_, at)| at))];
-            for (kind, _) in kinds.into_iter().filter(|(_, at)| at.is_some()) {
-                *world.faults.entry(kind).or_default() += 1;
-            }
-        });
+        shared.with(|world| world.standings = vec![Standing::Serves; disks.len()]);
         let drained = fleet.drained.map(|(node, at)| (at, Cure::Order(Order::Drain(node))));
         let undrained = fleet.drained.zip(fleet.undrained);
         let undrained = undrained.map(|((node, _), at)| (at, Cure::Order(Order::Undrain(node))));
@@ -94,12 +90,14 @@ impl Faults {
             disks,
             clients: knobs.clients,
             victim,
+            joins: fleet.joins,
             lost: fleet.lost,
             isolated: false,
             back: fleet.back,
             next: Duration::from_secs(3),
             cures: drained.into_iter().chain(undrained).chain(removed).collect(),
             down: BTreeMap::new(),
+            errors: BTreeMap::new(),
             rng,
         }
     }
@@ -124,6 +122,10 @@ impl Faults {
         };
         for cure in due {
             self.cure(sim, cure);
+        }
+        if self.joins.take_if(|at| now >= *at).is_some() {
+            let name = format!("d{}", self.disks.len() - 1);
+            self.event("datanodes joined", &format!("{name} joins"));
         }
         if self.lost.is_some_and(|at| now >= at) {
             self.lose_victim(sim, now);
@@ -195,7 +197,9 @@ impl Faults {
             46..64 => self.cut_link(sim, now, &hosts),
             64..74 => self.hold_link(sim, now, &hosts),
             74..82 => self.flip_bits(),
-            82..89 => self.trouble(now, datanode),
+            82..88 => self.trouble(now, datanode),
+            // One batch of disks, with one flaw.
+            88 => (0..self.disks.len()).for_each(|each| self.trouble(now, each)),
             89..94 => self.fill(now, datanode),
             _ => {
                 // A partition of one node from all others.
@@ -314,6 +318,15 @@ impl Faults {
             Cure::Release(a, b) => sim.release(a.as_str(), b.as_str()),
             Cure::Calm(datanode) => {
                 self.disks[datanode].iter().for_each(|disk| disk.set_trouble(Trouble::default()));
+                // A disk that failed is not used again until its node is started anew.
+                let host = format!("d{datanode}");
+                let errors: u64 = self.disks[datanode].iter().map(SimDisk::errors).sum();
+                let failed = self.errors.insert(datanode, errors).unwrap_or(0) < errors;
+                if failed && !self.down.contains_key(&host) {
+                    self.shared.event(format_args!("{host} is started anew"));
+                    self.crash(sim, &host, Crash::Process);
+                    sim.bounce(host.as_str());
+                }
             }
             Cure::Order(order) => self.shared.with(|world| world.orders.push_back(order)),
             Cure::Grow(datanode) => {

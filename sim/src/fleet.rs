@@ -147,7 +147,10 @@ pub(crate) async fn operator(shared: Shared) -> HostResult {
                 shared.with(|world| {
                     world.orders.pop_front();
                     match order {
-                        Order::Drain(index) => world.standings[index] = Standing::Leaves,
+                        Order::Drain(index) => {
+                            world.standings[index] = Standing::Leaves;
+                            *world.faults.entry("datanodes drained").or_default() += 1;
+                        }
                         Order::Undrain(index) => world.standings[index] = Standing::Serves,
                         Order::RemoveLost(_) => {}
                     }
