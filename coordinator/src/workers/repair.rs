@@ -37,6 +37,9 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Faults go before the filling of members; so often they are looked for meanwhile.
 const FAULTS_EVERY: Duration = Duration::from_secs(2);
 
+/// How often members are asked to look again for copies of chunks that have no source.
+const HOPES_EVERY: Duration = Duration::from_secs(30);
+
 /// Copies chunks.
 #[derive(Debug)]
 pub(crate) struct RepairWorker {
@@ -45,6 +48,7 @@ pub(crate) struct RepairWorker {
     queue: VecDeque<Job>,
     fill: Option<Fill>,
     faults_looked: Option<Instant>,
+    hopes_looked: Option<Instant>,
     resting: BTreeMap<NodeId, Instant>,
 }
 
@@ -61,7 +65,14 @@ struct Fill {
 
 impl RepairWorker {
     pub(crate) fn new(rate: u64) -> Self {
-        Self { rate, queue: VecDeque::new(), fill: None, faults_looked: None, resting: BTreeMap::new() }
+        Self {
+            rate,
+            queue: VecDeque::new(),
+            fill: None,
+            faults_looked: None,
+            hopes_looked: None,
+            resting: BTreeMap::new(),
+        }
     }
 
     fn resting(&mut self) -> BTreeSet<NodeId> {
@@ -82,7 +93,11 @@ impl RepairWorker {
             return Ok(false);
         }
         let (view, resting) = (View::of(&shared.context.cluster.members()), self.resting());
-        let plan = shared.read_many(move |reader| Ok(plan::faults(reader, &view, &resting)?)).await?;
+        let mut plan = shared.read_many(move |reader| Ok(plan::faults(reader, &view, &resting)?)).await?;
+        if !plan.hopes.is_empty() && self.hopes_looked.is_none_or(|at| at.elapsed() > HOPES_EVERY) {
+            self.hopes_looked = Some(clock::now());
+            plan.jobs.append(&mut plan.hopes);
+        }
         self.faults_looked = Some(clock::now());
         shared.lost_chunks.store(plan.lost, Ordering::Relaxed);
         if !plan.obsolete.is_empty() {

@@ -93,6 +93,9 @@ fn copies(reader: &dyn Reader, view: &View, chunk: &Chunk, but: NodeId) -> Resul
 pub(super) struct FaultPlan {
     /// The worst protected first.
     pub(super) jobs: Vec<Job>,
+    /// Of chunks without a source: each member looks at its own copy again. It may have come back with
+    /// a disk, or with a record whose sync failed and which the device has all the same.
+    pub(super) hopes: Vec<Job>,
     /// Faults of chunks or members that are no more.
     pub(super) obsolete: Vec<(ChunkId, NodeId)>,
     /// Chunks of which no copy is known to be sound, whoever comes back.
@@ -122,6 +125,9 @@ pub(super) fn faults(
             continue;
         };
         let copies = copies(reader, view, &row, node)?;
+        if copies.sources.is_empty() && view.up.contains(&node) && plan.hopes.len() < JOBS_MAX {
+            plan.hopes.push(job_of(&row, node, vec![node]));
+        }
         if copies.sources.is_empty() && copies.away == 0 {
             lost.insert(chunk);
         } else if copies.sources.is_empty() || !view.up.contains(&node) || resting.contains(&node) {
@@ -212,4 +218,46 @@ pub(super) fn fill_page(
         }
     }
     Ok(page)
+}
+
+#[cfg(test)]
+mod tests {
+    use cairn_proto::ClusterId;
+
+    use super::*;
+    use crate::store::memory::MemoryStore;
+    use crate::store::{Batch, Members as SetMembers, Row};
+
+    #[test]
+    fn members_look_again_for_a_chunk_that_has_no_source_left() {
+        let mut store = MemoryStore::default().open(ClusterId::from_uuid(Uuid::from_u128(1)), 1).unwrap();
+        let mut put = |puts: Vec<Row>| store.writer.commit(&Batch { puts, deletes: Vec::new() }).unwrap();
+        let node = |number| NodeId::from_uuid(Uuid::from_u128(number));
+        let (chunk, set) = (ChunkId::new(5).unwrap(), ReplicaSetId::new(1).unwrap());
+        let members = [1, 2, 3].map(|number| Member { node: node(number), state: MemberState::Active });
+        let members = SetMembers(members.to_vec());
+        let row = ReplicaSet { id: set, members, replicas: 3, min_replicas: 2, epoch: 1 };
+        let row_of = |faults| Chunk {
+            id: chunk,
+            replica_set: set,
+            length: 9,
+            crc32c: 7,
+            live: 9,
+            faults,
+            created_ns: 0,
+        };
+        let fault = |number| Fault { chunk, node: node(number), noticed_ns: 0 };
+        // Of the two that are up one copy is bad; the other one is the source.
+        put(vec![row.clone().into(), row_of(2).into(), fault(1).into(), fault(3).into()]);
+        let view = View { sets: [(set, row)].into(), up: [node(1), node(2)].into() };
+        let plan = || faults(&*store.readers.reader(true).unwrap(), &view, &BTreeSet::new()).unwrap();
+        let before = plan();
+        assert_eq!((before.jobs.len(), before.hopes.len(), before.lost), (1, 0, 0));
+        // Now all are bad, and those that are up may say whether that is still so.
+        put(vec![row_of(3).into(), fault(2).into()]);
+        let after = plan();
+        let asked: Vec<_> = after.hopes.iter().map(|job| (job.to, job.sources.clone())).collect();
+        assert_eq!(asked, [1, 2].map(|number| (node(number), vec![node(number)])));
+        assert_eq!((after.jobs.len(), after.lost), (0, 1));
+    }
 }
