@@ -26,7 +26,7 @@ type FileId = u64;
 enum Change {
     Add(PathBuf, FileId),
     Remove(PathBuf),
-    Rename(PathBuf, PathBuf),
+    Rename(PathBuf, PathBuf, FileId),
 }
 
 /// Errors that the next operations shall give.
@@ -232,8 +232,8 @@ impl State {
         let named: std::collections::BTreeSet<FileId> =
             self.names.values().chain(self.durable_names.values()).copied().collect();
         let pending = self.changes.iter().filter_map(|change| match change {
-            Change::Add(_, id) => Some(*id),
-            _ => None,
+            Change::Add(_, id) | Change::Rename(_, _, id) => Some(*id),
+            Change::Remove(_) => None,
         });
         let named: std::collections::BTreeSet<FileId> = named.into_iter().chain(pending).collect();
         self.files.retain(|id, content| named.contains(id) || content.is_open());
@@ -243,7 +243,7 @@ impl State {
 impl Change {
     fn path(&self) -> &Path {
         match self {
-            Self::Add(path, _) | Self::Remove(path) | Self::Rename(_, path) => path,
+            Self::Add(path, _) | Self::Remove(path) | Self::Rename(_, path, _) => path,
         }
     }
 }
@@ -252,10 +252,12 @@ fn apply(names: &mut BTreeMap<PathBuf, FileId>, change: &Change) {
     match change {
         Change::Add(path, id) => drop(names.insert(path.clone(), *id)),
         Change::Remove(path) => drop(names.remove(path)),
-        Change::Rename(from, to) => {
-            if let Some(id) = names.remove(from) {
-                names.insert(to.clone(), id);
+        // Of a file, not of a name: that it got its first name may have been lost.
+        Change::Rename(from, to, id) => {
+            if names.get(from) == Some(id) {
+                names.remove(from);
             }
+            names.insert(to.clone(), *id);
         }
     }
 }
@@ -300,10 +302,8 @@ impl Disk for Handle {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.0.state()?;
-        if !state.names.contains_key(from) {
-            return Err(not_found());
-        }
-        state.change(Change::Rename(from.to_owned(), to.to_owned()));
+        let id = *state.names.get(from).ok_or_else(not_found)?;
+        state.change(Change::Rename(from.to_owned(), to.to_owned(), id));
         Ok(())
     }
 

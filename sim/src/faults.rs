@@ -147,11 +147,12 @@ impl Faults {
         let host = format!("d{}", self.victim);
         // First nobody hears of it any more but clients: what it says then, it says alone.
         if !std::mem::replace(&mut self.isolated, true) {
-            let pause = self.pause(300, 2500);
+            let pause = self.pause(500, 8000);
+            let drops = self.rng.random_bool(0.7);
             let others: Vec<String> =
                 self.hosts().into_iter().filter(|other| other.starts_with('d') && *other != host).collect();
             for other in others {
-                if self.rng.random_bool(0.5) {
+                if drops {
                     sim.partition(host.as_str(), other.as_str());
                     self.cures.push((now + pause, Cure::Repair(host.clone(), other)));
                 } else {
@@ -197,9 +198,17 @@ impl Faults {
             46..64 => self.cut_link(sim, now, &hosts),
             64..74 => self.hold_link(sim, now, &hosts),
             74..82 => self.flip_bits(),
-            82..88 => self.trouble(now, datanode),
+            82..87 => {
+                let trouble = self.some_trouble(datanode);
+                self.trouble(now, datanode, trouble);
+            }
             // One batch of disks, with one flaw.
-            88 => (0..self.disks.len()).for_each(|each| self.trouble(now, each)),
+            87..89 => {
+                let sync = self.rng.random_range(0.3..1.0);
+                for each in 0..self.disks.len() {
+                    self.trouble(now, each, Trouble { read: 0.0, write: 0.0, sync });
+                }
+            }
             89..94 => self.fill(now, datanode),
             _ => {
                 // A partition of one node from all others.
@@ -247,7 +256,11 @@ impl Faults {
         sim.crash(host);
     }
 
+    /// Two machines; often the coordinator and a client, whose answers then get lost.
     fn two(&mut self, hosts: &[String]) -> (String, String) {
+        if self.rng.random_bool(0.25) {
+            return (COORDINATOR.to_owned(), format!("u{}", self.rng.random_range(0..self.clients)));
+        }
         let a = self.rng.random_range(0..hosts.len());
         let b = (a + self.rng.random_range(1..hosts.len())) % hosts.len();
         (hosts[a].clone(), hosts[b].clone())
@@ -286,15 +299,16 @@ impl Faults {
         }
     }
 
-    fn trouble(&mut self, now: Duration, datanode: usize) {
+    fn some_trouble(&mut self, datanode: usize) -> Trouble {
         let some = |rng: &mut StdRng| if rng.random_bool(0.5) { rng.random_range(0.0..0.6) } else { 0.0 };
         let (write, sync) = (some(&mut self.rng), some(&mut self.rng));
         let read = if datanode == self.victim { some(&mut self.rng) } else { 0.0 };
-        self.event(
-            "disks with errors",
-            &format!("d{datanode} has trouble with its disks: {read:.1} {write:.1} {sync:.1}"),
-        );
-        self.disks[datanode].iter().for_each(|disk| disk.set_trouble(Trouble { read, write, sync }));
+        Trouble { read, write, sync }
+    }
+
+    fn trouble(&mut self, now: Duration, datanode: usize, trouble: Trouble) {
+        self.event("disks with errors", &format!("d{datanode} has trouble with its disks: {trouble:.1?}"));
+        self.disks[datanode].iter().for_each(|disk| disk.set_trouble(trouble));
         let pause = self.pause(200, 3000);
         self.cures.push((now + pause, Cure::Calm(datanode)));
     }

@@ -76,7 +76,7 @@ impl Fleet {
             spare -= usize::from(away);
             away
         };
-        let is_lost = rng.random_bool(0.3);
+        let is_lost = rng.random_bool(0.4);
         let stays_lost = is_lost && stays_away(rng);
         let is_drained = rng.random_bool(0.4);
         let stays_drained = is_drained && stays_away(rng);

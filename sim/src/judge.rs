@@ -22,6 +22,8 @@ use crate::world::Shared;
 
 /// A healed cluster answers within this time.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
+/// Before all is as it should be, a file is not waited for longer.
+const FIRST_ANSWER_MAX: Duration = Duration::from_secs(2);
 /// Full redundancy is back within this time.
 const HEAL_MAX: Duration = Duration::from_secs(240);
 /// A scrub of a store of this size is done within this time.
@@ -42,10 +44,17 @@ pub(crate) async fn judge(shared: Shared, knobs: Knobs, metadata: Metadata) {
         }
     };
     let nodes = nodes(&shared, &client).await;
+    // First as things are, when only wrong bytes are wrong; then by a client that knows nothing of it.
+    judge_files(&shared, &client, Judged::Bytes).await;
+    let _ = client.close().await;
+    let client = match Client::connect(knobs.client(), "judge".into(), &shutdown).await {
+        Ok(client) => client,
+        Err(error) => return shared.violation(format_args!("the healed cluster takes no client: {error}")),
+    };
     scrub(&shared, &nodes).await;
     wait_for_redundancy(&shared, &metadata, &nodes).await;
     remove_drained(&shared).await;
-    judge_files(&shared, &client).await;
+    judge_files(&shared, &client, Judged::All).await;
     judge_chunks(&shared, &metadata, &nodes).await;
     if let Err(error) = client.close().await {
         shared.violation(format_args!("the judge's client can not close: {error}"));
@@ -159,7 +168,15 @@ async fn wait_for_redundancy(shared: &Shared, metadata: &Metadata, nodes: &BTree
     }
 }
 
-async fn judge_files(shared: &Shared, client: &Arc<Client>) {
+/// What is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Judged {
+    /// Bytes that are read must be right; that they can be read is not asked yet.
+    Bytes,
+    All,
+}
+
+async fn judge_files(shared: &Shared, client: &Arc<Client>, what: Judged) {
     let fs = Files::new(Arc::clone(client), Caller::root());
     type Snapshot = (String, Names, Option<Names>, BTreeMap<u64, FileModel>);
     let areas: Vec<Snapshot> = shared.with(|world| {
@@ -196,15 +213,19 @@ async fn judge_files(shared: &Shared, client: &Arc<Client>) {
             if let Node::File(id) = node
                 && let Some(model) = files.get(id)
             {
-                judge_file(shared, &fs, &format!("{root}/{path}"), model).await;
+                judge_file(shared, &fs, &format!("{root}/{path}"), model, what).await;
             }
         }
     }
 }
 
-async fn judge_file(shared: &Shared, fs: &Files, path: &str, model: &FileModel) {
-    let read = clock::timeout(ANSWER_MAX, fs.read_all(path, FILE_MAX)).await;
+async fn judge_file(shared: &Shared, fs: &Files, path: &str, model: &FileModel, judged: Judged) {
+    let limit = if judged == Judged::All { ANSWER_MAX } else { FIRST_ANSWER_MAX };
+    let read = clock::timeout(limit, fs.read_all(path, FILE_MAX)).await;
     match read {
+        Err(_) | Ok(Err(_)) if judged == Judged::Bytes => {
+            shared.event(format_args!("judge: {path} can not be read yet"));
+        }
         Ok(Ok(data)) => {
             let right = model.check(&data);
             shared.event(format_args!("judge reads {path}: {}", data.len()));

@@ -62,7 +62,8 @@ impl Knobs {
             disks: if rng.random_bool(0.25) { 2 } else { 1 },
             clients: rng.random_range(2..=3),
             latency_max: millis(rng, 2, 30),
-            disk_delay_max: millis(rng, 1, 15),
+            // A slow disk leaves much unsynced at any moment.
+            disk_delay_max: if rng.random_bool(0.15) { millis(rng, 50, 400) } else { millis(rng, 1, 15) },
             fault_every: millis(rng, 400, 3000),
             think_max: millis(rng, 20, 400),
             fsync: rng.random_range(0.5..1.0),

@@ -25,11 +25,13 @@ pub(crate) struct FileModel {
     pub(crate) versions: Vec<Rc<Vec<u8>>>,
     /// The last version was acknowledged as durable.
     pub(crate) durable: bool,
+    /// Something written was seen to be missing; whoever stores the file next must be told.
+    pub(crate) lost: bool,
 }
 
 impl FileModel {
     pub(crate) fn empty() -> Self {
-        Self { versions: vec![Rc::default()], durable: true }
+        Self { versions: vec![Rc::default()], durable: true, lost: false }
     }
 
     /// What its writer sees.
