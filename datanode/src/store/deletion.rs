@@ -99,7 +99,7 @@ pub(super) fn restore(shared: &Shared, chunks: &[ChunkId]) -> Vec<(ChunkId, Stor
 /// free; at most `count` chunks. Returns the bytes that became free.
 pub(super) fn purge(shared: &Shared, old: Option<Instant>, bytes: u64, count: usize) -> u64 {
     let _changes = shared.lock_changes();
-    let mut gone = Vec::new();
+    let mut gone: Vec<(ChunkId, Entry)> = Vec::new();
     let mut freed = 0;
     {
         let mut state = shared.lock();
@@ -117,7 +117,11 @@ pub(super) fn purge(shared: &Shared, old: Option<Instant>, bytes: u64, count: us
             }
         }
     }
+    let lengths: BTreeMap<ChunkId, u64> =
+        gone.iter().map(|(chunk, entry)| (*chunk, entry.record_len())).collect();
     for (chunk, error) in erase(shared, gone) {
+        // Who asks until there is room must not be told of room that is none.
+        freed -= lengths.get(&chunk).copied().unwrap_or(0).min(freed);
         warn!(disk = %shared.name, %chunk, %error, "a chunk stays in the trash");
         shared.lock().trash.push_back((clock::now(), chunk));
     }

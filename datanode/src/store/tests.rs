@@ -360,6 +360,11 @@ fn a_mark_that_fails_leaves_the_chunk_where_it_was() {
     faults.fail_sync.store(true, Ordering::SeqCst);
     assert_eq!(disk.restore(&[id(1)]).len(), 1);
     assert!(disk.find(id(1)).unwrap().trash);
+    // Nor is room promised by what could not be given up: who asked would ask for ever.
+    assert!(!disk.make_room(1));
+    assert!(disk.find(id(1)).unwrap().trash);
+    faults.fail_sync.store(false, Ordering::SeqCst);
+    assert!(disk.make_room(1) && disk.find(id(1)).is_none());
 }
 
 #[test]
