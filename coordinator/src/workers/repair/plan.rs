@@ -297,8 +297,8 @@ mod tests {
             fills(&view, &BTreeSet::new())
         };
         let both = Fills::from([(id(1), (4, vec![node(1), node(2)]))]);
-        assert_eq!(fills_of(&[orphaned.clone()], &[]), Fills::new()); // it may be back in a moment
-        assert_eq!(fills_of(&[orphaned.clone()], &[9]), both);
+        assert_eq!(fills_of(std::slice::from_ref(&orphaned), &[]), Fills::new()); // it may be back in a moment
+        assert_eq!(fills_of(std::slice::from_ref(&orphaned), &[9]), both);
         // An operator has given the last holder up.
         assert_eq!(fills_of(&[set(1, [(1, Backfilling), (2, Backfilling), (9, Lost)])], &[]), both);
         // Those that have a holder come first.
