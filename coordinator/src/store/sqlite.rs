@@ -114,9 +114,7 @@ fn configure(connection: &Connection, cache_kib: i64, sync: bool) -> Result<(), 
 fn engine(task: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
     move |error| match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => StoreError::Full,
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
-            StoreError::Corrupt { table: "(file structure)", key: error.to_string() }
-        }
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => StoreError::Damaged(error.to_string()),
         _ => StoreError::Engine { task, source: Box::new(error) },
     }
 }
