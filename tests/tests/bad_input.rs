@@ -19,6 +19,8 @@ use cairn_tests::{Cluster, MIB, Wire, pattern, process, wait};
 const GROWTH_MAX: u64 = 96 << 20;
 /// A process that can not use what it finds says so within this time.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(30);
+/// Copies that are lacking are made again within this time.
+const HEALING_LIMIT: Duration = Duration::from_secs(60);
 /// Content that must stay what it is throughout.
 const SEED: u64 = 7;
 const LENGTH: u64 = 3 * MIB + 5;
@@ -169,10 +171,46 @@ fn clocks_that_are_far_off_move_nothing_but_the_times_they_set() {
 
 /// What a process does with what it finds.
 enum Outcome {
-    /// It serves; what it lost others have.
+    /// It serves, and everything that it had.
     Serves,
+    /// It serves, and lacks some copies until they are made again from others.
+    Lacks,
     /// It ends and says one of these words.
     Refuses(&'static [&'static str]),
+}
+
+/// Fetches the copies of a file from datanode `index`; gives how many of them it can not serve. What it
+/// serves is right.
+#[track_caller]
+fn lacking(cluster: &Cluster, inode: u64, index: usize) -> usize {
+    let wire = cluster.wire();
+    let map = wire.list_nodes().expect("ListNodes").map.expect("map");
+    let address = cluster.node_address(index);
+    let node = map.nodes.iter().find(|node| node.address == address).expect("the datanode").node.clone();
+    let layout = wire.layout(inode).expect("layout");
+    assert_eq!(layout.chunks.len() as u64, LENGTH.div_ceil(MIB), "chunks of the file");
+    let mut lacking = 0;
+    for chunk in &layout.chunks {
+        let data = match wire.retrieve(&node, chunk) {
+            Ok(data) => data,
+            Err(error) if [Corrupt, ChunkNotFound].contains(&error.kind) => {
+                lacking += 1;
+                continue;
+            }
+            Err(error) => panic!("chunk {} of datanode {index}: {error}", chunk.chunk),
+        };
+        for extent in layout.extents.iter().filter(|extent| extent.chunk == chunk.chunk) {
+            let wrong = pattern::first_difference(SEED, extent.offset, &data[..extent.length as usize]);
+            assert_eq!(wrong, None, "first wrong byte of chunk {} at datanode {index}", chunk.chunk);
+        }
+    }
+    lacking
+}
+
+fn repair(cluster: &Cluster, action: v1::WorkerAction) {
+    let wire = cluster.wire();
+    let request = v1::ControlWorkerRequest { worker: "repair".into(), action: action.into() };
+    wire.call(wire.coordinator().control_worker(request)).expect("ControlWorker");
 }
 
 /// What is done to the files of one data directory: name, change, outcome.
@@ -192,22 +230,18 @@ fn segment(data: &Path) -> std::path::PathBuf {
 }
 
 fn node_rows() -> Vec<FileRow> {
-    use Outcome::{Refuses, Serves};
+    use Outcome::{Lacks, Refuses, Serves};
     vec![
-        ("a flipped bit in a payload", |data| overwrite(&segment(data), |c| c[20_000] ^= 4), Serves),
-        ("a flipped bit in a record's header", |data| overwrite(&segment(data), |c| c[4100] ^= 1), Serves),
+        ("a flipped bit in a payload", |data| overwrite(&segment(data), |c| c[20_000] ^= 4), Lacks),
+        ("a flipped bit in a record's header", |data| overwrite(&segment(data), |c| c[4100] ^= 1), Lacks),
         ("a flipped bit in a segment's header", |data| overwrite(&segment(data), |c| c[17] ^= 1), Serves),
-        (
-            "a segment cut in the middle",
-            |data| overwrite(&segment(data), |c| c.truncate(c.len() / 2)),
-            Serves,
-        ),
-        ("a segment cut to a byte", |data| overwrite(&segment(data), |c| c.truncate(1)), Serves),
-        ("a segment of zeros", |data| overwrite(&segment(data), |c| c.fill(0)), Serves),
+        ("a segment cut in the middle", |data| overwrite(&segment(data), |c| c.truncate(c.len() / 2)), Lacks),
+        ("a segment cut to a byte", |data| overwrite(&segment(data), |c| c.truncate(1)), Lacks),
+        ("a segment of zeros", |data| overwrite(&segment(data), |c| c.fill(0)), Lacks),
         (
             "a segment of noise",
             |data| overwrite(&segment(data), |c| *c = pattern::bytes(99, 0, c.len())),
-            Serves,
+            Lacks,
         ),
         (
             "a segment under another number",
@@ -245,7 +279,7 @@ fn node_rows() -> Vec<FileRow> {
         (
             "no identity beside segments",
             |data| std::fs::remove_file(data.join("identity.json")).unwrap(),
-            Refuses(&["segments", "identity.json"]),
+            Refuses(&["holds", "no identity.json"]),
         ),
         (
             "the identity of another cluster",
@@ -298,25 +332,33 @@ fn files_of_a_datanode() {
     for (what, change, outcome) in node_rows() {
         println!("{what}");
         change(&data);
-        match outcome {
-            Outcome::Serves => {
-                cluster.start_node(0);
-                cluster.wait_formed();
-                others_are_undisturbed(&mut cluster, inode, 2);
-                let memory = cluster.node_process(0).resident();
-                assert!(memory < GROWTH_MAX, "{what}: {memory} bytes of memory");
-                cluster.kill9_node(0);
-            }
-            Outcome::Refuses(words) => {
-                let address = cluster.coordinator_address().to_owned();
-                let path = data.display().to_string();
-                let arguments =
-                    ["datanode", "--listen", "127.0.0.1:0", "--data", &path, "--coordinator", &address];
-                let said = refusal(what, &arguments);
-                assert!(words.iter().any(|word| said.contains(word)), "{what}: {words:?} in: {said}");
-                cluster.wire().check_replicas(inode, SEED, LENGTH, 2);
-            }
+        if let Outcome::Refuses(words) = outcome {
+            let address = cluster.coordinator_address().to_owned();
+            let path = data.display().to_string();
+            let arguments =
+                ["datanode", "--listen", "127.0.0.1:0", "--data", &path, "--coordinator", &address];
+            let said = refusal(what, &arguments);
+            assert!(words.iter().all(|word| said.contains(word)), "{what}: {words:?} in: {said}");
+        } else {
+            let lacks = matches!(outcome, Outcome::Lacks);
+            repair(&cluster, v1::WorkerAction::Pause);
+            cluster.start_node(0);
+            cluster.wait_formed();
+            let lacking_first = lacking(&cluster, inode, 0);
+            assert_eq!(lacking_first > 0, lacks, "{what}: {lacking_first} copies are lacking");
+            repair(&cluster, v1::WorkerAction::Resume);
+            wait::until_true(&format!("{what}: copies to be made again"), HEALING_LIMIT, || {
+                lacking(&cluster, inode, 0) == 0
+            });
+            let memory = cluster.node_process(0).resident();
+            assert!(memory < GROWTH_MAX, "{what}: {memory} bytes of memory");
+            wait::until_true(&format!("{what}: nothing to be owed"), HEALING_LIMIT, || {
+                cluster.wire().status().faults == 0
+            });
+            others_are_undisturbed(&mut cluster, inode, 3);
+            cluster.kill9_node(0);
         }
+        assert_eq!(lacking(&cluster, inode, 1) + lacking(&cluster, inode, 2), 0, "{what}");
         std::fs::remove_dir_all(&data).unwrap();
         copy(&saved, &data);
     }
