@@ -223,6 +223,16 @@ fn overwrite(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     std::fs::write(path, content).unwrap();
 }
 
+/// Changes the last digit of the id in a field.
+fn flip_digit(path: &Path, field: &str) {
+    let text = std::fs::read_to_string(path).unwrap();
+    let whole: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let id = whole[field].as_str().expect("an id").to_owned();
+    let (rest, last) = id.split_at(id.len() - 1);
+    let other = if last == "0" { "1" } else { "0" };
+    std::fs::write(path, text.replace(&id, &format!("{rest}{other}"))).unwrap();
+}
+
 /// The segment that holds most.
 fn segment(data: &Path) -> std::path::PathBuf {
     let entries = std::fs::read_dir(data.join("segments")).unwrap().map(|entry| entry.unwrap().path());
@@ -289,9 +299,55 @@ fn node_rows() -> Vec<FileRow> {
                     serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
                 assert!(identity["cluster"].is_string(), "{identity}");
                 identity["cluster"] = "00000000-0000-4000-8000-000000000001".into();
+                // As a version without checksums has written it.
+                let fields = identity.as_object_mut().unwrap();
+                assert!(fields.remove("crc32c").is_some() && fields.remove("disks").is_some());
                 std::fs::write(path, serde_json::to_vec(&identity).unwrap()).unwrap();
             },
-            Refuses(&["cluster", "identity.json"]),
+            Refuses(&["belongs to cluster", "that cluster's coordinator"]),
+        ),
+        (
+            "another digit in the id of the node",
+            |data| flip_digit(&data.join("identity.json"), "node"),
+            Refuses(&["identity.json", "checksum", "start with an empty one"]),
+        ),
+        (
+            "another digit in the id of the cluster",
+            |data| flip_digit(&data.join("identity.json"), "cluster"),
+            Refuses(&["identity.json", "checksum"]),
+        ),
+        (
+            "another name for the checksum",
+            |data| {
+                let path = data.join("identity.json");
+                let text = std::fs::read_to_string(&path).unwrap();
+                assert!(text.contains("crc32c"), "{text}");
+                std::fs::write(path, text.replace("crc32c", "crc32d")).unwrap();
+            },
+            Refuses(&["identity.json", "crc32d"]),
+        ),
+        (
+            "a fence that is lower by a digit",
+            |data| {
+                let path = data.join("fence.json");
+                let mut fence: serde_json::Value =
+                    serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+                fence["sequence"] = 1.into();
+                std::fs::write(path, serde_json::to_vec(&fence).unwrap()).unwrap();
+            },
+            Refuses(&["fence.json", "checksum"]),
+        ),
+        (
+            "an identity of an older version, without a checksum",
+            |data| {
+                let path = data.join("identity.json");
+                let mut identity: serde_json::Value =
+                    serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+                let fields = identity.as_object_mut().unwrap();
+                assert!(fields.remove("crc32c").is_some() && fields.remove("disks").is_some());
+                std::fs::write(path, serde_json::to_vec(&identity).unwrap()).unwrap();
+            },
+            Serves,
         ),
         (
             "a fence of noise",

@@ -272,9 +272,9 @@ fn a_disk_that_fails_to_write_back() {
     });
 }
 
-/// Takes all room of a disk, to the last block.
-fn fill(mountpoint: &Path) {
-    let file = std::fs::File::create(mountpoint.join("of-somebody-else")).unwrap();
+/// Takes all room of a disk, to the last block; gives how much that was.
+fn fill(mountpoint: &Path, name: &str) -> u64 {
+    let file = std::fs::File::create(mountpoint.join(name)).unwrap();
     let (mut offset, mut size) = (0, DISK);
     while size >= 4 * KIB {
         match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), offset, size) {
@@ -283,7 +283,7 @@ fn fill(mountpoint: &Path) {
             Err(error) => panic!("fallocate: {error}"),
         }
     }
-    assert!(offset > DISK / 4, "{offset} bytes were taken");
+    offset
 }
 
 #[test]
@@ -292,11 +292,15 @@ fn a_disk_that_is_filled_by_others() {
     let full = Case { condition: Condition::DiskFull, is_marked: |disk| !disk.writable };
     let cluster = builder().second_ext4(0, DISK).start();
     survives(cluster, &full, |cluster| {
-        // While it is away: a datanode that runs has taken room for its next chunks already.
+        // While it is away: a datanode that runs has taken room for its next chunks already. At its start it
+        // gives back what of that it has not used.
         cluster.kill9_node(0);
-        fill(&mountpoint(cluster.node_second(0)));
+        let disk = mountpoint(cluster.node_second(0));
+        let taken = fill(&disk, "of-somebody-else");
+        assert!(taken > DISK / 2, "{taken} bytes were taken");
         cluster.start_node(0);
         cluster.wait_formed();
+        fill(&disk, "more-of-somebody-else");
     });
 }
 
