@@ -29,6 +29,13 @@ pub(super) struct Job {
     pub(super) sources: Vec<NodeId>,
 }
 
+impl Job {
+    /// Nobody has a sound copy: the datanode is only to look whether its own is one after all.
+    pub(super) fn is_look(&self) -> bool {
+        self.sources == [self.to]
+    }
+}
+
 /// Sets and datanodes at one moment.
 #[derive(Debug, Clone, Default)]
 pub(super) struct View {
@@ -101,11 +108,13 @@ pub(super) struct FaultPlan {
     pub(super) waiting: u64,
 }
 
-/// Reads the whole queue of faults. Datanodes in `resting` get no copies now.
+/// Reads the whole queue of faults. Datanodes in `resting` get no copies now. With `look_again`, those whose
+/// copy of a lost chunk is missing or bad are asked to look once more: their disk may have come back.
 pub(super) fn faults(
     reader: &dyn Reader,
     view: &View,
     resting: &BTreeSet<NodeId>,
+    look_again: bool,
 ) -> Result<FaultPlan, StoreError> {
     let mut plan = FaultPlan::default();
     // By the number of sound copies, then by age of the chunk.
@@ -124,15 +133,19 @@ pub(super) fn faults(
         let copies = copies(reader, view, &row, node)?;
         if copies.sources.is_empty() && copies.away == 0 {
             lost.insert(chunk);
+            if look_again && view.up.contains(&node) && !resting.contains(&node) {
+                // Behind all that can be repaired for sure.
+                jobs.insert((usize::MAX, chunk, node), job_of(&row, node, vec![node]));
+            }
         } else if copies.sources.is_empty() || !view.up.contains(&node) || resting.contains(&node) {
             plan.waiting += 1;
         } else {
             let left = copies.sources.len();
             let job = job_of(&row, node, copies.sources);
             jobs.insert((left, chunk, node), job);
-            if jobs.len() > JOBS_MAX {
-                jobs.pop_last();
-            }
+        }
+        if jobs.len() > JOBS_MAX {
+            jobs.pop_last();
         }
     }
     plan.lost = lost.len() as u64;
@@ -212,4 +225,56 @@ pub(super) fn fill_page(
         }
     }
     Ok(page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::tests::tx_on;
+    use crate::store::memory::MemoryStore;
+    use crate::store::{Members as SetMembers, Readers};
+
+    fn node(number: u128) -> NodeId {
+        NodeId::from_uuid(Uuid::from_u128(number))
+    }
+
+    #[test]
+    fn who_had_a_lost_chunk_is_asked_again_when_its_turn_has_come() {
+        let store = MemoryStore::default();
+        let mut tx = tx_on(&store, |writer| writer);
+        let id = ReplicaSetId::new(1).unwrap();
+        let members = SetMembers::active([node(1), node(2)]);
+        let set = ReplicaSet { id, members, replicas: 2, min_replicas: 1, epoch: 1 };
+        let [lost, repairable] = [5, 6].map(|number| ChunkId::new(number).unwrap());
+        tx.put(set.clone());
+        for (chunk, bad) in [(lost, vec![1, 2]), (repairable, vec![2])] {
+            tx.put(Chunk {
+                id: chunk,
+                replica_set: id,
+                length: 100,
+                crc32c: 7,
+                live: 100,
+                faults: bad.len() as u32,
+                created_ns: 1,
+            });
+            bad.iter().for_each(|&at| tx.put(Fault { chunk, node: node(at), noticed_ns: 1 }));
+        }
+        tx.commit().unwrap();
+        let view = View { sets: [(id, set)].into(), up: [node(1)].into() };
+        let plan = |view: &View, look| {
+            let reader = store.reader(true).unwrap();
+            faults(&*reader, view, &BTreeSet::new(), look).unwrap()
+        };
+        let quiet = plan(&view, false);
+        assert_eq!((quiet.lost, quiet.jobs.len()), (1, 0));
+        let asked = plan(&view, true);
+        assert_eq!(asked.lost, 1, "it is lost until it is found");
+        let [job] = &asked.jobs[..] else { panic!("who is up is asked: {:?}", asked.jobs) };
+        assert!(job.is_look() && (job.chunk, job.to) == (lost, node(1)), "{job:?}");
+        // With both up, what can be repaired comes first.
+        let view = View { up: [node(1), node(2)].into(), ..view };
+        let jobs = plan(&view, true).jobs;
+        let order: Vec<_> = jobs.iter().map(|job| (job.chunk, job.is_look())).collect();
+        assert_eq!(order, [(repairable, false), (lost, true), (lost, true)]);
+    }
 }
