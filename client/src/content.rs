@@ -67,7 +67,7 @@ struct State {
     flights: VecDeque<Arc<Flight>>,
     /// Nothing is taken into the buffer or out of it meanwhile.
     held: bool,
-    /// What a background store met; told once.
+    /// What a background store met; told once, to a later open when nobody asks before.
     error: Option<ClientError>,
     ahead: ReadAhead,
 }
@@ -84,7 +84,7 @@ impl FileContent {
             written_ns: 0,
             flights: VecDeque::new(),
             held: false,
-            error: None,
+            error: engine.take_untold(attr.inode),
             ahead: ReadAhead::default(),
         };
         Arc::new_cyclic(|this| Self {
@@ -262,6 +262,10 @@ impl State {
 
 impl Drop for FileContent {
     fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = state.error.take() {
+            self.engine.keep_untold(self.inode, error);
+        }
         self.engine.forget_content(self.inode);
     }
 }

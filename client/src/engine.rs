@@ -17,6 +17,7 @@ use crate::cache::BlockCache;
 use crate::config::ClientConfig;
 use crate::content::FileContent;
 use crate::coordinator::Coordinator;
+use crate::error::ClientError;
 use crate::metrics;
 use crate::planner::Planner;
 use crate::reader::Fetches;
@@ -29,6 +30,9 @@ const WRITE_BACK_TICK: Duration = Duration::from_millis(500);
 /// After the cluster had no room, writes are stored before they return for this long, so that the
 /// error is told at the write and not later.
 const NO_SPACE_TIME: Duration = Duration::from_secs(2);
+
+/// Files with an error that nobody has been told; of more only the log tells.
+const UNTOLD_MAX: usize = 4096;
 
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -45,6 +49,8 @@ pub(crate) struct Engine {
     dirty: Mutex<HashMap<InodeId, Arc<FileContent>>>,
     /// Files that somebody holds.
     contents: Mutex<HashMap<InodeId, Weak<FileContent>>>,
+    /// What a background store met of files that nobody holds any more.
+    untold: Mutex<HashMap<InodeId, ClientError>>,
     no_space: Mutex<Option<Instant>>,
     runtime: Handle,
     pub(crate) tasks: TaskTracker,
@@ -64,6 +70,7 @@ impl Engine {
             writer: Writer::new(),
             dirty: Mutex::default(),
             contents: Mutex::default(),
+            untold: Mutex::default(),
             no_space: Mutex::default(),
             runtime: Handle::current(),
             stop: CancellationToken::new(),
@@ -125,6 +132,19 @@ impl Engine {
         if contents.get(&inode).is_some_and(|content| content.strong_count() == 0) {
             contents.remove(&inode);
         }
+    }
+
+    /// Keeps an error for whoever opens the file next.
+    pub(crate) fn keep_untold(&self, inode: InodeId, error: ClientError) {
+        let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
+        if untold.len() < UNTOLD_MAX {
+            untold.insert(inode, error);
+        }
+    }
+
+    /// The error that was kept of a file, once.
+    pub(crate) fn take_untold(&self, inode: InodeId) -> Option<ClientError> {
+        self.untold.lock().unwrap_or_else(PoisonError::into_inner).remove(&inode)
     }
 
     /// Sends all that is buffered on its way.

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cairn_client::Caller;
 use cairn_client::vfs::{
     AllocateMode, AttrChange, HandleId, OpenFlags, Opened, RenameMode, SeekFrom, Time, Vfs, VfsError,
     WriteOrigin,
 };
+use cairn_client::{Caller, ClientConfig, Unreachable};
 use cairn_proto::{ErrorKind, FileName, InodeId};
 use common::Cluster;
 
@@ -84,6 +84,17 @@ impl Mount {
             None => Ok(self.vfs.getattr(inode).await?.attr.size),
         }
     }
+}
+
+/// Waits until `done`, for a minute at most.
+async fn clock_passes_until(done: impl Fn() -> bool) {
+    for _ in 0..600 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("it did not happen within a minute");
 }
 
 fn pattern(len: usize, seed: u8) -> Vec<u8> {
@@ -304,6 +315,31 @@ async fn o_sync_writes_are_done_when_they_return() -> anyhow::Result<()> {
     for mount in [&mount, &other] {
         mount.vfs.client().close().await?;
     }
+    cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_after_the_last_close_is_told_to_who_opens_the_file_again() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let config =
+        ClientConfig { unreachable: Unreachable::Soft(Duration::from_secs(1)), ..ClientConfig::default() };
+    let vfs = Vfs::new(cluster.client_with(config).await?, Duration::from_secs(1));
+    let mount = Mount { vfs, me: Caller::root() };
+    let created = mount.create("file", READ_WRITE).await?;
+    cluster.stop_datanodes().await?;
+    // As a mapping that is written after its descriptor was closed.
+    mount.write(created.handle, 0, b"lost").await?;
+    mount.vfs.release(created.handle);
+    let inode = created.entry.attr.inode;
+    // Until nobody holds the file: the store gives up, and the close has been a while.
+    clock_passes_until(|| mount.vfs.client().existing_content(inode).is_none()).await;
+
+    let again = mount.open(inode, READ_WRITE).await?;
+    assert_eq!(again.entry.attr.size, 0);
+    assert_eq!(kind(mount.vfs.fsync(again.handle).await), ErrorKind::Unavailable);
+    mount.vfs.fsync(again.handle).await?; // once
+    mount.close(again.handle).await?;
+    mount.vfs.client().close().await?;
     cluster.stop().await
 }
 

@@ -4,13 +4,18 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures::{Stream, StreamExt};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
 
+mod opening;
 #[cfg(feature = "sim")]
 mod simulated;
 
+pub use opening::Opening;
 #[cfg(feature = "sim")]
-pub use simulated::incoming;
+use simulated::accepted;
 #[cfg(not(feature = "sim"))]
 pub use tokio::net::{TcpListener, TcpStream};
 #[cfg(feature = "sim")]
@@ -26,6 +31,8 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// A connection that is not made by then counts as refused.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A peer that has connected and said nothing by then is let go.
+const OPENING_MAX: Duration = Duration::from_secs(10);
 /// Streams that one peer may have open at once.
 const STREAMS_MAX: u32 = 1024;
 
@@ -43,8 +50,15 @@ pub async fn listen(address: &str) -> io::Result<TcpListener> {
 }
 
 /// The connections of a listening socket, for `serve_with_incoming`.
+pub fn incoming(
+    listener: TcpListener,
+) -> impl Stream<Item = io::Result<Opening<impl AsyncRead + AsyncWrite + Connected + Send + Unpin + 'static>>>
+{
+    accepted(listener).map(|accepted| Ok(Opening::new(accepted?, OPENING_MAX)))
+}
+
 #[cfg(not(feature = "sim"))]
-pub fn incoming(listener: TcpListener) -> tonic::transport::server::TcpIncoming {
+fn accepted(listener: TcpListener) -> tonic::transport::server::TcpIncoming {
     tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true))
 }
 

@@ -26,7 +26,7 @@ type FileId = u64;
 enum Change {
     Add(PathBuf, FileId),
     Remove(PathBuf),
-    Rename(PathBuf, PathBuf),
+    Rename(PathBuf, PathBuf, FileId),
 }
 
 /// Errors that the next operations shall give.
@@ -114,6 +114,17 @@ impl SimDisk {
         if power_cut { state.cut_power() } else { 0 }
     }
 
+    /// The device is replaced by an empty one, when its machine is off.
+    pub(crate) fn wipe(&self) {
+        let mut state = self.lock();
+        state.generation += 1;
+        state.files.clear();
+        state.names.clear();
+        state.durable_names.clear();
+        state.changes.clear();
+        state.trouble = Trouble::default();
+    }
+
     /// What goes wrong from here on.
     pub(crate) fn set_trouble(&self, trouble: Trouble) {
         self.lock().trouble = trouble;
@@ -150,7 +161,7 @@ impl SimDisk {
         if filled.is_empty() {
             return None;
         }
-        let (path, id, page) = filled[state.rng.random_range(0..filled.len())].clone();
+        let (path, id, page) = filled[state.rng.random_range(0..filled.len())];
         let (path, at) = (path.clone(), state.rng.random_range(0..file::PAGE as u64));
         let bit = state.rng.random_range(0..8);
         let offset = page * file::PAGE as u64 + at;
@@ -221,8 +232,8 @@ impl State {
         let named: std::collections::BTreeSet<FileId> =
             self.names.values().chain(self.durable_names.values()).copied().collect();
         let pending = self.changes.iter().filter_map(|change| match change {
-            Change::Add(_, id) => Some(*id),
-            _ => None,
+            Change::Add(_, id) | Change::Rename(_, _, id) => Some(*id),
+            Change::Remove(_) => None,
         });
         let named: std::collections::BTreeSet<FileId> = named.into_iter().chain(pending).collect();
         self.files.retain(|id, content| named.contains(id) || content.is_open());
@@ -232,7 +243,7 @@ impl State {
 impl Change {
     fn path(&self) -> &Path {
         match self {
-            Self::Add(path, _) | Self::Remove(path) | Self::Rename(_, path) => path,
+            Self::Add(path, _) | Self::Remove(path) | Self::Rename(_, path, _) => path,
         }
     }
 }
@@ -241,10 +252,12 @@ fn apply(names: &mut BTreeMap<PathBuf, FileId>, change: &Change) {
     match change {
         Change::Add(path, id) => drop(names.insert(path.clone(), *id)),
         Change::Remove(path) => drop(names.remove(path)),
-        Change::Rename(from, to) => {
-            if let Some(id) = names.remove(from) {
-                names.insert(to.clone(), id);
+        // Of a file, not of a name: that it got its first name may have been lost.
+        Change::Rename(from, to, id) => {
+            if names.get(from) == Some(id) {
+                names.remove(from);
             }
+            names.insert(to.clone(), *id);
         }
     }
 }
@@ -289,10 +302,8 @@ impl Disk for Handle {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.0.state()?;
-        if !state.names.contains_key(from) {
-            return Err(not_found());
-        }
-        state.change(Change::Rename(from.to_owned(), to.to_owned()));
+        let id = *state.names.get(from).ok_or_else(not_found)?;
+        state.change(Change::Rename(from.to_owned(), to.to_owned(), id));
         Ok(())
     }
 

@@ -2,8 +2,9 @@
 //! simulation and undoes each after a while.
 //!
 //! Faults stay within what is promised: every node may crash or lose power at any time, all of them
-//! at once, too; but copies are damaged (bits flipped, disks that fail) on one datanode alone, the
-//! victim, so that of three copies never more than one is bad.
+//! at once, too, and disks may refuse to write or to sync. But copies are damaged (bits flipped, reads
+//! that fail) on one datanode alone, the victim, so that of three copies never
+//! more than one is bad.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,10 +15,16 @@ use rand::rngs::StdRng;
 use turmoil::Sim;
 
 use crate::disk::{SimDisk, Trouble};
+use crate::fleet::{Fleet, Order, Standing};
 use crate::knobs::{COORDINATOR, Knobs};
 use crate::world::Shared;
 
-/// What a fault is undone by.
+/// A datanode that has nothing yet needs room to write down who it is.
+const DISK_MIN: u64 = 256 << 10;
+/// Counts what power cuts took; no fault of its own.
+pub(crate) const LOST_PAGES: &str = "unsynced pages lost";
+
+/// What a fault is undone by, or what is to be done at a time.
 #[derive(Debug, Clone)]
 enum Cure {
     Start(String),
@@ -25,6 +32,7 @@ enum Cure {
     Release(String, String),
     Calm(usize),
     Grow(usize),
+    Order(Order),
 }
 
 /// The cluster's machines, and what is wrong with them.
@@ -38,9 +46,18 @@ pub(crate) struct Faults {
     pub(crate) disks: Vec<Vec<SimDisk>>,
     clients: usize,
     victim: usize,
+    /// When the last datanode starts for the first time.
+    joins: Option<Duration>,
+    /// When the victim's disks are to go.
+    lost: Option<Duration>,
+    /// The other datanodes do not hear of it any more.
+    isolated: bool,
+    back: Option<Duration>,
     next: Duration,
     cures: Vec<(Duration, Cure)>,
     down: BTreeMap<String, ()>,
+    /// Errors of the disks of each datanode when it was last looked after.
+    errors: BTreeMap<usize, u64>,
 }
 
 /// Whether unsynced writes are lost.
@@ -56,9 +73,15 @@ impl Faults {
         knobs: &Knobs,
         metadata: Metadata,
         disks: Vec<Vec<SimDisk>>,
-        mut rng: StdRng,
+        victim: usize,
+        fleet: &Fleet,
+        rng: StdRng,
     ) -> Self {
-        let victim = rng.random_range(0..disks.len());
+        shared.with(|world| world.standings = vec![Standing::Serves; disks.len()]);
+        let drained = fleet.drained.map(|(node, at)| (at, Cure::Order(Order::Drain(node))));
+        let undrained = fleet.drained.zip(fleet.undrained);
+        let undrained = undrained.map(|((node, _), at)| (at, Cure::Order(Order::Undrain(node))));
+        let removed = fleet.removed.map(|at| (at, Cure::Order(Order::RemoveLost(victim))));
         Self {
             shared,
             every: knobs.fault_every,
@@ -67,9 +90,14 @@ impl Faults {
             disks,
             clients: knobs.clients,
             victim,
+            joins: fleet.joins,
+            lost: fleet.lost,
+            isolated: false,
+            back: fleet.back,
             next: Duration::from_secs(3),
-            cures: Vec::new(),
+            cures: drained.into_iter().chain(undrained).chain(removed).collect(),
             down: BTreeMap::new(),
+            errors: BTreeMap::new(),
             rng,
         }
     }
@@ -95,6 +123,13 @@ impl Faults {
         for cure in due {
             self.cure(sim, cure);
         }
+        if self.joins.take_if(|at| now >= *at).is_some() {
+            let name = format!("d{}", self.disks.len() - 1);
+            self.event("datanodes joined", &format!("{name} joins"));
+        }
+        if self.lost.is_some_and(|at| now >= at) {
+            self.lose_victim(sim, now);
+        }
         if now >= self.next {
             let share: f64 = self.rng.random_range(0.2..1.8);
             self.next = now + self.every.mul_f64(share);
@@ -102,9 +137,43 @@ impl Faults {
         }
     }
 
-    fn event(&mut self, what: &str) {
+    fn event(&mut self, kind: &'static str, what: &str) {
         self.shared.event(format_args!("FAULT {what}"));
-        self.shared.with(|world| world.counts.faults += 1);
+        self.shared.with(|world| *world.faults.entry(kind).or_default() += 1);
+    }
+
+    /// The machine with damaged copies goes, and all its disks with it.
+    fn lose_victim(&mut self, sim: &mut Sim<'_>, now: Duration) {
+        let host = format!("d{}", self.victim);
+        // First nobody hears of it any more but clients: what it says then, it says alone.
+        if !std::mem::replace(&mut self.isolated, true) {
+            let pause = self.pause(500, 8000);
+            let drops = self.rng.random_bool(0.7);
+            let others: Vec<String> =
+                self.hosts().into_iter().filter(|other| other.starts_with('d') && *other != host).collect();
+            for other in others {
+                if drops {
+                    sim.partition(host.as_str(), other.as_str());
+                    self.cures.push((now + pause, Cure::Repair(host.clone(), other)));
+                } else {
+                    sim.hold(host.as_str(), other.as_str());
+                    self.cures.push((now + pause, Cure::Release(host.clone(), other)));
+                }
+            }
+            self.lost = Some(now + pause);
+            return;
+        }
+        self.lost = None;
+        self.event("datanodes lost for good", &format!("{host} loses its disks"));
+        self.crash(sim, &host, Crash::Power);
+        self.disks[self.victim].iter().for_each(SimDisk::wipe);
+        // Whatever was to start it again comes too early now.
+        self.cures.retain(|(_, cure)| !matches!(cure, Cure::Start(other) if *other == host));
+        self.down.insert(host.clone(), ());
+        match self.back {
+            Some(at) => self.cures.push((at.max(now), Cure::Start(host))),
+            None => self.shared.with(|world| world.standings[self.victim] = Standing::Gone),
+        }
     }
 
     fn strike(&mut self, sim: &mut Sim<'_>, now: Duration) {
@@ -121,6 +190,7 @@ impl Faults {
                 self.crash_for_a_while(sim, now, &client, Crash::Power);
             }
             40..46 => {
+                self.event("power cuts of everything", "the services lose power");
                 for host in hosts.iter().filter(|host| !host.starts_with('u')) {
                     self.crash_for_a_while(sim, now, host, Crash::Power);
                 }
@@ -128,13 +198,23 @@ impl Faults {
             46..64 => self.cut_link(sim, now, &hosts),
             64..74 => self.hold_link(sim, now, &hosts),
             74..82 => self.flip_bits(),
-            82..89 => self.trouble(now),
+            82..87 => {
+                let trouble = self.some_trouble(datanode);
+                self.trouble(now, datanode, trouble);
+            }
+            // One batch of disks, with one flaw.
+            87..89 => {
+                let sync = self.rng.random_range(0.3..1.0);
+                for each in 0..self.disks.len() {
+                    self.trouble(now, each, Trouble { read: 0.0, write: 0.0, sync });
+                }
+            }
             89..94 => self.fill(now, datanode),
             _ => {
                 // A partition of one node from all others.
                 let alone = hosts[self.rng.random_range(0..hosts.len())].clone();
                 let pause = self.pause(200, 6000);
-                self.event(&format!("{alone} is alone"));
+                self.event("nodes cut off", &format!("{alone} is alone"));
                 for other in hosts.iter().filter(|host| **host != alone) {
                     sim.partition(alone.as_str(), other.as_str());
                     self.cures.push((now + pause, Cure::Repair(alone.clone(), other.clone())));
@@ -147,7 +227,8 @@ impl Faults {
         if self.down.contains_key(host) {
             return;
         }
-        self.event(&format!("{host} crashes ({crash:?})"));
+        let kind = if crash == Crash::Power { "power cuts" } else { "process crashes" };
+        self.event(kind, &format!("{host} crashes ({crash:?})"));
         self.crash(sim, host, crash);
         let pause = match self.rng.random_range(0..4) {
             0 => self.pause(2000, 12_000),
@@ -170,13 +251,16 @@ impl Faults {
         }
         self.shared.with(|world| {
             world.stops.remove(host);
-            world.counts.crashes += 1;
-            world.counts.lost_pages += lost;
+            *world.faults.entry(LOST_PAGES).or_default() += lost;
         });
         sim.crash(host);
     }
 
+    /// Two machines; often the coordinator and a client, whose answers then get lost.
     fn two(&mut self, hosts: &[String]) -> (String, String) {
+        if self.rng.random_bool(0.25) {
+            return (COORDINATOR.to_owned(), format!("u{}", self.rng.random_range(0..self.clients)));
+        }
         let a = self.rng.random_range(0..hosts.len());
         let b = (a + self.rng.random_range(1..hosts.len())) % hosts.len();
         (hosts[a].clone(), hosts[b].clone())
@@ -186,10 +270,10 @@ impl Faults {
         let (a, b) = self.two(hosts);
         let pause = self.pause(100, 8000);
         if self.rng.random_bool(0.5) {
-            self.event(&format!("{a} and {b} are cut off"));
+            self.event("partitions", &format!("{a} and {b} are cut off"));
             sim.partition(a.as_str(), b.as_str());
         } else {
-            self.event(&format!("nothing goes from {a} to {b}"));
+            self.event("one-way partitions", &format!("nothing goes from {a} to {b}"));
             sim.partition_oneway(a.as_str(), b.as_str());
         }
         self.cures.push((now + pause, Cure::Repair(a, b)));
@@ -197,7 +281,7 @@ impl Faults {
 
     fn hold_link(&mut self, sim: &mut Sim<'_>, now: Duration, hosts: &[String]) {
         let (a, b) = self.two(hosts);
-        self.event(&format!("{a} and {b} are slow"));
+        self.event("delays", &format!("{a} and {b} are slow"));
         sim.hold(a.as_str(), b.as_str());
         let pause = self.pause(50, 3000);
         self.cures.push((now + pause, Cure::Release(a, b)));
@@ -207,24 +291,31 @@ impl Faults {
         for _ in 0..self.rng.random_range(1..4) {
             let disk = self.rng.random_range(0..self.disks[self.victim].len());
             if let Some((path, offset)) = self.disks[self.victim][disk].flip_bit("segments") {
-                self.event(&format!("a bit of d{} {} flips at {offset}", self.victim, path.display()));
+                self.event(
+                    "bits flipped",
+                    &format!("a bit of d{} {} flips at {offset}", self.victim, path.display()),
+                );
             }
         }
     }
 
-    fn trouble(&mut self, now: Duration) {
+    fn some_trouble(&mut self, datanode: usize) -> Trouble {
         let some = |rng: &mut StdRng| if rng.random_bool(0.5) { rng.random_range(0.0..0.6) } else { 0.0 };
-        let trouble =
-            Trouble { read: some(&mut self.rng), write: some(&mut self.rng), sync: some(&mut self.rng) };
-        self.event(&format!("d{} has trouble with its disks", self.victim));
-        self.disks[self.victim].iter().for_each(|disk| disk.set_trouble(trouble));
+        let (write, sync) = (some(&mut self.rng), some(&mut self.rng));
+        let read = if datanode == self.victim { some(&mut self.rng) } else { 0.0 };
+        Trouble { read, write, sync }
+    }
+
+    fn trouble(&mut self, now: Duration, datanode: usize, trouble: Trouble) {
+        self.event("disks with errors", &format!("d{datanode} has trouble with its disks: {trouble:.1?}"));
+        self.disks[datanode].iter().for_each(|disk| disk.set_trouble(trouble));
         let pause = self.pause(200, 3000);
-        self.cures.push((now + pause, Cure::Calm(self.victim)));
+        self.cures.push((now + pause, Cure::Calm(datanode)));
     }
 
     fn fill(&mut self, now: Duration, datanode: usize) {
-        self.event(&format!("the disks of d{datanode} are full"));
-        self.disks[datanode].iter().for_each(|disk| disk.set_capacity(disk.used()));
+        self.event("full disks", &format!("the disks of d{datanode} are full"));
+        self.disks[datanode].iter().for_each(|disk| disk.set_capacity(disk.used().max(DISK_MIN)));
         let pause = self.pause(500, 6000);
         self.cures.push((now + pause, Cure::Grow(datanode)));
     }
@@ -241,7 +332,17 @@ impl Faults {
             Cure::Release(a, b) => sim.release(a.as_str(), b.as_str()),
             Cure::Calm(datanode) => {
                 self.disks[datanode].iter().for_each(|disk| disk.set_trouble(Trouble::default()));
+                // A disk that failed is not used again until its node is started anew.
+                let host = format!("d{datanode}");
+                let errors: u64 = self.disks[datanode].iter().map(SimDisk::errors).sum();
+                let failed = self.errors.insert(datanode, errors).unwrap_or(0) < errors;
+                if failed && !self.down.contains_key(&host) {
+                    self.shared.event(format_args!("{host} is started anew"));
+                    self.crash(sim, &host, Crash::Process);
+                    sim.bounce(host.as_str());
+                }
             }
+            Cure::Order(order) => self.shared.with(|world| world.orders.push_back(order)),
             Cure::Grow(datanode) => {
                 self.disks[datanode].iter().for_each(|disk| disk.set_capacity(self.capacity));
             }
@@ -255,15 +356,21 @@ impl Faults {
             self.cure(sim, cure);
         }
         // A disk that failed is not used again until its node is started anew.
-        let victim = format!("d{}", self.victim);
-        self.crash(sim, &victim, Crash::Process);
-        sim.bounce(victim.as_str());
+        for index in 0..self.disks.len() {
+            let node = format!("d{index}");
+            let failed = self.disks[index].iter().any(|disk| disk.errors() > 0);
+            if failed && !self.down.contains_key(&node) {
+                self.crash(sim, &node, Crash::Process);
+                sim.bounce(node.as_str());
+            }
+        }
     }
 
     /// The last power cut, of all services at once; then they come back.
     pub(crate) fn cut_all_power(&mut self, sim: &mut Sim<'_>) {
-        self.event("all services lose power");
-        let hosts: Vec<String> = self.hosts().into_iter().filter(|host| !host.starts_with('u')).collect();
+        self.event("power cuts of everything", "all services lose power");
+        let here = |host: &String| !host.starts_with('u') && !self.down.contains_key(host);
+        let hosts: Vec<String> = self.hosts().into_iter().filter(here).collect();
         for host in &hosts {
             self.crash(sim, host, Crash::Power);
         }

@@ -47,9 +47,11 @@ pub(crate) async fn datanode(
     knobs: Knobs,
     name: String,
     disks: Vec<SimDisk>,
+    joins: Duration,
     skew_ns: i64,
 ) -> HostResult {
     sim::skew_wall_clock(skew_ns);
+    clock::sleep(joins.saturating_sub(turmoil::sim_elapsed().unwrap_or_default())).await;
     loop {
         let shutdown = enter(&shared, &name);
         let errors: u64 = disks.iter().map(SimDisk::errors).sum();
@@ -59,8 +61,9 @@ pub(crate) async fn datanode(
             Ok(running) => running.wait().await,
             Err(error) => Err(error),
         };
-        // A disk that gives errors is a reason to fail.
-        let excused = disks.iter().map(SimDisk::errors).sum::<u64>() > errors;
+        // A disk that gives errors is a reason to fail, and so is that nobody wants it any more.
+        let removed = shared.with(|world| world.removed.contains(&name));
+        let excused = removed || disks.iter().map(SimDisk::errors).sum::<u64>() > errors;
         if leave(&shared, &name, &shutdown, ended.map_err(|error| error.to_string()), excused).await {
             return Ok(());
         }
@@ -84,7 +87,7 @@ async fn leave(
 ) -> bool {
     if let Err(error) = &ended {
         match excused {
-            true => shared.event(format_args!("{name} failed on its disk: {error}")),
+            true => shared.event(format_args!("{name} has a reason to fail: {error}")),
             false => shared.violation(format_args!("{name} failed: {error}")),
         }
     }

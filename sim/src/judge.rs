@@ -10,17 +10,20 @@ use cairn_client::{Caller, Client, Kind};
 use cairn_coordinator::sim::{ChunkFacts, Metadata};
 use cairn_proto::checksum::crc32c;
 use cairn_proto::v1::data_node_client::DataNodeClient;
-use cairn_proto::v1::{RetrieveChunkRequest, ScrubRequest};
+use cairn_proto::v1::{NodeAction, NodeState, RetrieveChunkRequest, ScrubRequest};
 use cairn_proto::{NodeId, limits::MESSAGE_SIZE_MAX};
 use cairn_runtime::shutdown::Shutdown;
 use cairn_runtime::{clock, net};
 
+use crate::fleet::{self, Standing};
 use crate::knobs::{Knobs, datanode_address};
 use crate::model::{FileModel, Names, Node};
 use crate::world::Shared;
 
 /// A healed cluster answers within this time.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
+/// Before all is as it should be, a file is not waited for longer.
+const FIRST_ANSWER_MAX: Duration = Duration::from_secs(2);
 /// Full redundancy is back within this time.
 const HEAL_MAX: Duration = Duration::from_secs(240);
 /// A scrub of a store of this size is done within this time.
@@ -40,10 +43,18 @@ pub(crate) async fn judge(shared: Shared, knobs: Knobs, metadata: Metadata) {
             Err(_) => clock::sleep(Duration::from_millis(200)).await,
         }
     };
-    let nodes = nodes(&knobs, &client).await;
+    let nodes = nodes(&shared, &client).await;
+    // First as things are, when only wrong bytes are wrong; then by a client that knows nothing of it.
+    judge_files(&shared, &client, Judged::Bytes).await;
+    let _ = client.close().await;
+    let client = match Client::connect(knobs.client(), "judge".into(), &shutdown).await {
+        Ok(client) => client,
+        Err(error) => return shared.violation(format_args!("the healed cluster takes no client: {error}")),
+    };
     scrub(&shared, &nodes).await;
     wait_for_redundancy(&shared, &metadata, &nodes).await;
-    judge_files(&shared, &client).await;
+    remove_drained(&shared).await;
+    judge_files(&shared, &client, Judged::All).await;
     judge_chunks(&shared, &metadata, &nodes).await;
     if let Err(error) = client.close().await {
         shared.violation(format_args!("the judge's client can not close: {error}"));
@@ -52,16 +63,43 @@ pub(crate) async fn judge(shared: Shared, knobs: Knobs, metadata: Metadata) {
     shared.with(|world| world.judged = true);
 }
 
-/// Addresses of the datanodes by id.
-async fn nodes(knobs: &Knobs, client: &Arc<Client>) -> BTreeMap<NodeId, String> {
+/// Names of the datanodes that stand so.
+fn standing(shared: &Shared, wanted: Standing) -> Vec<String> {
+    let standings = shared.with(|world| world.standings.clone());
+    let fitting = standings.iter().enumerate().filter(|(_, standing)| **standing == wanted);
+    fitting.map(|(index, _)| format!("d{index}")).collect()
+}
+
+/// When all is stored as often as it is to be, what was drained is empty, and can be removed.
+async fn remove_drained(shared: &Shared) {
+    for name in standing(shared, Standing::Leaves) {
+        shared.with(|world| world.removed.insert(name.clone()));
+        let deadline = clock::now() + HEAL_MAX;
+        let address = datanode_address(&name);
+        loop {
+            match fleet::ask(&address, true, NodeAction::Remove, false).await {
+                Ok(()) => break shared.event(format_args!("{name} is removed")),
+                Err(error) if clock::now() > deadline => {
+                    break shared
+                        .violation(format_args!("{name} was drained; it can not be removed: {error}"));
+                }
+                Err(_) => clock::sleep(Duration::from_millis(500)).await,
+            }
+        }
+    }
+}
+
+/// Addresses of the datanodes that serve, by id.
+async fn nodes(shared: &Shared, client: &Arc<Client>) -> BTreeMap<NodeId, String> {
     let known: BTreeSet<String> =
-        (0..knobs.datanodes).map(|index| datanode_address(&format!("d{index}"))).collect();
+        standing(shared, Standing::Serves).iter().map(|name| datanode_address(name)).collect();
     let deadline = clock::now() + ANSWER_MAX;
     loop {
         let listed = client.coordinator().list_nodes().await.unwrap_or_default();
         let nodes: BTreeMap<NodeId, String> = listed
             .nodes
             .into_iter()
+            .filter(|node| node.state() == NodeState::Up)
             .filter_map(|node| Some((NodeId::from_wire(&node.node).ok()?, node.address)))
             .filter(|(_, address)| known.contains(address))
             .collect();
@@ -102,16 +140,16 @@ fn connect(address: &str) -> Result<DataNodeClient<tonic::transport::Channel>, S
 }
 
 /// What is wrong with the redundancy that metadata shows.
-fn shortfall(metadata: &Metadata, nodes: usize) -> Option<String> {
+fn shortfall(metadata: &Metadata, nodes: &BTreeMap<NodeId, String>) -> Option<String> {
     let chunks = match metadata.chunks() {
         Ok(chunks) => chunks,
         Err(error) => return Some(format!("metadata can not be read: {error}")),
     };
     // What no datanode has is lost; whether it may be, the files tell.
-    let short = chunks
-        .iter()
-        .filter(|chunk| !chunk.holders.is_empty())
-        .filter(|chunk| chunk.holders.len() < chunk.replicas.min(nodes) || !chunk.others.is_empty());
+    let short = chunks.iter().filter(|chunk| !chunk.holders.is_empty()).filter(|chunk| {
+        let is_elsewhere = !chunk.holders.iter().all(|holder| nodes.contains_key(holder));
+        chunk.holders.len() < chunk.replicas.min(nodes.len()) || !chunk.others.is_empty() || is_elsewhere
+    });
     let short: Vec<&ChunkFacts> = short.collect();
     let first = short.first()?;
     Some(format!("{} of {} chunks are short of copies, such as {first:?}", short.len(), chunks.len()))
@@ -120,7 +158,7 @@ fn shortfall(metadata: &Metadata, nodes: usize) -> Option<String> {
 async fn wait_for_redundancy(shared: &Shared, metadata: &Metadata, nodes: &BTreeMap<NodeId, String>) {
     let began = clock::now();
     loop {
-        let Some(what) = shortfall(metadata, nodes.len()) else {
+        let Some(what) = shortfall(metadata, nodes) else {
             return shared.event(format_args!("redundancy is full after {:?}", began.elapsed()));
         };
         if began.elapsed() > HEAL_MAX {
@@ -130,7 +168,15 @@ async fn wait_for_redundancy(shared: &Shared, metadata: &Metadata, nodes: &BTree
     }
 }
 
-async fn judge_files(shared: &Shared, client: &Arc<Client>) {
+/// What is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Judged {
+    /// Bytes that are read must be right; that they can be read is not asked yet.
+    Bytes,
+    All,
+}
+
+async fn judge_files(shared: &Shared, client: &Arc<Client>, what: Judged) {
     let fs = Files::new(Arc::clone(client), Caller::root());
     type Snapshot = (String, Names, Option<Names>, BTreeMap<u64, FileModel>);
     let areas: Vec<Snapshot> = shared.with(|world| {
@@ -167,15 +213,19 @@ async fn judge_files(shared: &Shared, client: &Arc<Client>) {
             if let Node::File(id) = node
                 && let Some(model) = files.get(id)
             {
-                judge_file(shared, &fs, &format!("{root}/{path}"), model).await;
+                judge_file(shared, &fs, &format!("{root}/{path}"), model, what).await;
             }
         }
     }
 }
 
-async fn judge_file(shared: &Shared, fs: &Files, path: &str, model: &FileModel) {
-    let read = clock::timeout(ANSWER_MAX, fs.read_all(path, FILE_MAX)).await;
+async fn judge_file(shared: &Shared, fs: &Files, path: &str, model: &FileModel, judged: Judged) {
+    let limit = if judged == Judged::All { ANSWER_MAX } else { FIRST_ANSWER_MAX };
+    let read = clock::timeout(limit, fs.read_all(path, FILE_MAX)).await;
     match read {
+        Err(_) | Ok(Err(_)) if judged == Judged::Bytes => {
+            shared.event(format_args!("judge: {path} can not be read yet"));
+        }
         Ok(Ok(data)) => {
             let right = model.check(&data);
             shared.event(format_args!("judge reads {path}: {}", data.len()));

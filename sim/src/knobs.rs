@@ -11,6 +11,8 @@ use rand::rngs::StdRng;
 
 /// Where the coordinator listens.
 pub(crate) const COORDINATOR: &str = "c";
+/// The same with its port.
+pub(crate) const COORDINATOR_ADDRESS: &str = "c:7070";
 const COORDINATOR_PORT: u16 = 7070;
 const DATANODE_PORT: u16 = 7080;
 /// The shortest that can be set.
@@ -60,7 +62,8 @@ impl Knobs {
             disks: if rng.random_bool(0.25) { 2 } else { 1 },
             clients: rng.random_range(2..=3),
             latency_max: millis(rng, 2, 30),
-            disk_delay_max: millis(rng, 1, 15),
+            // A slow disk leaves much unsynced at any moment.
+            disk_delay_max: if rng.random_bool(0.15) { millis(rng, 50, 400) } else { millis(rng, 1, 15) },
             fault_every: millis(rng, 400, 3000),
             think_max: millis(rng, 20, 400),
             fsync: rng.random_range(0.5..1.0),
@@ -79,6 +82,11 @@ impl Knobs {
             plan_time: millis(rng, 5000, 30_000),
             lost_after: down_after + millis(rng, 5000, 20_000),
         }
+    }
+
+    /// Bytes of a full chunk.
+    pub(crate) fn chunk_bytes(&self) -> usize {
+        self.chunk_size as usize // at most 512 KiB
     }
 
     pub(crate) fn coordinator(&self) -> CoordinatorConfig {

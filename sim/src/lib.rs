@@ -4,6 +4,7 @@
 
 mod disk;
 mod faults;
+mod fleet;
 mod hosts;
 mod judge;
 mod knobs;

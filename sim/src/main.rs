@@ -46,7 +46,7 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
-    /// Plants each bug and looks for a seed that finds it.
+    /// Plants each bug and looks for a seed that finds it; those known to do so come first.
     Bugs {
         /// Only this one.
         #[arg(long)]
@@ -57,9 +57,6 @@ enum Command {
         /// Simulated seconds of work under faults, of each.
         #[arg(long, default_value_t = 60)]
         seconds: u64,
-        /// Tries only the seeds that are known to find it.
-        #[arg(long)]
-        known: bool,
     },
 }
 
@@ -67,7 +64,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Seed { seed, seconds, trace, log, bug } => run_seed(seed, seconds, trace, log, bug),
         Command::Seeds { count, first, seconds } => runner::run_seeds(first, count, seconds),
-        Command::Bugs { bug, seeds, seconds, known } => runner::find_bugs(bug, seeds, seconds, known),
+        Command::Bugs { bug, seeds, seconds } => runner::find_bugs(bug, seeds, seconds),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -105,6 +102,8 @@ fn run_seed(
         println!("VIOLATION {violation}");
     }
     println!("seed {seed} digest {:016x}: {}", report.digest, report.summary);
+    let figures: Vec<String> = report.figures.iter().map(|(kind, count)| format!("{kind}={count}")).collect();
+    println!("figures {}", figures.join("; "));
     if !report.counts {
         println!("too little happened for this run to count");
     }

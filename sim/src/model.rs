@@ -25,11 +25,13 @@ pub(crate) struct FileModel {
     pub(crate) versions: Vec<Rc<Vec<u8>>>,
     /// The last version was acknowledged as durable.
     pub(crate) durable: bool,
+    /// Something written was seen to be missing; whoever stores the file next must be told.
+    pub(crate) lost: bool,
 }
 
 impl FileModel {
     pub(crate) fn empty() -> Self {
-        Self { versions: vec![Rc::default()], durable: true }
+        Self { versions: vec![Rc::default()], durable: true, lost: false }
     }
 
     /// What its writer sees.
@@ -71,9 +73,14 @@ pub(crate) fn admissible(versions: &[Rc<Vec<u8>>], read: &[u8]) -> Result<(), St
         return Ok(());
     }
     if let [only] = versions {
-        let at = read.iter().zip(only.iter()).position(|(a, b)| a != b).unwrap_or(0);
-        let wrong = read.iter().zip(only.iter()).filter(|(a, b)| a != b).count();
-        return Err(format!("{wrong} of {} bytes differ, from {at}", read.len()));
+        let wrong: Vec<usize> = (0..read.len()).filter(|&at| read[at] != only[at]).collect();
+        let (first, last) = (wrong.first().copied().unwrap_or(0), wrong.last().copied().unwrap_or(0));
+        let zeros = wrong.iter().filter(|&&at| read[at] == 0).count();
+        let count = wrong.len();
+        return Err(format!(
+            "{count} of {} bytes differ, {first} to {last}; {zeros} of them read as zero",
+            read.len()
+        ));
     }
     let strange = (0..read.len()).find(|&at| {
         // Between the ends of two versions lie zeros.

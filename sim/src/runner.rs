@@ -1,9 +1,10 @@
 //! Many seeds, each in a process of its own, two at a time.
 #![allow(clippy::disallowed_methods)] // runs on the real machine
 
+use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -41,6 +42,8 @@ struct Said {
     /// Its last lines.
     text: String,
     digest: String,
+    /// What was done, by kind.
+    figures: BTreeMap<String, u64>,
 }
 
 fn arguments(seed: u64, seconds: u64, bug: Option<Bug>) -> Vec<String> {
@@ -61,7 +64,11 @@ fn run(seed: u64, seconds: u64, bug: Option<Bug>) -> anyhow::Result<Said> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let digest = text.split("digest ").nth(1).and_then(|rest| rest.split(':').next());
     let digest = digest.unwrap_or_default().to_owned();
-    Ok(Said { fine: output.status.success(), text, digest })
+    let figures = text.lines().find_map(|line| line.strip_prefix("figures ")).unwrap_or_default();
+    let figures = figures.split("; ").filter_map(|figure| figure.rsplit_once('='));
+    let figures = figures.filter_map(|(kind, count)| Some((kind.to_owned(), count.parse().ok()?)));
+    let figures = figures.collect();
+    Ok(Said { fine: output.status.success(), text, digest, figures })
 }
 
 /// Does `work` for each number from `first` on, two at a time, until one says `false`.
@@ -82,14 +89,14 @@ fn each(first: u64, count: u64, work: impl Fn(u64) -> anyhow::Result<bool> + Syn
                         Ok(false) => stop.store(true, Ordering::Relaxed),
                         Err(error) => {
                             stop.store(true, Ordering::Relaxed);
-                            *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+                            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                         }
                     }
                 }
             });
         }
     });
-    match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
         None => Ok(()),
     }
@@ -99,16 +106,21 @@ fn replay(seed: u64, seconds: u64, bug: Option<Bug>) -> String {
     format!("cairn-sim {} --trace", arguments(seed, seconds, bug).join(" "))
 }
 
-/// Runs seeds and says which broke a promise. Whether none did.
+/// Runs seeds and says which broke a promise, and what was done in all. Whether none did.
 pub(crate) fn run_seeds(first: u64, count: u64, seconds: u64) -> anyhow::Result<bool> {
     let began = Instant::now();
-    let bad = AtomicU64::new(0);
+    let (bad, repeated) = (AtomicU64::new(0), AtomicU64::new(0));
+    let sum = Mutex::new(BTreeMap::<String, u64>::new());
     each(first, count, |seed| {
         let said = run(seed, seconds, None)?;
+        let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
+        said.figures.iter().for_each(|(kind, count)| *sum.entry(kind.clone()).or_default() += count);
+        drop(sum);
         if !said.fine {
             bad.fetch_add(1, Ordering::Relaxed);
             println!("{}seed {seed} FAILED; replay: {}\n", said.text, replay(seed, seconds, None));
         } else if seed.is_multiple_of(REPEAT_EVERY) {
+            repeated.fetch_add(1, Ordering::Relaxed);
             let again = run(seed, seconds, None)?;
             if again.digest != said.digest {
                 bad.fetch_add(1, Ordering::Relaxed);
@@ -118,44 +130,52 @@ pub(crate) fn run_seeds(first: u64, count: u64, seconds: u64) -> anyhow::Result<
         Ok(true)
     })?;
     let bad = bad.load(Ordering::Relaxed);
-    println!(
-        "{count} seeds of {seconds} s from {first}: {bad} bad, {:.0} s on {PARALLEL} processes",
-        began.elapsed().as_secs_f64()
-    );
+    let took = began.elapsed().as_secs_f64();
+    println!("| what | count |\n| --- | --- |\n| seeds of {seconds} s, from {first} | {count} |");
+    for (kind, count) in sum.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        println!("| {kind} | {count} |");
+    }
+    println!("| seeds run twice, with the same digest | {} |", repeated.load(Ordering::Relaxed));
+    println!("| seeds that broke a promise | {bad} |");
+    println!("| seconds on the clock, {PARALLEL} at a time | {took:.0} |");
     Ok(bad == 0)
 }
 
-/// Plants bugs and says by which seed each is found. Whether all were.
-pub(crate) fn find_bugs(only: Option<String>, seeds: u64, seconds: u64, known: bool) -> anyhow::Result<bool> {
+/// Plants bugs and says by which seed each is found: those known to do so come first. Whether all were.
+pub(crate) fn find_bugs(only: Option<String>, seeds: u64, seconds: u64) -> anyhow::Result<bool> {
     let wanted = KNOWN.iter().filter(|(bug, _)| only.as_ref().is_none_or(|name| *name == format!("{bug:?}")));
-    let (mut tried, mut all) = (0, true);
+    let wanted: Vec<_> = wanted.collect();
+    anyhow::ensure!(!wanted.is_empty(), "no such bug; one of {:?}", Bug::ALL);
+    let mut all = true;
     for (bug, finders) in wanted {
-        tried += 1;
-        let found = Mutex::new(None);
-        let try_seed = |seed: u64| {
-            let said = run(seed, seconds, Some(*bug))?;
-            if said.fine {
-                return Ok(true);
-            }
-            let why =
-                said.text.lines().find(|line| line.starts_with("VIOLATION") || line.starts_with("PANIC"));
-            let why = why.unwrap_or("no violation was named").to_owned();
-            let mut found = found.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            found.get_or_insert((seed, why));
-            Ok(false)
-        };
-        match known {
-            true => each(0, finders.len() as u64, |index| try_seed(finders[index as usize]))?,
-            false => each(1, seeds, try_seed)?,
-        }
-        match found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        match find_bug(*bug, finders, seeds, seconds)? {
             Some((seed, why)) => println!("{bug:?}: found by seed {seed}: {why}"),
             None => {
                 all = false;
-                println!("{bug:?}: NOT FOUND");
+                println!("{bug:?}: NOT FOUND by {seeds} seeds");
             }
         }
     }
-    anyhow::ensure!(tried > 0, "no such bug");
     Ok(all)
+}
+
+fn find_bug(bug: Bug, known: &[u64], seeds: u64, seconds: u64) -> anyhow::Result<Option<(u64, String)>> {
+    let found = Mutex::new(None);
+    let try_seed = |seed: u64| {
+        let said = run(seed, seconds, Some(bug))?;
+        // A seed that fails without the bug as well says nothing about it.
+        if said.fine || !run(seed, seconds, None)?.fine {
+            return Ok(true);
+        }
+        let why = said.text.lines().find(|line| line.starts_with("VIOLATION") || line.starts_with("PANIC"));
+        let why = why.unwrap_or("no violation was named").to_owned();
+        found.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert((seed, why));
+        Ok(false)
+    };
+    let is_open = || found.lock().unwrap_or_else(PoisonError::into_inner).is_none();
+    each(0, known.len() as u64, |index| try_seed(known[index as usize]))?;
+    if is_open() {
+        each(1, seeds, try_seed)?;
+    }
+    Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
 }

@@ -20,6 +20,12 @@ use crate::world::{Phase, Shared};
 /// An operation that takes longer has an unknown outcome.
 const OPERATION_MAX: Duration = Duration::from_secs(90);
 const FILES_MAX: usize = 24;
+/// A change of a file by another client is waited for so long.
+const CHANGE_MAX: Duration = Duration::from_secs(1);
+/// How often the file that is used most is used.
+const HOT: f64 = 0.2;
+/// Larger chunks would make bursts of writes dear.
+const BURST_CHUNK_MAX: usize = 128 << 10;
 const READ_WRITE: OpenFlags =
     OpenFlags { read: true, write: true, append: false, truncate: false, exclusive: false, sync: false };
 
@@ -161,7 +167,9 @@ impl Worker<'_> {
         if files.len() < 3 {
             return self.create().await;
         }
-        let (path, id) = files[self.rng.random_range(0..files.len())].clone();
+        // One file is in use more than others, so that clients meet there.
+        let chosen = if self.rng.random_bool(HOT) { 0 } else { self.rng.random_range(0..files.len()) };
+        let (path, id) = files[chosen].clone();
         match self.rng.random_range(0..100) {
             0..18 if files.len() < FILES_MAX => self.create().await,
             0..40 => self.rewrite(&path, id).await,
@@ -170,9 +178,23 @@ impl Worker<'_> {
             66..74 => self.rename(&path).await,
             74..84 => self.unlink(&path).await,
             84..88 => self.clone_file(&path, id).await,
-            88..93 => self.make_or_remove_dir().await,
+            88..91 => self.make_or_remove_dir().await,
+            91..95 => self.sync_later().await,
             _ => self.list().await,
         }
+    }
+
+    /// Syncs what was committed without sync some time ago; much may have happened meanwhile.
+    async fn sync_later(&mut self) -> Outcome<()> {
+        let unsynced = self.area(|area| {
+            let durable = |id: &FileId| area.files.get(id).is_some_and(|file| file.durable);
+            area.paths().into_iter().find(|(_, id)| !durable(id))
+        });
+        let Some((path, id)) = unsynced else { return Ok(()) };
+        let handle = self.open(&path).await?;
+        self.settle(&path, id, handle, true).await?;
+        self.vfs.release(handle);
+        Ok(())
     }
 
     fn bytes(&mut self) -> Vec<u8> {
@@ -251,7 +273,7 @@ impl Worker<'_> {
                 let inode = self.vfs.lookup(parent, &last, &self.me).await?.attr.inode;
                 self.vfs.setattr(inode, change, Some(handle), &self.me).await
             };
-            self.ask("truncate", path, truncate).await?;
+            self.ask("truncate", &format!("{path} {size}"), truncate).await?;
         } else {
             self.write_some(path, id, handle).await?;
         }
@@ -263,20 +285,31 @@ impl Worker<'_> {
     }
 
     async fn write_some(&mut self, path: &str, id: FileId, handle: HandleId) -> Outcome<()> {
-        for _ in 0..self.rng.random_range(1..=3) {
-            let data = self.bytes();
+        // The second half of a chunk leaves at once: the same bytes are then on their way several times.
+        let chunk = self.knobs.chunk_bytes();
+        let is_burst = chunk <= BURST_CHUNK_MAX && self.rng.random_bool(0.15);
+        for _ in 0..self.rng.random_range(1..=if is_burst { 5 } else { 3 }) {
             let mut content = self.last(id).to_vec();
-            let offset = match self.rng.random_range(0..3) {
-                0 => content.len(),
-                _ => self.rng.random_range(0..=content.len()),
+            let (offset, data) = if is_burst {
+                let mut data = vec![0; chunk / 2];
+                self.rng.fill_bytes(&mut data);
+                (chunk - chunk / 2, data)
+            } else {
+                let data = self.bytes();
+                let offset = match self.rng.random_range(0..3) {
+                    0 => content.len(),
+                    _ => self.rng.random_range(0..=content.len()),
+                };
+                (offset, data)
             };
             if content.len() < offset + data.len() {
                 content.resize(offset + data.len(), 0);
             }
             content[offset..offset + data.len()].copy_from_slice(&data);
             self.area(|area| area.files.entry(id).or_insert_with(FileModel::empty).push(content));
+            let what = format!("{path} {offset}+{}", data.len());
             let write = self.vfs.write(handle, offset as u64, Bytes::from(data), WriteOrigin::Call);
-            self.ask("write", path, write).await?;
+            self.ask("write", &what, write).await?;
         }
         Ok(())
     }
@@ -286,6 +319,10 @@ impl Worker<'_> {
             // First without, so that the sync has to ask for what was stored before.
             if self.rng.random_bool(0.3) {
                 self.settle(path, id, handle, false).await?;
+                if self.rng.random_bool(0.2) {
+                    let pause = self.knobs.think_max.mul_f64(self.rng.random_range(0.0..4.0));
+                    clock::sleep(pause).await;
+                }
             }
             self.settle(path, id, handle, true).await?;
         } else if self.rng.random_bool(0.6) {
@@ -299,6 +336,10 @@ impl Worker<'_> {
         match durable {
             true => self.ask("fsync", path, self.vfs.fsync(handle)).await?,
             false => self.ask("flush", path, self.vfs.flush(handle)).await?,
+        }
+        if self.area(|area| area.files.get(&id).is_some_and(|file| file.lost)) {
+            self.shared
+                .violation(format_args!("u{} stores {path}, and is not told what was lost", self.index));
         }
         self.area(|area| area.files.entry(id).or_insert_with(FileModel::empty).settle(durable));
         if durable {
@@ -328,13 +369,22 @@ impl Worker<'_> {
         Ok(Some(all))
     }
 
-    /// The client sees its own writes exactly.
+    /// The client sees its own writes exactly. But a file that was released with writes in the buffer, as
+    /// pages of a mapping are, may lose them: then who stores it next is told.
     async fn read(&mut self, path: &str, id: FileId) -> Outcome<()> {
         let handle = self.open(path).await?;
         if let Some(read) = self.content(path, handle).await?
             && let Err(what) = admissible(&[self.last(id)], &read)
         {
-            self.shared.violation(format_args!("u{} reads {path}: {what}", self.index));
+            let index = self.index;
+            let versions = self.area(|area| area.files.get(&id).map(|file| file.versions.clone()));
+            match versions.unwrap_or_default() {
+                versions if versions.len() > 1 && admissible(&versions, &read).is_ok() => {
+                    self.shared.event(format_args!("u{index} finds {path} without its last writes"));
+                    self.area(|area| area.files.entry(id).or_insert_with(FileModel::empty).lost = true);
+                }
+                _ => self.shared.violation(format_args!("u{index} reads {path}: {what}")),
+            }
         }
         self.vfs.release(handle);
         Ok(())
@@ -351,14 +401,56 @@ impl Worker<'_> {
             (!area.closed && !paths.is_empty()).then(|| (area.root.clone(), paths))
         });
         let Some((root, paths)) = found else { return Ok(()) };
-        let (path, id) = paths[self.rng.random_range(0..paths.len())].clone();
+        let hot = self.rng.random_bool(0.5);
+        let (path, id) = paths[if hot { 0 } else { self.rng.random_range(0..paths.len()) }].clone();
+        // Several times while it is open here, so that what is known of it grows old.
+        let mut handles = Vec::new();
+        for _ in 0..self.rng.random_range(1..=3) {
+            let Some(handle) = self.read_of_other(other, &root, &path, id).await? else { break };
+            handles.push(handle);
+            self.wait_for_change(other, &root, id).await;
+        }
+        handles.into_iter().for_each(|handle| self.vfs.release(handle));
+        Ok(())
+    }
+
+    /// Waits a little until another client has changed a file, and what it wrote is to be seen.
+    async fn wait_for_change(&self, other: usize, root: &str, id: FileId) {
+        let settled = || {
+            self.shared.with(|world| {
+                let area = world.areas[other].iter().find(|area| area.root == root)?;
+                area.files.get(&id).filter(|file| file.versions.len() == 1).map(FileModel::last)
+            })
+        };
+        let before = settled();
+        let deadline = clock::now() + CHANGE_MAX;
+        while clock::now() < deadline {
+            clock::sleep(CHANGE_MAX / 40).await;
+            let is_same = match (&before, settled()) {
+                (Some(before), Some(now)) => Rc::ptr_eq(before, &now),
+                (_, now) => now.is_none(),
+            };
+            if !is_same {
+                return;
+            }
+        }
+    }
+
+    /// Opens and reads a file of another client; `None`: it is gone, or not there yet.
+    async fn read_of_other(
+        &self,
+        other: usize,
+        root: &str,
+        path: &str,
+        id: FileId,
+    ) -> Outcome<Option<HandleId>> {
         let model = |shared: &Shared| {
             shared.with(|world| {
                 let area = world.areas[other].iter().find(|area| area.root == root)?;
-                Some((area.files.get(&id)?.clone(), area.names.get(&path) == Some(&Node::File(id))))
+                Some((area.files.get(&id)?.clone(), area.names.get(path) == Some(&Node::File(id))))
             })
         };
-        let Some((before, _)) = model(self.shared) else { return Ok(()) };
+        let Some((before, _)) = model(self.shared) else { return Ok(None) };
         let what = format!("{root}/{path}");
         let open = async {
             let mut inode = InodeId::ROOT;
@@ -372,7 +464,7 @@ impl Worker<'_> {
             // It may have gone, or not be there yet.
             Ok(Err(error)) => {
                 self.log("looks at", &what, &Err::<(), _>(error.kind()));
-                return Ok(());
+                return Ok(None);
             }
             Err(_) => return Err(Stop::TooSlow),
         };
@@ -385,8 +477,7 @@ impl Worker<'_> {
                 self.shared.violation(format_args!("u{} reads {what} of u{other}: {wrong}", self.index));
             }
         }
-        self.vfs.release(handle);
-        Ok(())
+        Ok(Some(handle))
     }
 
     async fn rename(&mut self, path: &str) -> Outcome<()> {

@@ -1,13 +1,14 @@
 //! What the simulated processes, the driver and the checks share. One thread runs all of them.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Arguments;
 use std::rc::Rc;
 use std::time::Duration;
 
 use cairn_runtime::shutdown::Shutdown;
 
+use crate::fleet::{Figures, Order, Standing};
 use crate::model::Area;
 use crate::trace::Trace;
 
@@ -28,9 +29,6 @@ pub(crate) struct Counts {
     pub(crate) read: u64,
     pub(crate) unknown: u64,
     pub(crate) refused_reads: u64,
-    pub(crate) faults: u64,
-    pub(crate) crashes: u64,
-    pub(crate) lost_pages: u64,
 }
 
 #[derive(Debug)]
@@ -39,6 +37,8 @@ pub(crate) struct World {
     pub(crate) phase: Phase,
     pub(crate) trace: Trace,
     pub(crate) counts: Counts,
+    /// Faults by kind.
+    pub(crate) faults: Figures,
     pub(crate) violations: Vec<String>,
     /// All areas; of each client the last one is in use.
     pub(crate) areas: Vec<Vec<Area>>,
@@ -47,6 +47,12 @@ pub(crate) struct World {
     /// Clients that have ended in order.
     pub(crate) ended: BTreeMap<String, usize>,
     pub(crate) judged: bool,
+    /// What the operator has to do, in this order.
+    pub(crate) orders: VecDeque<Order>,
+    /// Datanodes that the judge has removed.
+    pub(crate) removed: BTreeSet<String>,
+    /// Whether each datanode is to count at the end.
+    pub(crate) standings: Vec<Standing>,
 }
 
 /// The shared world.
@@ -60,11 +66,15 @@ impl Shared {
             phase: Phase::Work,
             trace,
             counts: Counts::default(),
+            faults: Figures::new(),
             violations: Vec::new(),
             areas: (0..clients).map(|_| Vec::new()).collect(),
             stops: BTreeMap::new(),
             ended: BTreeMap::new(),
             judged: false,
+            orders: VecDeque::new(),
+            removed: BTreeSet::new(),
+            standings: Vec::new(),
         })))
     }
 

@@ -189,6 +189,13 @@ impl FileContent {
         self.take_error()
     }
 
+    /// What [`Self::flush`] does, for a file whose last descriptor is gone: an error stays for the next one
+    /// who asks. Whether there is none.
+    pub(crate) async fn store_untold(&self) -> bool {
+        self.settle(self.engine.config.durable_close).await;
+        self.lock().error.is_none()
+    }
+
     /// What fsync(2) promises: everything committed, and surviving the power loss of all machines
     /// and the loss of all but one of those that stored it. Reports background errors once.
     pub async fn fsync(&self) -> Result<()> {

@@ -269,7 +269,8 @@ impl Vfs {
     }
 
     /// The last descriptor of an open is gone. Writes that are still buffered (a mapping's) are
-    /// stored in the background; the inode lives until then.
+    /// stored in the background; the inode lives until then. An error that this meets is told to the next
+    /// one who writes to the file, syncs or closes it.
     pub fn release(self: &Arc<Self>, handle: HandleId) {
         let Some(released) = self.handles.remove(handle) else { return };
         let Handle::File(file) = &*released else { return };
@@ -281,8 +282,8 @@ impl Vfs {
         let vfs = Arc::clone(self);
         self.runtime.spawn(async move {
             let Handle::File(file) = &*released else { return };
-            if let Err(error) = file.content.flush().await {
-                tracing::error!(inode = %file.guard.inode(), %error, "written data of a closed file is lost");
+            if !file.content.store_untold().await {
+                tracing::error!(inode = %file.guard.inode(), "written data of a closed file is lost");
             }
             vfs.inodes.closed(file.inode);
             vfs.closed_lately.add(released, &vfs.runtime);

@@ -54,20 +54,27 @@ impl Cluster {
 
     /// One more client with a session of its own.
     pub async fn client(&self) -> anyhow::Result<Arc<Client>> {
-        let config = ClientConfig {
-            coordinator: self.address.clone(),
-            memory: ByteSize::mib(128),
-            ..ClientConfig::default()
-        };
+        self.client_with(ClientConfig::default()).await
+    }
+
+    /// The same with a configuration; its address is filled in.
+    pub async fn client_with(&self, config: ClientConfig) -> anyhow::Result<Arc<Client>> {
+        let config = ClientConfig { coordinator: self.address.clone(), memory: ByteSize::mib(128), ..config };
         Ok(Client::connect(config, "test".into(), &self.clients).await?)
     }
 
-    pub async fn stop(self) -> anyhow::Result<()> {
-        self.clients.drain().await;
-        for (datanode, shutdown) in self.datanodes {
+    /// Ends all datanodes.
+    pub async fn stop_datanodes(&mut self) -> anyhow::Result<()> {
+        for (datanode, shutdown) in self.datanodes.drain(..) {
             shutdown.request();
             datanode.wait().await?;
         }
+        Ok(())
+    }
+
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        self.clients.drain().await;
+        self.stop_datanodes().await?;
         let (coordinator, shutdown) = self.coordinator;
         shutdown.request();
         coordinator.wait().await?;

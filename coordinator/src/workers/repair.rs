@@ -49,6 +49,8 @@ pub(crate) struct RepairWorker {
     fill: Option<Fill>,
     faults_looked: Option<Instant>,
     looked_again: Option<Instant>,
+    /// When members may be filled again, after a pass that some of them failed.
+    fill_after: Option<Instant>,
     resting: BTreeMap<NodeId, Instant>,
 }
 
@@ -71,6 +73,7 @@ impl RepairWorker {
             fill: None,
             faults_looked: None,
             looked_again: None,
+            fill_after: None,
             resting: BTreeMap::new(),
         }
     }
@@ -118,6 +121,9 @@ impl RepairWorker {
     async fn plan_fill(&mut self, shared: &Arc<Shared>, progress: &Progress) -> Result<bool, OpError> {
         let view = View::of(&shared.context.cluster.members());
         if self.fill.is_none() {
+            if self.fill_after.is_some_and(|at| at > clock::now()) {
+                return Ok(false);
+            }
             let sets = plan::fills(&view, &self.resting());
             if sets.is_empty() {
                 return Ok(false);
@@ -146,6 +152,8 @@ impl RepairWorker {
     /// Members that got everything are active, when their set is still what it was.
     async fn end_fill(&mut self, shared: &Arc<Shared>, progress: &Progress) -> Result<(), OpError> {
         let Some(fill) = self.fill.take() else { return Ok(()) };
+        // What is missing is away: it is not there a moment later either.
+        self.fill_after = (!fill.failed.is_empty()).then(|| clock::now() + REST);
         let view = View::of(&shared.context.cluster.members());
         for (set, (epoch, nodes)) in fill.sets {
             let mut unchanged = view.epoch(set) == Some(epoch);

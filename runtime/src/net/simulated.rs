@@ -10,7 +10,7 @@ use tonic::transport::server::Connected;
 use turmoil::net::{TcpListener, TcpStream};
 
 /// An accepted connection.
-pub struct Accepted(TcpStream);
+pub(super) struct Accepted(TcpStream);
 
 impl Connected for Accepted {
     type ConnectInfo = ();
@@ -39,8 +39,8 @@ impl AsyncWrite for Accepted {
     }
 }
 
-/// The connections of a listening socket, for `serve_with_incoming`.
-pub fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<Accepted>> {
+/// The connections of a listening socket.
+pub(super) fn accepted(listener: TcpListener) -> impl Stream<Item = io::Result<Accepted>> {
     futures::stream::unfold(listener, |listener| async move {
         let accepted = listener.accept().await.map(|(stream, _)| Accepted(stream));
         Some((accepted, listener))

@@ -41,12 +41,17 @@ impl Job {
 pub(super) struct View {
     sets: BTreeMap<ReplicaSetId, ReplicaSet>,
     up: BTreeSet<NodeId>,
+    /// Silent for so long that nobody waits for them.
+    gone: BTreeSet<NodeId>,
 }
 
 impl View {
     pub(super) fn of(members: &Members) -> Self {
-        let up = members.nodes.values().filter(|entry| entry.state == NodeState::Up);
-        Self { sets: members.sets.clone(), up: up.map(|entry| entry.row.id).collect() }
+        let of = |state| {
+            let nodes = members.nodes.values().filter(move |entry| entry.state == state);
+            nodes.map(|entry| entry.row.id).collect()
+        };
+        Self { sets: members.sets.clone(), up: of(NodeState::Up), gone: of(NodeState::Lost) }
     }
 
     pub(super) fn epoch(&self, set: ReplicaSetId) -> Option<u64> {
@@ -109,7 +114,8 @@ pub(super) struct FaultPlan {
 }
 
 /// Reads the whole queue of faults. Datanodes in `resting` get no copies now. With `look_again`, those whose
-/// copy of a lost chunk is missing or bad are asked to look once more: their disk may have come back.
+/// copy is missing or bad look at it once more when no other is sound: their disk may have come back, or have
+/// the record although its sync failed.
 pub(super) fn faults(
     reader: &dyn Reader,
     view: &View,
@@ -131,12 +137,12 @@ pub(super) fn faults(
             continue;
         };
         let copies = copies(reader, view, &row, node)?;
+        if copies.sources.is_empty() && look_again && view.up.contains(&node) && !resting.contains(&node) {
+            // Behind all that can be repaired for sure.
+            jobs.insert((usize::MAX, chunk, node), job_of(&row, node, vec![node]));
+        }
         if copies.sources.is_empty() && copies.away == 0 {
             lost.insert(chunk);
-            if look_again && view.up.contains(&node) && !resting.contains(&node) {
-                // Behind all that can be repaired for sure.
-                jobs.insert((usize::MAX, chunk, node), job_of(&row, node, vec![node]));
-            }
         } else if copies.sources.is_empty() || !view.up.contains(&node) || resting.contains(&node) {
             plan.waiting += 1;
         } else {
@@ -159,6 +165,10 @@ fn job_of(row: &Chunk, to: NodeId, sources: Vec<NodeId>) -> Job {
 
 /// New members that are to get the older chunks of their sets: all those of the worst protected sets.
 ///
+/// Last come sets whose holders are all gone for good, as when the last of many that were down never came
+/// back: their members may have everything between them. Who was found to have it all becomes active; a
+/// chunk that only a holder has keeps all of them from it, until an operator gives the holder up.
+///
 /// By set: its epoch, and the members to be filled.
 pub(super) type Fills = BTreeMap<ReplicaSetId, (u64, Vec<NodeId>)>;
 
@@ -172,15 +182,22 @@ pub(super) fn fills(view: &View, resting: &BTreeSet<NodeId>) -> Fills {
         };
         set.members.0.iter().filter(due).map(|member| member.node).collect()
     };
-    // A set nobody is up of can only wait.
+    let orphaned = |set: &ReplicaSet| {
+        set.members.0.iter().filter(|member| holds_all(member)).all(|member| view.gone.contains(&member.node))
+    };
+    // A set whose holders are down for a while can only wait.
+    let rank = |set: &ReplicaSet| match left(set) {
+        0 => orphaned(set).then_some(usize::MAX),
+        left => Some(left),
+    };
     let open: Vec<_> = view
         .sets
         .values()
-        .map(|set| (left(set), set, filled(set)))
-        .filter(|(left, _, filled)| *left > 0 && !filled.is_empty())
+        .filter_map(|set| Some((rank(set)?, set, filled(set))))
+        .filter(|(_, _, filled)| !filled.is_empty())
         .collect();
-    let worst = open.iter().map(|(left, ..)| *left).min().unwrap_or(0);
-    let worst = open.into_iter().filter(|(left, ..)| *left == worst);
+    let worst = open.iter().map(|(rank, ..)| *rank).min().unwrap_or(0);
+    let worst = open.into_iter().filter(|(rank, ..)| *rank == worst);
     worst.map(|(_, set, filled)| (set.id, (set.epoch, filled))).collect()
 }
 
@@ -260,7 +277,7 @@ mod tests {
             bad.iter().for_each(|&at| tx.put(Fault { chunk, node: node(at), noticed_ns: 1 }));
         }
         tx.commit().unwrap();
-        let view = View { sets: [(id, set)].into(), up: [node(1)].into() };
+        let view = View { sets: [(id, set)].into(), up: [node(1)].into(), gone: BTreeSet::new() };
         let plan = |view: &View, look| {
             let reader = store.reader(true).unwrap();
             faults(&*reader, view, &BTreeSet::new(), look).unwrap()
@@ -276,5 +293,34 @@ mod tests {
         let jobs = plan(&view, true).jobs;
         let order: Vec<_> = jobs.iter().map(|job| (job.chunk, job.is_look())).collect();
         assert_eq!(order, [(repairable, false), (lost, true), (lost, true)]);
+    }
+
+    #[test]
+    fn members_fill_one_another_when_their_last_holder_is_gone_for_good() {
+        let id = |number| ReplicaSetId::new(number).unwrap();
+        let set = |number, states: [(u128, MemberState); 3]| {
+            let members = states.map(|(number, state)| Member { node: node(number), state });
+            let members = SetMembers(members.to_vec());
+            (id(number), ReplicaSet { id: id(number), members, replicas: 3, min_replicas: 2, epoch: 4 })
+        };
+        use MemberState::{Active, Backfilling, Lost};
+        let orphaned = set(1, [(1, Backfilling), (2, Backfilling), (9, Active)]);
+        let fills_of = |sets: &[(ReplicaSetId, ReplicaSet)], gone: &[u128]| {
+            let view = View {
+                sets: sets.iter().cloned().collect(),
+                up: [node(1), node(2)].into(),
+                gone: gone.iter().map(|&number| node(number)).collect(),
+            };
+            fills(&view, &BTreeSet::new())
+        };
+        let both = Fills::from([(id(1), (4, vec![node(1), node(2)]))]);
+        assert_eq!(fills_of(std::slice::from_ref(&orphaned), &[]), Fills::new()); // it may be back in a moment
+        assert_eq!(fills_of(std::slice::from_ref(&orphaned), &[9]), both);
+        // An operator has given the last holder up.
+        assert_eq!(fills_of(&[set(1, [(1, Backfilling), (2, Backfilling), (9, Lost)])], &[]), both);
+        // Those that have a holder come first.
+        let held = set(2, [(1, Active), (2, Backfilling), (9, Lost)]);
+        let first = Fills::from([(id(2), (4, vec![node(2)]))]);
+        assert_eq!(fills_of(&[orphaned, held], &[9]), first);
     }
 }
