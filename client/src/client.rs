@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_proto::InodeId;
+use cairn_runtime::bugs::{Bug, planted};
 use cairn_runtime::clock;
 use cairn_runtime::config::Validate;
 use cairn_runtime::shutdown::Shutdown;
@@ -80,7 +81,7 @@ impl Client {
     /// buffered writes. `attr` is adopted when it is newer than what is known.
     pub fn content(self: &Arc<Self>, inode: InodeId, attr: &Attr) -> Arc<FileContent> {
         let (content, is_new) = self.engine.content(inode, attr);
-        if !is_new {
+        if !is_new && !planted(Bug::OpenKeepsOldLayout) {
             content.refresh(attr, None);
         }
         content

@@ -17,7 +17,7 @@ pub(crate) type HostResult = Result<(), Box<dyn std::error::Error>>;
 /// A service that could not start is tried again after so long, as a supervisor would.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// Tasks of a service that has ended may still be on their way for so long.
-const LAST_TASKS: Duration = Duration::from_secs(12);
+const LAST_TASKS: Duration = Duration::from_secs(15);
 
 /// One life of the coordinator's machine.
 pub(crate) async fn coordinator(

@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 
 use crate::knobs::Knobs;
-use crate::model::{Area, FileId, FileModel, Node, admissible};
+use crate::model::{Area, FileId, FileModel, Names, Node, admissible};
 use crate::world::{Phase, Shared};
 
 /// An operation that takes longer has an unknown outcome.
@@ -447,7 +447,10 @@ impl Worker<'_> {
         let model = |shared: &Shared| {
             shared.with(|world| {
                 let area = world.areas[other].iter().find(|area| area.root == root)?;
-                Some((area.files.get(&id)?.clone(), area.names.get(path) == Some(&Node::File(id))))
+                // Nor may a rename be under way to that place, or away from it.
+                let is_there = |names: &Names| names.get(path) == Some(&Node::File(id));
+                let stays = is_there(&area.names) && area.after.as_ref().is_none_or(is_there);
+                Some((area.files.get(&id)?.clone(), stays))
             })
         };
         let Some((before, _)) = model(self.shared) else { return Ok(None) };
