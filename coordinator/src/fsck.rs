@@ -24,9 +24,10 @@ mod report;
 mod rest;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cairn_proto::{ErrorKind, v1};
-use cairn_runtime::threads;
+use cairn_runtime::{clock, threads};
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -38,6 +39,9 @@ pub(crate) use report::{Finding, Report, Severity};
 
 /// Messages on their way to the client.
 const MESSAGES: usize = 64;
+/// A client that takes nothing for so long is given up: meanwhile nobody else can check, and the store's log
+/// can not be reused.
+const SEND_TIME: Duration = Duration::from_secs(30);
 /// Findings that are sent; more are only counted.
 const FINDINGS_MAX: u64 = 10_000;
 /// Rows read at once.
@@ -198,7 +202,15 @@ impl Run {
 
     async fn send(&self, message: v1::fsck_response::Message) -> Result<(), OpError> {
         let answer = v1::FsckResponse { message: Some(message) };
-        self.answers.send(Ok(answer)).await.map_err(|_| Abort::Gone.into())
+        deliver(&self.answers, answer, SEND_TIME).await.map_err(OpError::from)
+    }
+}
+
+/// Hands a message to the client, unless that takes nothing for too long.
+async fn deliver(answers: &Answers, answer: v1::FsckResponse, limit: Duration) -> Result<(), Abort> {
+    match clock::timeout(limit, answers.send(Ok(answer))).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(Abort::Gone),
     }
 }
 

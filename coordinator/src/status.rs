@@ -148,8 +148,14 @@ fn disks(entry: &NodeEntry) -> Vec<Finding> {
         if !disk.fault.is_empty() {
             let detail = format!("{name}, {}: {}", disk.path, disk.fault);
             found.push(Finding { condition: Condition::DiskFault, detail });
-        } else if disk.slow {
-            found.push(Finding { condition: Condition::DiskSlow, detail: format!("{name}, {}", disk.path) });
+        } else {
+            let detail = || format!("{name}, {}", disk.path);
+            if !disk.writable {
+                found.push(Finding { condition: Condition::DiskFull, detail: detail() });
+            }
+            if disk.slow {
+                found.push(Finding { condition: Condition::DiskSlow, detail: detail() });
+            }
         }
     }
     found

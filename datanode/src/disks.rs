@@ -10,8 +10,8 @@ use cairn_runtime::threads::Pool;
 
 use crate::bad::BadChunks;
 use crate::store::{
-    ChunkReader, DiskStore, Found, Purpose, StoreError, StoreOptions, SyncCallback, Writer, disk_bytes,
-    verify_on_device,
+    ChunkReader, DiskStore, Found, Purpose, Recent, StoreError, StoreOptions, SyncCallback, Writer,
+    disk_bytes, verify_on_device,
 };
 
 /// Threads for reads that miss the page cache, deletions and verification.
@@ -253,12 +253,13 @@ impl Disks {
             let store = Arc::clone(store);
             self.pool.run(move || store.check(known)).await.map_err(|_| StoreError::Overloaded)?;
         }
-        let recent: Vec<Option<f64>> = self.stores.iter().map(|store| store.recent_latency()).collect();
+        let recent: Vec<Recent> = self.stores.iter().map(|store| store.recent_latency()).collect();
         for (index, store) in self.stores.iter().enumerate() {
-            let others = recent.iter().enumerate().filter(|(other, _)| *other != index);
-            let mut others: Vec<f64> = others.filter_map(|(_, seconds)| *seconds).collect();
-            others.sort_by(f64::total_cmp);
-            store.judge_latency(others.get(others.len() / 2).copied());
+            let others = || recent.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, r)| r);
+            store.judge_latency(Recent {
+                syncs: median(others().filter_map(|recent| recent.syncs)),
+                reads: median(others().filter_map(|recent| recent.reads)),
+            });
         }
         Ok(())
     }
@@ -284,6 +285,12 @@ impl Disks {
             store.close();
         }
     }
+}
+
+fn median(seconds: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut seconds: Vec<f64> = seconds.collect();
+    seconds.sort_by(f64::total_cmp);
+    seconds.get(seconds.len() / 2).copied()
 }
 
 /// A data directory that could not be opened, as the coordinator is told of it.

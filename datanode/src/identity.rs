@@ -1,6 +1,14 @@
-//! What a data directory says of itself: which node it belongs to, in which cluster, in which format;
-//! and the highest position of the metadata that the node has seen, below which no deletion is obeyed.
+//! What a data directory says of itself: which node it belongs to, in which cluster, in which format, with
+//! which other disks; and the highest position of the metadata that the node has seen, below which no
+//! deletion is obeyed.
+//!
+//! An empty directory is made a disk of the node, unless the node's other disks know that one of theirs was
+//! there: then that one is missing, and most likely not mounted. Only [`NEW_DISK`] says that another disk
+//! has taken its place.
 
+mod file;
+
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,26 +18,40 @@ use cairn_runtime::disk::Disk;
 use cairn_runtime::random;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::store::StoreError;
+use file::{io, read, replace};
 
 /// Stands in every data directory.
 pub(crate) const IDENTITY: &str = "identity.json";
 const FENCE: &str = "fence.json";
 const SCRUB: &str = "scrub.json";
+const SCRUB_KEYS: &[&str] =
+    &["cursor", "started_ns", "finished_ns", "chunks_done", "bytes_done", "bad", "bad_last"];
 /// Version of the data directory's layout.
 const FORMAT: u32 = 1;
-/// Longest identity or fence file that is read.
-const FILE_MAX: u64 = 4096;
+/// Made by an operator in an empty directory that takes the place of a disk which is gone for good.
+const NEW_DISK: &str = "NEW_DISK";
 /// Names that may stand in a directory without an identity.
-const HARMLESS: &[&str] = &["LOCK", "lost+found", "identity.json.new", "probe"];
+const HARMLESS: &[&str] = &["LOCK", "lost+found", "identity.json.new", "probe", NEW_DISK];
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct IdentityFile {
     format: u32,
     node: Uuid,
     cluster: Option<Uuid>,
+    disk: Uuid,
+    /// All disks of the node, this one too, as they were at its last start; files of older versions have none.
+    #[serde(default)]
+    disks: BTreeSet<KnownDisk>,
+}
+
+/// A disk, and the directory in which it was.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct KnownDisk {
+    path: String,
     disk: Uuid,
 }
 
@@ -89,43 +111,121 @@ impl fmt::Display for Fence {
     }
 }
 
-/// Reads the identities of all data directories and gives new directories the node's.
+/// The data directories of a node, once each is known to be its own.
+pub(crate) struct Opened {
+    pub(crate) identity: Identity,
+    pub(crate) disks: Vec<Arc<dyn Disk>>,
+    /// Directories whose disk is not there, with why that is believed.
+    pub(crate) missing: Vec<(String, String)>,
+}
+
+/// Reads the identities of all data directories and gives new directories the node's. `configured` are the
+/// paths of all of them, those too that could not be opened.
 ///
 /// `Unusable`, with a sentence: directories of different nodes or clusters, a newer format, a
 /// damaged identity, a directory with other things in it.
-pub(crate) fn open(disks: &[Arc<dyn Disk>]) -> Result<Identity, StoreError> {
-    let mut known: Option<(IdentityFile, String)> = None;
-    let mut fresh = Vec::new();
+pub(crate) fn open(disks: &[Arc<dyn Disk>], configured: &[String]) -> Result<Opened, StoreError> {
+    let mut found: Vec<(&Arc<dyn Disk>, IdentityFile)> = Vec::new();
+    let mut empty = Vec::new();
     for disk in disks {
-        let Some(found) = read_identity(&**disk)? else {
-            refuse_foreign_content(&**disk)?;
-            fresh.push(disk);
-            continue;
-        };
-        match &mut known {
-            None => known = Some((found, disk.describe())),
-            Some((first, place)) => {
-                let same_cluster = match (first.cluster, found.cluster) {
-                    (Some(a), Some(b)) => a == b,
-                    _ => true,
-                };
-                if first.node != found.node || !same_cluster {
-                    return Err(StoreError::Unusable(format!(
-                        "{place} and {} belong to different datanodes; give each datanode its own directories",
-                        disk.describe()
-                    )));
-                }
-                first.cluster = first.cluster.or(found.cluster);
+        match read_identity(&**disk)? {
+            Some(file) => found.push((disk, file)),
+            None => empty.push((disk, has_new_disk(&**disk)?)),
+        }
+    }
+    let (node, cluster) = agree(&found)?.unwrap_or_else(|| (random::uuid(), None));
+    let present: BTreeSet<Uuid> = found.iter().map(|(_, file)| file.disk).collect();
+    // A disk that the configuration no longer has a place for was taken out.
+    let known = found.iter().flat_map(|(_, file)| &file.disks);
+    let mut absent: BTreeSet<KnownDisk> = known
+        .filter(|known| !present.contains(&known.disk) && configured.contains(&known.path))
+        .cloned()
+        .collect();
+    let mut missing = Vec::new();
+    let mut fresh = Vec::new();
+    for (disk, is_new) in empty {
+        let path = disk.describe();
+        match absent.iter().find(|known| known.path == path) {
+            Some(known) if !is_new => missing.push((path, not_there(known))),
+            _ => {
+                absent.retain(|known| known.path != path);
+                fresh.push((disk, random::uuid()));
             }
         }
     }
-    let (node, cluster) =
-        known.map_or_else(|| (random::uuid(), None), |(identity, _)| (identity.node, identity.cluster));
-    for disk in fresh {
-        let identity = IdentityFile { format: FORMAT, node, cluster, disk: random::uuid() };
-        replace(&**disk, IDENTITY, &identity)?;
+    let here = found.iter().map(|(disk, file)| (*disk, file.disk)).chain(fresh.iter().copied());
+    let here: Vec<(&Arc<dyn Disk>, Uuid)> = here.collect();
+    let mut all = absent;
+    all.extend(here.iter().map(|(disk, id)| KnownDisk { path: disk.describe(), disk: *id }));
+    let file = |disk| IdentityFile { format: FORMAT, node, cluster, disk, disks: all.clone() };
+    for &(disk, id) in &fresh {
+        replace(&**disk, IDENTITY, &file(id))?;
+        forget_new_disk(&**disk);
+        if !found.is_empty() {
+            info!(disk = disk.describe(), "a new disk is taken in");
+        }
     }
-    Ok(Identity { node: NodeId::from_uuid(node), cluster: cluster.map(ClusterId::from_uuid) })
+    for (disk, before) in &found {
+        // One that can not be written has still what it had.
+        if before.disks != all
+            && let Err(error) = replace(&***disk, IDENTITY, &file(before.disk))
+        {
+            warn!(%error, "the list of the node's disks could not be recorded");
+        }
+    }
+    let identity = Identity { node: NodeId::from_uuid(node), cluster: cluster.map(ClusterId::from_uuid) };
+    Ok(Opened { identity, disks: here.iter().map(|(disk, _)| Arc::clone(disk)).collect(), missing })
+}
+
+/// The node and cluster that all directories name; `None` when none names any.
+fn agree(found: &[(&Arc<dyn Disk>, IdentityFile)]) -> Result<Option<(Uuid, Option<Uuid>)>, StoreError> {
+    let Some((place, first)) = found.first() else { return Ok(None) };
+    let mut cluster = first.cluster;
+    for (disk, file) in found {
+        let same_cluster = match (cluster, file.cluster) {
+            (Some(a), Some(b)) => a == b,
+            _ => true,
+        };
+        if file.node != first.node || !same_cluster {
+            return Err(StoreError::Unusable(format!(
+                "{} and {} belong to different datanodes; give each datanode its own directories",
+                place.describe(),
+                disk.describe()
+            )));
+        }
+        cluster = cluster.or(file.cluster);
+    }
+    Ok(Some((first.node, cluster)))
+}
+
+fn not_there(known: &KnownDisk) -> String {
+    format!(
+        "the directory is empty, and disk {} of this datanode was in it; mount that disk and start the datanode again, \
+         or, when it is gone for good, make an empty file {NEW_DISK} in the directory first",
+        known.disk
+    )
+}
+
+/// Whether an operator says that an empty directory is a new disk. `Unusable`: it is not empty.
+fn has_new_disk(disk: &dyn Disk) -> Result<bool, StoreError> {
+    let names = disk.list(Path::new("")).map_err(|source| io(disk, "listing the directory", source))?;
+    match names.iter().find(|name| !HARMLESS.iter().any(|ok| name.as_os_str() == *ok)) {
+        None => Ok(names.iter().any(|name| name.as_os_str() == NEW_DISK)),
+        Some(name) => Err(StoreError::Unusable(format!(
+            "{} holds {} but no {IDENTITY}; name an empty directory, or one that a datanode made",
+            disk.describe(),
+            name.display()
+        ))),
+    }
+}
+
+fn forget_new_disk(disk: &dyn Disk) {
+    match disk.unlink(Path::new(NEW_DISK)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            warn!(disk = disk.describe(), %error, "{NEW_DISK} could not be removed");
+        }
+        _ => {}
+    }
 }
 
 /// Whether a directory says which node it belongs to; `Io` when it can not be read.
@@ -177,7 +277,7 @@ fn join_one(disk: &dyn Disk, cluster: ClusterId) -> Result<bool, StoreError> {
 pub(crate) fn read_fence(disks: &[Arc<dyn Disk>]) -> Result<Fence, StoreError> {
     let mut highest = Fence::default();
     for disk in disks {
-        highest = highest.join(read(&**disk, FENCE)?.unwrap_or_default());
+        highest = highest.join(read(&**disk, FENCE, &["term", "epoch", "sequence"])?.unwrap_or_default());
     }
     Ok(highest)
 }
@@ -197,7 +297,7 @@ pub(crate) fn write_fence(disks: &[Arc<dyn Disk>], fence: Fence) -> Result<(), S
 
 /// The progress of the scrub as each directory that can be read has it; damaged files count as none.
 pub(crate) fn read_scrub<T: DeserializeOwned>(disks: &[Arc<dyn Disk>]) -> Vec<T> {
-    disks.iter().filter_map(|disk| read(&**disk, SCRUB).ok().flatten()).collect()
+    disks.iter().filter_map(|disk| read(&**disk, SCRUB, SCRUB_KEYS).ok().flatten()).collect()
 }
 
 /// Records the progress of the scrub in every directory that takes it.
@@ -207,7 +307,7 @@ pub(crate) fn write_scrub(disks: &[Arc<dyn Disk>], progress: &impl Serialize) ->
 }
 
 fn read_identity(disk: &dyn Disk) -> Result<Option<IdentityFile>, StoreError> {
-    let Some(identity) = read::<IdentityFile>(disk, IDENTITY)? else {
+    let Some(identity) = read::<IdentityFile>(disk, IDENTITY, &["format", "node", "cluster", "disk"])? else {
         return Ok(None);
     };
     if identity.format > FORMAT {
@@ -220,60 +320,8 @@ fn read_identity(disk: &dyn Disk) -> Result<Option<IdentityFile>, StoreError> {
     Ok(Some(identity))
 }
 
-fn refuse_foreign_content(disk: &dyn Disk) -> Result<(), StoreError> {
-    let names = disk.list(Path::new("")).map_err(|source| io(disk, "listing the directory", source))?;
-    match names.iter().find(|name| !HARMLESS.iter().any(|ok| name.as_os_str() == *ok)) {
-        None => Ok(()),
-        Some(name) => Err(StoreError::Unusable(format!(
-            "{} holds {} but no {IDENTITY}; name an empty directory, or one that a datanode made",
-            disk.describe(),
-            name.display()
-        ))),
-    }
-}
-
-fn read<T: DeserializeOwned>(disk: &dyn Disk, name: &str) -> Result<Option<T>, StoreError> {
-    let file = match disk.open(Path::new(name)) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(io(disk, "opening its identity", source)),
-    };
-    let len = file.len().map_err(|source| io(disk, "reading its identity", source))?;
-    let mut bytes = vec![0; len.min(FILE_MAX) as usize];
-    file.read_at(&mut bytes, 0).map_err(|source| io(disk, "reading its identity", source))?;
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
-        StoreError::Unusable(format!(
-            "{}/{name} is damaged ({error}); restore it from a copy, or give up the directory",
-            disk.describe()
-        ))
-    })
-}
-
-/// Puts a file in place of another: temporary, sync, rename, sync of the directory.
-fn replace(disk: &dyn Disk, name: &str, value: &impl Serialize) -> Result<(), StoreError> {
-    let bytes = serde_json::to_vec_pretty(value)
-        .map_err(|error| StoreError::Unusable(format!("{name} can not be encoded: {error}")))?;
-    let temporary = format!("{name}.new");
-    let temporary = Path::new(&temporary);
-    let write = || {
-        match disk.unlink(temporary) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let file = disk.create_new(temporary)?;
-        file.write_at(&bytes, 0)?;
-        file.sync()?;
-        disk.rename(temporary, Path::new(name))?;
-        disk.sync_dir(Path::new(""))
-    };
-    write().map_err(|source| io(disk, "writing its identity", source))
-}
-
-fn io(disk: &dyn Disk, doing: &'static str, source: std::io::Error) -> StoreError {
-    StoreError::Io { disk: disk.describe(), doing, source }
-}
-
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)] // looks at files as an operator would
 mod tests {
     use super::*;
     use cairn_runtime::disk::RealDisk;
@@ -286,6 +334,71 @@ mod tests {
         let disk = disk(path);
         let file = disk.create_new(Path::new(IDENTITY)).unwrap();
         file.write_at(text.as_bytes(), 0).unwrap();
+    }
+
+    /// As [`super::open`], for a node whose directories can all be opened.
+    fn open(disks: &[Arc<dyn Disk>]) -> Result<Identity, StoreError> {
+        opened(disks).map(|opened| opened.identity)
+    }
+
+    fn opened(disks: &[Arc<dyn Disk>]) -> Result<Opened, StoreError> {
+        let paths: Vec<String> = disks.iter().map(|disk| disk.describe()).collect();
+        super::open(disks, &paths)
+    }
+
+    #[test]
+    fn an_empty_directory_where_a_disk_was_is_no_new_disk_until_an_operator_says_so() {
+        let top = tempfile::tempdir().unwrap();
+        let paths = ["a", "b", "c"].map(|name| top.path().join(name));
+        let start = |paths: &[std::path::PathBuf]| {
+            let disks: Vec<_> = paths.iter().map(|path| disk(path)).collect();
+            opened(&disks).unwrap()
+        };
+        let first = start(&paths[..2]);
+        assert_eq!((first.disks.len(), first.missing.len()), (2, 0));
+        drop(first.disks);
+        // The disk of `b` is not mounted: what lies there is the empty mountpoint. `c` is a new one.
+        let away = top.path().join("away");
+        std::fs::rename(&paths[1], &away).unwrap();
+        for _ in 0..2 {
+            let second = start(&paths);
+            assert_eq!(second.identity, first.identity);
+            assert_eq!(second.disks.len(), 2);
+            let [(path, why)] = &second.missing[..] else { panic!("{:?}", second.missing) };
+            assert!(path.ends_with("/b") && why.contains("mount that disk"), "{path}: {why}");
+            assert!(!paths[1].join(IDENTITY).exists(), "it was taken in");
+        }
+        // Mounted again, and somewhere else than before.
+        std::fs::remove_dir_all(&paths[1]).unwrap();
+        std::fs::rename(&away, &paths[1]).unwrap();
+        let third = start(&paths);
+        assert_eq!((third.disks.len(), third.missing.len()), (3, 0));
+        drop(third.disks);
+        // Gone for good.
+        std::fs::remove_dir_all(&paths[1]).unwrap();
+        std::fs::create_dir(&paths[1]).unwrap();
+        std::fs::write(paths[1].join(NEW_DISK), "").unwrap();
+        let fourth = start(&paths);
+        assert_eq!((fourth.disks.len(), fourth.missing.len()), (3, 0));
+        assert!(paths[1].join(IDENTITY).exists() && !paths[1].join(NEW_DISK).exists());
+        drop(fourth.disks);
+        // Taken out of the configuration, it is forgotten.
+        assert_eq!(start(&[paths[0].clone(), paths[2].clone()]).missing.len(), 0);
+        std::fs::remove_dir_all(&paths[1]).unwrap();
+        assert_eq!(start(&paths).disks.len(), 3);
+    }
+
+    #[test]
+    fn disks_that_are_mounted_in_each_others_place_are_found() {
+        let top = tempfile::tempdir().unwrap();
+        let paths = ["a", "b"].map(|name| top.path().join(name));
+        let start = || opened(&[disk(&paths[0]), disk(&paths[1])]).unwrap().missing;
+        assert_eq!(start(), []);
+        let other = top.path().join("other");
+        std::fs::rename(&paths[0], &other).unwrap();
+        std::fs::rename(&paths[1], &paths[0]).unwrap();
+        std::fs::rename(&other, &paths[1]).unwrap();
+        assert_eq!(start(), []);
     }
 
     #[test]

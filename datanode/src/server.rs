@@ -190,9 +190,12 @@ async fn start_with(
         }
         None => address.to_string(),
     };
-    let first = disks.first().cloned();
     let (identity, fence, disks) = open(&config, disks, missing).await?;
-    let shelf = first.map(|disk| Shelf::new(disk, config.reserve.as_u64()).map(MetaLogServer::new));
+    let shelf = disks
+        .raw()
+        .into_iter()
+        .next()
+        .map(|disk| Shelf::new(disk, config.reserve.as_u64()).map(MetaLogServer::new));
     let shelf = shelf.transpose().map_err(DatanodeError::io("starting a thread"))?;
 
     // Its own tasks end after the caller's request, in order.
@@ -316,7 +319,7 @@ async fn listen(key: &'static str, text: &str, insecure: bool) -> Result<TcpList
 async fn open(
     config: &DatanodeConfig,
     disks: Vec<Arc<dyn Disk>>,
-    missing: Vec<v1::DiskHealth>,
+    mut missing: Vec<v1::DiskHealth>,
 ) -> Result<(Identity, Fence, Disks), DatanodeError> {
     let options = StoreOptions {
         segment_size: config.segment_size.as_u64(),
@@ -327,9 +330,15 @@ async fn open(
     let pool = Pool::start("open", 1, 1).map_err(DatanodeError::io("starting a thread"))?;
     let opened = pool
         .run(move || {
-            let identity = identity::open(&disks)?;
-            let fence = identity::read_fence(&disks)?;
-            Ok((identity, fence, Disks::open(&disks, missing, options)?))
+            let configured = disks.iter().map(|disk| disk.describe());
+            let configured = configured.chain(missing.iter().map(|disk| disk.path.clone()));
+            let opened = identity::open(&disks, &configured.collect::<Vec<_>>())?;
+            for (path, fault) in opened.missing {
+                error!(disk = path, fault, "a disk is missing; going on with the others");
+                missing.push(missing_disk(path, fault));
+            }
+            let fence = identity::read_fence(&opened.disks)?;
+            Ok((opened.identity, fence, Disks::open(&opened.disks, missing, options)?))
         })
         .await;
     match opened {

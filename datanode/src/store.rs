@@ -37,6 +37,7 @@ use tracing::{error, warn};
 use crate::bad::BadChunks;
 
 pub use error::StoreError;
+pub(crate) use health::Recent;
 pub(crate) use reader::{ChunkReader, verify_on_device};
 pub(crate) use state::SyncCallback;
 pub(crate) use writer::Writer;
@@ -288,7 +289,8 @@ impl DiskStore {
             path: self.shared.name.clone(),
             capacity: state.used + state.trash_bytes + room,
             used: state.used,
-            writable: state.fault.is_none() && room + state.trash_bytes > 0,
+            // With less, not even a small segment can be made.
+            writable: state.fault.is_none() && room + state.trash_bytes >= SEGMENT_SIZE_MIN,
             fault: state.fault.clone().unwrap_or_default(),
             chunks: state.index.len() as u64 - state.trashed,
             quarantined: state.quarantined,

@@ -52,7 +52,7 @@ conditions! {
         "Run `cairn fsck`. When the files are as you want them, `cairn gc resume --accept-rollback` lets deletion go on.";
     DiskFault = "DISK_FAULT", true,
         "A disk of a datanode failed a read, a write or a sync. It takes no more chunks; what can not be read there is made again elsewhere.",
-        "Replace the disk, then start the datanode with an empty directory in its place; it is filled by itself.";
+        "Replace the disk, then start the datanode with an empty directory in its place that holds an empty file `NEW_DISK`; it is filled by itself.";
     GcPaused = "GC_PAUSED", false,
         "An operator has stopped the deletion of chunks; the room of deleted files does not come back.",
         "`cairn gc resume` lets it go on.";
@@ -77,6 +77,9 @@ conditions! {
     NodeNearFull = "NODE_NEAR_FULL", false,
         "A datanode has less than 10 % of its room left.",
         "Add disks or datanodes: chunks move to those with room. Deleting files frees room after `garbage_grace` and `trash_time`.";
+    DiskFull = "DISK_FULL", false,
+        "A disk of a datanode has no room for more chunks. They go to its other disks.",
+        "Look at what else fills it. Add disks or datanodes, or delete files.";
     DiskSlow = "DISK_SLOW", false,
         "A disk answers far slower than others, or than it used to. No new chunks are placed there while there are others.",
         "Look at the disk (smartctl, dmesg); replace it before it fails.";

@@ -98,7 +98,10 @@ fn endpoint_of(address: &str) -> Result<Endpoint, BadAddress> {
     if host.is_empty() || port.parse::<u16>().map_or(true, |port| port == 0) {
         return Err(bad());
     }
-    Endpoint::from_shared(format!("http://{address}")).map_err(|_| bad())
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| bad())?;
+    // Nothing but host and port: a path or a user would be passed over, and another address be dialled.
+    let authority = endpoint.uri().authority().map(|authority| authority.as_str());
+    if authority == Some(address) && !address.contains('@') { Ok(endpoint) } else { Err(bad()) }
 }
 
 /// Opens the TCP connection under a channel.
@@ -123,7 +126,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_address_is_refused_with_an_example() {
-        for bad in ["", "host", "host:", ":70", "host:0", "host:99999", "a b:70"] {
+        for bad in
+            ["", "host", "host:", ":70", "host:0", "host:99999", "a b:70", "host/path:70", "me@host:70"]
+        {
             let error = connect(bad).err();
             assert_eq!(error, Some(BadAddress(bad.to_owned())), "{bad:?}");
         }

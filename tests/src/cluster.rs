@@ -26,6 +26,7 @@ pub struct Builder {
     mount_flags: Vec<OsString>,
     disks: Vec<Option<(DiskKind, u64)>>,
     second_disks: Vec<Option<(DiskKind, u64)>>,
+    beneath: Vec<Option<u64>>,
     place: Option<PathBuf>,
     network: Option<Arc<Network>>,
 }
@@ -91,6 +92,14 @@ impl Builder {
         self.second_disks.resize(self.second_disks.len().max(index + 1), None);
         self.second_disks[index] = Some((DiskKind::Ext4, bytes));
         self
+    }
+
+    /// As [`Self::second_ext4`], with the image on a tmpfs of `beneath` bytes: a device that says it is larger
+    /// than it is, and fails what does not fit when it is written back.
+    pub fn second_ext4_on(mut self, index: usize, bytes: u64, beneath: u64) -> Self {
+        self.beneath.resize(self.beneath.len().max(index + 1), None);
+        self.beneath[index] = Some(beneath);
+        self.second_ext4(index, bytes)
     }
 
     /// Keeps the data of all services below `directory`, where an earlier cluster may have left it.
@@ -208,6 +217,7 @@ impl Cluster {
             mount_flags: Vec::new(),
             disks: Vec::new(),
             second_disks: Vec::new(),
+            beneath: Vec::new(),
             place: None,
             network: None,
         }
@@ -250,7 +260,12 @@ impl Cluster {
             let mut node = service(name.clone(), path.join("data"));
             if let Some((_, bytes)) = builder.second_disks.get(index).copied().flatten() {
                 let path = place.join(format!("{name}-second"));
-                let image = top.join(format!("{name}-second.img"));
+                let mut image = top.join(format!("{name}-second.img"));
+                if let Some(beneath) = builder.beneath.get(index).copied().flatten() {
+                    let directory = top.join(format!("{name}-beneath"));
+                    disks.push(crate::disk::SmallDisk::tmpfs(&directory, beneath));
+                    image = directory.join("img");
+                }
                 disks.push(crate::disk::SmallDisk::ext4(&path, &image, bytes));
                 node.second = Some(path.join("data"));
             }
@@ -464,6 +479,11 @@ impl Cluster {
 
     pub fn node_data(&self, index: usize) -> &Path {
         &self.nodes[index].data
+    }
+
+    /// The second data directory of a datanode, below the mountpoint of its disk.
+    pub fn node_second(&self, index: usize) -> &Path {
+        self.nodes[index].second.as_deref().expect("a second disk")
     }
 
     pub fn nodes(&self) -> usize {

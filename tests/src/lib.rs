@@ -18,6 +18,7 @@ pub mod process;
 pub mod rounds;
 pub mod rpc;
 pub mod shell;
+pub mod table;
 pub mod wait;
 pub mod workload;
 

@@ -8,83 +8,17 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use cairn_proto::ErrorKind::{self, *};
+use cairn_proto::WireError;
 use cairn_proto::v1::mutation::Op;
 use cairn_proto::v1::{self, session_request};
-use cairn_proto::{WireError, wire_error_of};
 use cairn_tests::rpc::frames;
+use cairn_tests::table::{all_is_well, check, first_error, memory, row};
 use cairn_tests::{Cluster, MIB, Wire, pattern, process};
 use futures::StreamExt;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 const ROOT: u64 = 1;
 const PAST: u64 = 1 << 63;
-/// How much more memory a process may hold after all of it.
-const GROWTH_MAX: u64 = 96 << 20;
-
-type Run = Box<dyn FnOnce(&Wire) -> Result<(), WireError>>;
-
-/// One bad input: what it is, what may be told, and how to send it.
-struct Row(String, &'static [ErrorKind], Run);
-
-fn row(
-    what: impl Into<String>,
-    expected: &'static [ErrorKind],
-    run: impl FnOnce(&Wire) -> Result<(), WireError> + 'static,
-) -> Row {
-    Row(what.into(), expected, Box::new(run))
-}
-
-/// Sends every row with a session of its own, and sees that the services live.
-#[track_caller]
-fn check(cluster: &mut Cluster, rows: Vec<Row>) {
-    let before = memory(cluster);
-    let mut wrong = Vec::new();
-    assert!(!rows.is_empty());
-    for Row(what, expected, run) in rows {
-        let wire = cluster.wire();
-        match run(&wire) {
-            Ok(()) => wrong.push(format!("{what}: accepted")),
-            Err(error) if !expected.contains(&error.kind) => {
-                wrong.push(format!("{what}: told {:?} ({error}), expected {expected:?}", error.kind));
-            }
-            Err(_) => {}
-        }
-        wire.goodbye();
-    }
-    for line in &wrong {
-        eprintln!("{line}");
-    }
-    all_is_well(cluster, before);
-    assert!(wrong.is_empty(), "{} rows:\n{}", wrong.len(), wrong.join("\n"));
-}
-
-fn memory(cluster: &mut Cluster) -> Vec<u64> {
-    let mut memory = vec![cluster.coordinator_process().resident()];
-    memory.extend((0..cluster.nodes()).map(|index| cluster.node_process(index).resident()));
-    memory
-}
-
-/// Every process runs and serves, with no more memory than before, and none has panicked.
-#[track_caller]
-fn all_is_well(cluster: &mut Cluster, before: Vec<u64>) {
-    let wire = cluster.wire();
-    let name =
-        format!("well-{}", wire.next_id().session.iter().map(|b| format!("{b:02x}")).collect::<String>());
-    let wire = cluster.wire();
-    let inode = wire.create(&name);
-    wire.upload(inode, 1, 3 * MIB + 5, MIB);
-    wire.check_replicas(inode, 1, 3 * MIB + 5, 3);
-    for (before, after) in before.into_iter().zip(memory(cluster)) {
-        assert!(after < before + GROWTH_MAX, "memory grew from {before} to {after} bytes");
-    }
-    let mut logs = vec![cluster.coordinator_process().log()];
-    logs.extend((0..cluster.nodes()).map(|index| cluster.node_process(index).log()));
-    for log in logs {
-        let panic = log.lines().find(|line| line.contains("panicked at"));
-        assert_eq!(panic, None, "a server panicked");
-    }
-}
-
 fn cluster() -> Cluster {
     Cluster::builder().unmounted().start()
 }
@@ -520,17 +454,6 @@ fn session_of(wire: &Wire, requests: Vec<v1::SessionRequest>) -> Result<(), Wire
     first_error(wire, answers)
 }
 
-fn first_error(
-    wire: &Wire,
-    answers: impl Future<Output = Result<(), tonic::Status>>,
-) -> Result<(), WireError> {
-    let limited = async { tokio::time::timeout(Duration::from_secs(5), answers).await };
-    match wire.block_on(limited) {
-        Ok(result) => result.map_err(|status| wire_error_of(&status)),
-        Err(_) => Ok(()),
-    }
-}
-
 #[test]
 fn sessions() {
     use session_request::Message::{Closed, Goodbye, Hello, KeepAlive};
@@ -872,31 +795,18 @@ impl Decoder for Raw {
     }
 }
 
-const COORDINATOR_CALLS: &[&str] = &[
-    "Lookup",
-    "GetAttr",
-    "ReadDir",
-    "GetXattrs",
-    "Apply",
-    "UploadFile",
-    "ConfirmUpload",
-    "DownloadFile",
-    "Session",
-    "RegisterDataNode",
-    "Heartbeat",
-    "StatFs",
-    "ListNodes",
-    "GetStatus",
+/// The services as they are described, so that no call is forgotten: each with who serves it.
+const SERVICES: [(&str, &str); 3] = [
+    ("Coordinator", include_str!("../../proto/cairn/v1/coordinator.proto")),
+    ("DataNode", include_str!("../../proto/cairn/v1/datanode.proto")),
+    ("MetaLog", include_str!("../../proto/cairn/v1/metalog.proto")),
 ];
-const DATANODE_CALLS: &[&str] = &[
-    "StoreChunk",
-    "ReplicateChunk",
-    "RetrieveChunk",
-    "SyncChunks",
-    "DeleteChunks",
-    "StatChunks",
-    "GetNodeStatus",
-];
+
+/// The names of the calls in a description of services.
+fn calls(description: &str) -> impl Iterator<Item = &str> {
+    let names = description.lines().filter_map(|line| line.trim_start().strip_prefix("rpc "));
+    names.filter_map(|rest| rest.split('(').next())
+}
 
 #[test]
 fn messages_that_are_none_on_every_call() {
@@ -911,9 +821,14 @@ fn messages_that_are_none_on_every_call() {
         ("20 MiB", vec![0; 20 << 20].into()),
     ];
     let mut rows = Vec::new();
-    let calls = COORDINATOR_CALLS.iter().map(|call| ("Coordinator", call, coordinator.clone()));
-    let calls = calls.chain(DATANODE_CALLS.iter().map(|call| ("DataNode", call, datanode.clone())));
-    for (service, call, address) in calls {
+    let calls: Vec<_> =
+        SERVICES.iter().flat_map(|(service, text)| calls(text).map(move |c| (*service, c))).collect();
+    assert!(
+        calls.contains(&("MetaLog", "RemoveLogs")) && calls.len() > 30,
+        "calls that were found: {calls:?}"
+    );
+    for (service, call) in calls {
+        let address = if service == "Coordinator" { &coordinator } else { &datanode };
         for (what, payload) in payloads.clone() {
             let address = address.clone();
             let method = format!("/cairn.v1.{service}/{call}");

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_proto::v1::{self, AdminState, MemberState, NodeState};
-use cairn_tests::{Builder, Cluster, KIB, MIB, Wire, need_root, pattern, wait};
+use cairn_tests::{Builder, Cluster, KIB, MIB, Wire, need_root, pattern, rounds, wait};
 
 /// How long anything may take here.
 const LIMIT: Duration = Duration::from_secs(100);
@@ -147,6 +147,39 @@ fn copies_of_a_datanode_that_is_gone_for_good_are_made_again() {
     wait_whole(&wire, 3);
     assert!(map(&wire).sets.iter().all(|set| set.members.iter().all(|member| member.node != gone)));
     check(&cluster, &mut wire, &files, 3);
+}
+
+/// A datanode of many chunks is lost; says how fast its copies were made again. The time decides nothing here:
+/// `scripts/reliability repair` shows it for 10,000 chunks.
+#[test]
+fn many_chunks_of_a_lost_datanode_are_made_again_by_all_others() {
+    const RATE: u64 = 64 * MIB;
+    let held = rounds::count(300);
+    let mut cluster = hasty().datanodes(4).env("CAIRN_COORDINATOR__REPAIR_RATE", RATE).start();
+    let mut wire = cluster.wire();
+    // Of four datanodes each has three quarters of all chunks.
+    let file = put(&cluster, &wire, "file", held.div_ceil(3) * 4 * CHUNK);
+    let gone = node_at(&cluster, &wire, 0).node;
+    cluster.kill9_node(0);
+    wait_for_state(&wire, &gone, NodeState::Lost);
+    let begun = std::time::Instant::now();
+    wait_whole(&wire, 3);
+    let seconds = begun.elapsed().as_secs_f64();
+    let copied: Vec<u64> = (1..4)
+        .map(|index| counter(&node_at(&cluster, &wire, index), "datanode_chunk_copied_bytes_total"))
+        .collect();
+    assert!(copied.iter().all(|&bytes| bytes > 0), "not all of the others took a part: {copied:?}");
+    check(&cluster, &mut wire, &[file], 3);
+    let bytes: u64 = copied.iter().sum();
+    let share = bytes as f64 / seconds / (RATE * copied.len() as u64) as f64;
+    let more = format!(
+        "{} chunks of {} MiB made again in {seconds:.1} s: {:.0} MiB/s, {:.0} % of what three datanodes may fetch",
+        bytes / CHUNK,
+        bytes / MIB,
+        bytes as f64 / MIB as f64 / seconds,
+        share * 100.0
+    );
+    rounds::report("repair", 1, bytes / CHUNK, &more);
 }
 
 #[test]

@@ -145,10 +145,11 @@ fn print_disks(output: Output, nodes: &[v1::Node]) -> Result<(), Failure> {
         table(&["DATANODE", "DISK", "USED", "CAPACITY", "CHUNKS", "SET ASIDE", "HEALTH"], &[2, 3, 4, 5]);
     for node in nodes {
         for disk in &node.disks {
-            let health = match (disk.fault.as_str(), disk.writable) {
-                ("", true) => output.cell(GOOD, "healthy"),
-                ("", false) => output.cell(WARN, "full"),
-                (fault, _) => output.cell(BAD, fault),
+            let health = match (disk.fault.as_str(), disk.writable, disk.slow) {
+                ("", true, false) => output.cell(GOOD, "healthy"),
+                ("", true, true) => output.cell(WARN, "slow"),
+                ("", false, _) => output.cell(WARN, "full"),
+                (fault, ..) => output.cell(BAD, fault),
             };
             rows.add_row([
                 Cell::new(short(&node.node)),

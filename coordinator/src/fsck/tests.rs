@@ -357,3 +357,13 @@ fn extents_that_can_not_be_are_found() {
     ]);
     assert!(found.iter().any(|finding| finding.detail.contains("overlaps")), "{found:?}");
 }
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_given_up() {
+    let (answers, mut taken) = mpsc::channel(1);
+    let limit = Duration::from_millis(20);
+    assert!(deliver(&answers, v1::FsckResponse::default(), limit).await.is_ok());
+    assert!(matches!(deliver(&answers, v1::FsckResponse::default(), limit).await, Err(Abort::Gone)));
+    assert!(taken.recv().await.is_some());
+    assert!(deliver(&answers, v1::FsckResponse::default(), limit).await.is_ok(), "it may be slow");
+}

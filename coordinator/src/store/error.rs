@@ -10,6 +10,9 @@ pub(crate) enum StoreError {
     /// A row that does not fit its checksum.
     #[error("the row of table {table} with {key} does not fit its checksum; restore it from a backup")]
     Corrupt { table: &'static str, key: String },
+    /// The database as a whole is not what SQLite wrote.
+    #[error("the metadata store meta.db is damaged ({0}); restore it from a backup")]
+    Damaged(String),
     /// The disk of the store is full; nothing was changed.
     #[error("the disk of the metadata store is full; make room on it")]
     Full,
@@ -37,7 +40,7 @@ impl StoreError {
 
     pub(crate) fn kind(&self) -> ErrorKind {
         match self {
-            Self::Corrupt { .. } => ErrorKind::Corrupt,
+            Self::Corrupt { .. } | Self::Damaged(_) => ErrorKind::Corrupt,
             Self::Full => ErrorKind::NoSpace,
             Self::Failed(_) | Self::Engine { .. } => ErrorKind::Io,
             Self::Fenced { .. } => ErrorKind::NotActive,

@@ -9,6 +9,7 @@ pub(crate) mod rebuild;
 mod schema;
 mod sound;
 mod sql;
+mod wal;
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -63,9 +64,24 @@ pub(crate) fn open(options: &SqliteOptions) -> Result<Store, StoreError> {
     let lock = RealDisk::open(&options.directory).map_err(|error| StoreError::Unusable(error.to_string()))?;
     let file = options.directory.join(schema::FILE);
     let fresh = schema::check_directory(&lock, &options.directory)?;
+    let marked = schema::marked_cluster(&lock, &options.directory)?;
+    // Without syncs a crash may tear any number of commits.
+    if options.sync {
+        wal::check(&lock, &options.directory)?;
+    }
     let mut connection = Connection::open(&file).map_err(engine("open its file"))?;
     configure(&connection, WRITER_CACHE_KIB, options.sync)?;
-    let identity = schema::prepare(&mut connection, options, fresh)?;
+    let identity = schema::prepare(&mut connection, options, marked)?;
+    if fresh {
+        tracing::info!(cluster = %identity.cluster, path = %options.directory.display(), "a new metadata store");
+    }
+    if marked.is_none() {
+        // The identity lies in the database itself from now on, whatever happens to its log.
+        connection
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            .map_err(engine("write its identity"))?;
+        schema::mark(&lock, &options.directory, identity.cluster)?;
+    }
     let tables: Arc<[TableSql]> = Table::ALL.iter().map(|&table| TableSql::new(table)).collect();
     let readers = SqliteReaders { file, idle: Arc::new(Mutex::new(Vec::new())), tables: Arc::clone(&tables) };
     let reading = Connected::new(connection, tables);
@@ -98,9 +114,7 @@ fn configure(connection: &Connection, cache_kib: i64, sync: bool) -> Result<(), 
 fn engine(task: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
     move |error| match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => StoreError::Full,
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
-            StoreError::Corrupt { table: "(file structure)", key: error.to_string() }
-        }
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => StoreError::Damaged(error.to_string()),
         _ => StoreError::Engine { task, source: Box::new(error) },
     }
 }

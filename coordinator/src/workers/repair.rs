@@ -37,8 +37,8 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Faults go before the filling of members; so often they are looked for meanwhile.
 const FAULTS_EVERY: Duration = Duration::from_secs(2);
 
-/// How often members are asked to look again for copies of chunks that have no source.
-const HOPES_EVERY: Duration = Duration::from_secs(30);
+/// Datanodes whose copy of a lost chunk is missing or bad are asked so often whether it still is.
+const LOOK_AGAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// Copies chunks.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ pub(crate) struct RepairWorker {
     queue: VecDeque<Job>,
     fill: Option<Fill>,
     faults_looked: Option<Instant>,
-    hopes_looked: Option<Instant>,
+    looked_again: Option<Instant>,
     /// When members may be filled again, after a pass that some of them failed.
     fill_after: Option<Instant>,
     resting: BTreeMap<NodeId, Instant>,
@@ -72,7 +72,7 @@ impl RepairWorker {
             queue: VecDeque::new(),
             fill: None,
             faults_looked: None,
-            hopes_looked: None,
+            looked_again: None,
             fill_after: None,
             resting: BTreeMap::new(),
         }
@@ -96,12 +96,12 @@ impl RepairWorker {
             return Ok(false);
         }
         let (view, resting) = (View::of(&shared.context.cluster.members()), self.resting());
-        let mut plan = shared.read_many(move |reader| Ok(plan::faults(reader, &view, &resting)?)).await?;
-        if !plan.hopes.is_empty() && self.hopes_looked.is_none_or(|at| at.elapsed() > HOPES_EVERY) {
-            self.hopes_looked = Some(clock::now());
-            plan.jobs.append(&mut plan.hopes);
-        }
+        let look = self.looked_again.is_none_or(|at| at.elapsed() >= LOOK_AGAIN_EVERY);
+        let plan = shared.read_many(move |reader| Ok(plan::faults(reader, &view, &resting, look)?)).await?;
         self.faults_looked = Some(clock::now());
+        if look {
+            self.looked_again = self.faults_looked;
+        }
         shared.lost_chunks.store(plan.lost, Ordering::Relaxed);
         if !plan.obsolete.is_empty() {
             let obsolete = plan.obsolete;
@@ -279,6 +279,9 @@ async fn run_batch(
         let Some(job) = job else { continue };
         let error = WireError::from_fields(answer.error, &answer.message);
         let (chunk, done) = (job.chunk, error.is_none());
+        if job.is_look() && done {
+            tracing::info!(%chunk, node = %node, "a copy of a chunk that was lost is there again");
+        }
         let bad: Vec<_> = answer.failed.iter().filter_map(|source| bad_source(chunk, source)).collect();
         shared
             .executor
@@ -288,10 +291,16 @@ async fn run_batch(
             })
             .await?;
         progress.add(1, answer.bytes);
-        crate::metrics::repaired(done, answer.bytes);
+        if done || !job.is_look() {
+            crate::metrics::repaired(done, answer.bytes);
+        }
         if let Some(error) = error {
             failed.insert((job.set, node));
-            tracing::warn!(%chunk, node = %node, %error, "a copy could not be made");
+            if job.is_look() {
+                tracing::debug!(%chunk, node = %node, %error, "a lost chunk stays lost");
+            } else {
+                tracing::warn!(%chunk, node = %node, %error, "a copy could not be made");
+            }
             if concerns_destination(error.kind) {
                 return Err(OpError::new(
                     error.kind,

@@ -69,11 +69,17 @@ pub(super) fn restore(shared: &Shared, chunks: &[ChunkId]) -> Vec<(ChunkId, Stor
     let _changes = shared.lock_changes();
     let mut failed = Vec::new();
     let mut found = Vec::new();
+    let mut unsealed = HashSet::new();
     {
         let state = shared.lock();
         for &chunk in chunks {
             match state.index.get(&chunk.get()) {
-                Some(entry) if entry.trash => found.push((chunk, *entry)),
+                Some(entry) if entry.trash => {
+                    found.push((chunk, *entry));
+                    if state.segments.get(&entry.segment).is_some_and(|segment| segment.footer.is_none()) {
+                        unsealed.insert(entry.segment);
+                    }
+                }
                 Some(entry) if !entry.quarantined => {}
                 _ => failed.push((chunk, StoreError::NotFound(chunk))),
             }
@@ -90,8 +96,15 @@ pub(super) fn restore(shared: &Shared, chunks: &[ChunkId]) -> Vec<(ChunkId, Stor
         state.set_trash(chunk, false);
     }
     state.trash.retain(|(_, chunk)| !restored.contains(chunk));
+    // Sealed meanwhile, with a footer that says what was so before. One that is sealed from here on is
+    // compared with the index by who seals it.
+    found.retain(|(chunk, entry)| {
+        let sealed = state.segments.get(&entry.segment).is_some_and(|segment| segment.footer.is_some());
+        sealed && unsealed.contains(&entry.segment) && restored.contains(chunk)
+    });
     drop(state);
     failed.extend(unmarked);
+    failed.extend(mark(shared, &found, RecordState::Complete, EntryState::Live));
     failed
 }
 

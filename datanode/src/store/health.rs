@@ -14,6 +14,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use cairn_runtime::clock;
+use cairn_runtime::disk::DiskFile;
 use tracing::{error, info, warn};
 
 use super::record::ALIGN;
@@ -27,7 +28,7 @@ const SAMPLES: usize = 4;
 /// Checks in a row after which a disk is lost, or found again.
 const LOST_AFTER: u32 = 2;
 const FOUND_AFTER: u32 = 3;
-/// A disk whose syncs take less than this is not slow, whatever is usual.
+/// A disk whose syncs or reads take less than this is not slow, whatever is usual.
 const SLOW_MIN: Duration = Duration::from_secs(1);
 /// Slow is so many times what is usual, for this disk or the others; not slow any more below the second.
 const SLOW_FACTOR: f64 = 8.0;
@@ -38,7 +39,27 @@ const USUAL_WEIGHT: f64 = 1.0 / 256.0;
 /// What is written and synced to time a disk that gets nothing else to do.
 const PROBE: &str = "probe";
 
-/// How long syncs take, in seconds.
+/// How long the two kinds of work that wait for the device take.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Latencies {
+    pub(super) syncs: Latency,
+    pub(super) reads: Latency,
+}
+
+impl Latencies {
+    pub(super) fn is_slow(self) -> bool {
+        self.syncs.slow || self.reads.slow
+    }
+}
+
+/// Seconds that work of one kind took lately on a disk; `None` before the first.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Recent {
+    pub(crate) syncs: Option<f64>,
+    pub(crate) reads: Option<f64>,
+}
+
+/// How long one kind of work takes, in seconds.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Latency {
     recent: f64,
@@ -47,6 +68,10 @@ pub(super) struct Latency {
 }
 
 impl Latency {
+    fn recent(self) -> Option<f64> {
+        (self.recent > 0.0).then_some(self.recent)
+    }
+
     pub(super) fn note(&mut self, took: Duration) {
         let took = took.as_secs_f64();
         if self.usual == 0.0 {
@@ -56,10 +81,6 @@ impl Latency {
         if !self.slow {
             self.usual += (took - self.usual) * USUAL_WEIGHT;
         }
-    }
-
-    pub(super) fn is_slow(self) -> bool {
-        self.slow
     }
 
     /// Decides anew; `others`: what is recent on the other disks, the median.
@@ -89,6 +110,16 @@ impl Shared {
                 format!("{READ_FAULTS_MAX} reads failed within a minute, the last: {error}"),
             );
         }
+    }
+
+    /// Reads from the device, and takes the time.
+    pub(super) fn timed_read(&self, file: &dyn DiskFile, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let started = clock::now();
+        let result = file.read_at(buffer, offset);
+        if result.is_ok() {
+            self.lock().latency.reads.note(started.elapsed());
+        }
+        result
     }
 
     /// Whether a disk that is there answers; `Err` says how it does not.
@@ -152,10 +183,17 @@ impl DiskStore {
                 }
             }
         }
-        let is_slow = state.latency.slow && !state.lost;
+        let latency = state.latency;
+        let file = state.segments.first_key_value().map(|(_, segment)| segment.file.clone());
+        let lost = state.lost;
         drop(state);
-        if is_slow {
+        if latency.syncs.slow && !lost {
             self.time_a_write();
+        }
+        if let (true, false, Some(file)) = (latency.reads.slow, lost, file) {
+            // Whatever else is asked of it may be in the cache.
+            let _ = file.file.drop_cache(0, ALIGN);
+            let _ = self.shared.timed_read(&*file.file, &mut [0; ALIGN as usize], 0);
         }
     }
 
@@ -172,35 +210,37 @@ impl DiskStore {
         let took = started.elapsed();
         let _ = shared.disk.unlink(path);
         if done.is_ok() {
-            shared.lock().latency.note(took);
+            shared.lock().latency.syncs.note(took);
         }
     }
 
-    /// Seconds that syncs took lately; `None` before the first.
-    pub(crate) fn recent_latency(&self) -> Option<f64> {
-        let recent = self.shared.lock().latency.recent;
-        (recent > 0.0).then_some(recent)
+    /// How long syncs and reads took lately.
+    pub(crate) fn recent_latency(&self) -> Recent {
+        let latency = self.shared.lock().latency;
+        Recent { syncs: latency.syncs.recent(), reads: latency.reads.recent() }
     }
 
-    /// Decides whether the disk is slow, beside the median of the others.
-    pub(crate) fn judge_latency(&self, others: Option<f64>) {
+    /// Decides whether the disk is slow, beside the medians of the others.
+    pub(crate) fn judge_latency(&self, others: Recent) {
         let mut state = self.shared.lock();
-        let before = state.latency.slow;
-        let now = state.latency.judge(others);
-        let seconds = state.latency.recent;
+        let before = state.latency.is_slow();
+        state.latency.syncs.judge(others.syncs);
+        state.latency.reads.judge(others.reads);
+        let latency = state.latency;
         drop(state);
-        match (before, now) {
+        let (syncs, reads) = (latency.syncs.recent, latency.reads.recent);
+        match (before, latency.is_slow()) {
             (false, true) => {
-                warn!(disk = %self.shared.name, seconds, "the disk is slow: chunks go to others while those have room")
+                warn!(disk = %self.shared.name, syncs, reads, "the disk is slow: chunks go to others while those have room")
             }
-            (true, false) => info!(disk = %self.shared.name, seconds, "the disk is not slow any more"),
+            (true, false) => info!(disk = %self.shared.name, syncs, reads, "the disk is not slow any more"),
             _ => {}
         }
     }
 
-    /// Whether syncs take far longer than usual.
+    /// Whether syncs or reads take far longer than usual.
     pub(crate) fn is_slow(&self) -> bool {
-        self.shared.lock().latency.slow
+        self.shared.lock().latency.is_slow()
     }
 
     /// Whether it is being found out whether the disk can be read.

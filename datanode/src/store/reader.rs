@@ -114,8 +114,8 @@ impl ChunkReader {
         let mut buffer = BytesMut::zeroed(len);
         let result = match self.segment.file.try_read_at(&mut buffer, offset) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let file = Arc::clone(&self.segment.file);
-                let read = move || file.read_at(&mut buffer, offset).map(|()| buffer);
+                let (shared, segment) = (Arc::clone(&self.shared), Arc::clone(&self.segment));
+                let read = move || shared.timed_read(&*segment.file, &mut buffer, offset).map(|()| buffer);
                 pool.run(read).await.map_err(|_| StoreError::Overloaded)?
             }
             other => other.map(|()| buffer),
@@ -149,10 +149,10 @@ impl ChunkReader {
 
     /// Reads and verifies everything. Blocks.
     fn verify_blocking(&mut self) -> Result<u32, StoreError> {
-        let file = Arc::clone(&self.segment.file);
+        let (shared, segment) = (Arc::clone(&self.shared), Arc::clone(&self.segment));
         let fetch = |offset: u64, len: usize| {
             let mut buffer = BytesMut::zeroed(len);
-            file.read_at(&mut buffer, offset).map(|()| buffer.freeze())
+            shared.timed_read(&*segment.file, &mut buffer, offset).map(|()| buffer.freeze())
         };
         let table_end = HEADER_LEN + 4 * blocks(self.entry.length);
         let head = fetch(self.entry.offset(), table_end).map_err(|error| self.unread(0, &error))?;

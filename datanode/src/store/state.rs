@@ -12,7 +12,7 @@ use cairn_runtime::clock::Instant;
 use cairn_runtime::disk::DiskFile;
 
 use super::error::StoreError;
-use super::health::Latency;
+use super::health::Latencies;
 use super::record::{ALIGN, record_len};
 
 /// Called once a chunk is durable, or never will be. Runs on the syncer thread: must not block.
@@ -154,7 +154,7 @@ pub(super) struct State {
     pub(super) bad_checks: u32,
     /// The last reads that failed.
     pub(super) read_faults: VecDeque<Instant>,
-    pub(super) latency: Latency,
+    pub(super) latency: Latencies,
     pub(super) quarantined: u64,
     /// Bytes of the records in use, those in the trash left out.
     pub(super) used: u64,

@@ -135,7 +135,7 @@ fn sync_segment(shared: &Shared, id: u32) -> Result<(), String> {
 
     let took = started.elapsed();
     let mut state = shared.lock();
-    state.latency.note(took);
+    state.latency.syncs.note(took);
     if let Err(fault) = &result {
         shared.fail(&mut state, fault.clone());
     }

@@ -400,6 +400,8 @@ fn a_directory_in_use_is_refused() {
 struct Faults {
     fail_sync: AtomicBool,
     fail_read: AtomicBool,
+    /// Reads from the device take more than a second.
+    slow_read: AtomicBool,
     /// Bytes that can still be allocated; negative: no limit.
     room: AtomicI64,
     /// The next write fails for want of room.
@@ -462,6 +464,9 @@ impl DiskFile for FaultyFile {
         self.inner.write_at(data, offset)
     }
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        if self.faults.slow_read.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1100));
+        }
         match self.faults.fail_read.load(Ordering::SeqCst) {
             true => Err(io::Error::from_raw_os_error(5)),
             false => self.inner.read_at(buffer, offset),
@@ -623,6 +628,30 @@ fn a_failed_sync_leaves_a_disk_that_is_read() {
 }
 
 #[test]
+fn a_disk_that_is_slow_to_read_is_slow_until_it_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let known = Path::new("identity.json");
+    std::fs::write(dir.path().join(known), "{}").unwrap();
+    let (disk, faults) = faulty(dir.path(), -1);
+    store(&disk, 1, &content(1, 5000)).unwrap();
+    sync(&disk, 1).unwrap();
+    faults.slow_read.store(true, Ordering::SeqCst);
+    verify_on_device(disk.reader(id(1)).unwrap()).unwrap();
+    disk.judge_latency(Recent::default());
+    assert!(!disk.is_slow(), "it was never faster, and there is nothing to compare it with");
+    let others = Recent { syncs: None, reads: Some(0.01) };
+    disk.judge_latency(others);
+    assert!(disk.is_slow() && disk.health().slow, "the others read in 10 ms");
+    // Nobody reads: it is timed all the same.
+    faults.slow_read.store(false, Ordering::SeqCst);
+    (0..40).for_each(|_| {
+        disk.check(known);
+        disk.judge_latency(others);
+    });
+    assert!(!disk.is_slow());
+}
+
+#[test]
 fn many_waiters_share_syncs() {
     let dir = tempfile::tempdir().unwrap();
     let disk = open(dir.path());
@@ -635,6 +664,29 @@ fn many_waiters_share_syncs() {
     drop(done);
     assert_eq!(results.iter().filter(|&ok| ok).count(), 200);
     assert!((1..=200).all(|chunk| disk.find(id(chunk)).unwrap().synced));
+}
+
+#[test]
+fn a_chunk_that_is_brought_back_while_its_segment_is_sealed_stays() {
+    for round in 0..200 {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = open_with_trash(dir.path());
+        let chunks: Vec<ChunkId> = (1..=20).map(id).collect();
+        for &chunk in &chunks {
+            store(&disk, chunk.get(), &content(chunk.get(), 100)).unwrap();
+        }
+        assert!(disk.delete(&chunks).is_empty());
+        std::thread::scope(|scope| {
+            let restoring = scope.spawn(|| disk.restore(&chunks));
+            disk.close();
+            assert!(restoring.join().unwrap().is_empty());
+        });
+        drop(disk);
+        let disk = open_with_trash(dir.path());
+        for chunk in &chunks {
+            assert!(read(&disk, chunk.get()).is_ok(), "round {round}: chunk {chunk} is in the trash again");
+        }
+    }
 }
 
 #[derive(Debug, Clone)]

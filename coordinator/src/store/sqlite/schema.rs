@@ -1,10 +1,12 @@
 //! Making a store, recognizing one, and bringing an older one to the present schema.
 
+use std::io;
 use std::path::Path;
 
 use cairn_proto::ClusterId;
 use cairn_runtime::disk::{Disk, RealDisk};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
+use uuid::Uuid;
 
 use super::super::value::{RowChecksum, ValueRef};
 use super::super::{Cluster, Count, Counter, Key, Row, SCHEMA, StoreError, Table, first_rows};
@@ -13,6 +15,13 @@ use super::{RowColumns, SqliteOptions, checked_values, engine};
 
 /// The file of the database.
 pub(super) const FILE: &str = "meta.db";
+/// Names the cluster whose store the directory holds, so that a database that lost its content is not taken
+/// for one that was never written.
+const MARK: &str = "CLUSTER";
+/// The mark until it is complete.
+const MARK_UNFINISHED: &str = "CLUSTER.new";
+/// Longest mark that is read: a UUID, a line end, and room for what an editor adds.
+const MARK_MAX: u64 = 64;
 /// What else may lie in a directory that is still to become a store.
 const HARMLESS: &[&str] = &["LOCK", "lost+found"];
 
@@ -47,11 +56,48 @@ pub(super) fn check_directory(disk: &RealDisk, path: &Path) -> Result<bool, Stor
     }
 }
 
+/// The cluster whose store the directory held before; `None` in a new directory, or one of an older version.
+pub(super) fn marked_cluster(disk: &RealDisk, path: &Path) -> Result<Option<ClusterId>, StoreError> {
+    let place = path.join(MARK);
+    let unreadable =
+        |error: io::Error| StoreError::Unusable(format!("can not read {}: {error}", place.display()));
+    if !disk.list(Path::new("")).map_err(unreadable)?.iter().any(|name| name == MARK) {
+        return Ok(None);
+    }
+    let file = disk.open(Path::new(MARK)).map_err(unreadable)?;
+    let length = file.len().map_err(unreadable)?.min(MARK_MAX);
+    let mut text = vec![0; usize::try_from(length).unwrap_or(0)];
+    file.read_at(&mut text, 0).map_err(unreadable)?;
+    let cluster = std::str::from_utf8(&text).ok().and_then(|text| Uuid::parse_str(text.trim()).ok());
+    let unknown = || {
+        StoreError::Unusable(format!(
+            "{} is damaged: it should hold the cluster's id, a UUID; remove it if {FILE} beside it is the right one",
+            place.display()
+        ))
+    };
+    cluster.map(|id| Some(ClusterId::from_uuid(id))).ok_or_else(unknown)
+}
+
+/// Writes what `marked_cluster` reads. Durable on return.
+pub(super) fn mark(disk: &RealDisk, path: &Path, cluster: ClusterId) -> Result<(), StoreError> {
+    let write = || {
+        if disk.list(Path::new(""))?.iter().any(|name| name == MARK_UNFINISHED) {
+            disk.unlink(Path::new(MARK_UNFINISHED))?;
+        }
+        let file = disk.create_new(Path::new(MARK_UNFINISHED))?;
+        file.write_at(format!("{cluster}\n").as_bytes(), 0)?;
+        file.sync()?;
+        disk.rename(Path::new(MARK_UNFINISHED), Path::new(MARK))?;
+        disk.sync_dir(Path::new(""))
+    };
+    write().map_err(|error: io::Error| StoreError::Failed(format!("{}: {error}", path.join(MARK).display())))
+}
+
 /// Makes or checks the store and begins a new term, durably.
 pub(super) fn prepare(
     connection: &mut Connection,
     options: &SqliteOptions,
-    fresh: bool,
+    marked: Option<ClusterId>,
 ) -> Result<Identity, StoreError> {
     let failed = engine("prepare its tables");
     let transaction =
@@ -62,10 +108,16 @@ pub(super) fn prepare(
         .optional()
         .map_err(&failed)?
         .is_some();
+    let place = options.directory.display();
+    if let Some(cluster) = marked.filter(|_| !made) {
+        return Err(StoreError::Unusable(format!(
+            "{place}/{FILE} is empty, though the directory belongs to cluster {cluster}: the file or its log is \
+             damaged; restore it from a backup (`cairn coordinator restore`)"
+        )));
+    }
     if !made {
         create(&transaction, options).map_err(&failed)?;
     }
-    let place = options.directory.display();
     let identity: Cluster =
         read(&transaction, Table::Cluster, "id = 1", &Key::Cluster(1))?.ok_or_else(|| {
             StoreError::Unusable(format!("{place}/{FILE} holds no cluster; restore it from a backup"))
@@ -75,6 +127,13 @@ pub(super) fn prepare(
             "{place} was written by a newer version (schema {}; this build knows {SCHEMA}); \
              install that version",
             identity.schema
+        )));
+    }
+    if let Some(cluster) = marked.filter(|&cluster| cluster != identity.cluster) {
+        return Err(StoreError::Unusable(format!(
+            "{place}/{FILE} is of cluster {}, but the directory belongs to cluster {cluster}; put that cluster's \
+             {FILE} back, or remove {place}/{MARK} if the change is meant",
+            identity.cluster
         )));
     }
     if let Some(expected) = options.cluster.filter(|&expected| expected != identity.cluster) {
@@ -87,9 +146,6 @@ pub(super) fn prepare(
     migrate(&transaction, &identity)?;
     let term = raise_term(&transaction)?;
     transaction.commit().map_err(&failed)?;
-    if fresh {
-        tracing::info!(cluster = %identity.cluster, path = %place, "a new metadata store");
-    }
     Ok(Identity { cluster: identity.cluster, term })
 }
 

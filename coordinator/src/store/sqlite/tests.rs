@@ -190,3 +190,92 @@ fn a_store_of_schema_1_is_brought_up_with_its_datanodes() {
     assert_eq!((row.address.as_str(), row.capacity, row.last_seen_ns), ("127.0.0.1:7080", 100, 5));
     assert_eq!(row.admin, super::super::AdminState::In);
 }
+
+/// A store with a log of `commits` changes that was not closed, as after a crash; returns the log's bytes.
+fn crashed(directory: &Path, commits: u64) -> Vec<u8> {
+    let mut store = open(&options(directory)).unwrap();
+    let root: Inode = super::super::find(&*store.writer, &Key::Inode(InodeId::ROOT)).unwrap().unwrap();
+    for id in 2..2 + commits {
+        let inode = Inode { id: InodeId::new(id).unwrap(), ..root.clone() };
+        store.writer.commit(&Batch { puts: vec![inode.into()], deletes: vec![] }).unwrap();
+    }
+    let (database, log) = (read_file(directory, schema::FILE), read_file(directory, wal::LOG));
+    drop(store);
+    write_file(directory, schema::FILE, &database);
+    write_file(directory, wal::LOG, &log);
+    log
+}
+
+#[allow(clippy::disallowed_methods)] // tests damage files behind the store's back
+fn read_file(directory: &Path, name: &str) -> Vec<u8> {
+    std::fs::read(directory.join(name)).unwrap()
+}
+
+#[allow(clippy::disallowed_methods)]
+fn write_file(directory: &Path, name: &str, bytes: &[u8]) {
+    std::fs::write(directory.join(name), bytes).unwrap();
+}
+
+fn inodes(store: &Store) -> usize {
+    store.writer.scan(&Scan::all(Table::Inode)).unwrap().len()
+}
+
+#[test]
+fn a_log_torn_at_its_end_is_replayed_up_to_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = crashed(directory.path(), 10);
+    // Within the last frame, and in the middle of it.
+    for cut in [1, 2000] {
+        write_file(directory.path(), wal::LOG, &log[..log.len() - cut]);
+        let copy = tempfile::tempdir().unwrap();
+        for name in [schema::FILE, wal::LOG] {
+            write_file(copy.path(), name, &read_file(directory.path(), name));
+        }
+        assert_eq!(inodes(&open(&options(copy.path())).unwrap()), 10, "the root and 9 of 10");
+    }
+    let mut torn = log.clone();
+    let last = torn.len() - 100;
+    torn[last] ^= 1;
+    write_file(directory.path(), wal::LOG, &torn);
+    assert_eq!(inodes(&open(&options(directory.path())).unwrap()), 10, "the root and 9 of 10");
+}
+
+#[test]
+fn a_log_damaged_before_its_end_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = crashed(directory.path(), 10);
+    for at in [0, 9, 17, 25, 33, 60, log.len() / 3, log.len() / 2] {
+        let mut damaged = log.clone();
+        damaged[at] ^= 0x10;
+        write_file(directory.path(), wal::LOG, &damaged);
+        let why = refusal(&options(directory.path()));
+        assert!(why.contains("meta.db-wal is damaged"), "byte {at}: {why}");
+    }
+    write_file(directory.path(), wal::LOG, &log);
+    assert_eq!(inodes(&open(&options(directory.path())).unwrap()), 11);
+}
+
+#[test]
+fn a_database_that_lost_its_content_is_not_made_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(open(&options(directory.path())).unwrap());
+    let whole = read_file(directory.path(), schema::FILE);
+    write_file(directory.path(), schema::FILE, &[]);
+    let why = refusal(&options(directory.path()));
+    assert!(why.contains("belongs to cluster 00000000-0000-0000-0000-000000000001"), "{why}");
+    write_file(directory.path(), schema::FILE, &whole);
+    write_file(directory.path(), "CLUSTER", b"x");
+    let why = refusal(&options(directory.path()));
+    assert!(why.contains("CLUSTER is damaged"), "{why}");
+    write_file(directory.path(), "CLUSTER", b"00000000-0000-0000-0000-000000000002\n");
+    let why = refusal(&options(directory.path()));
+    assert!(why.contains("CLUSTER if the change is meant"), "{why}");
+}
+
+#[test]
+fn the_identity_does_not_lie_in_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    crashed(directory.path(), 3);
+    write_file(directory.path(), wal::LOG, &[]);
+    assert_eq!(inodes(&open(&options(directory.path())).unwrap()), 1);
+}

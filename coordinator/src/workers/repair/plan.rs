@@ -29,6 +29,13 @@ pub(super) struct Job {
     pub(super) sources: Vec<NodeId>,
 }
 
+impl Job {
+    /// Nobody has a sound copy: the datanode is only to look whether its own is one after all.
+    pub(super) fn is_look(&self) -> bool {
+        self.sources == [self.to]
+    }
+}
+
 /// Sets and datanodes at one moment.
 #[derive(Debug, Clone, Default)]
 pub(super) struct View {
@@ -98,9 +105,6 @@ fn copies(reader: &dyn Reader, view: &View, chunk: &Chunk, but: NodeId) -> Resul
 pub(super) struct FaultPlan {
     /// The worst protected first.
     pub(super) jobs: Vec<Job>,
-    /// Of chunks without a source: each member looks at its own copy again. It may have come back with
-    /// a disk, or with a record whose sync failed and which the device has all the same.
-    pub(super) hopes: Vec<Job>,
     /// Faults of chunks or members that are no more.
     pub(super) obsolete: Vec<(ChunkId, NodeId)>,
     /// Chunks of which no copy is known to be sound, whoever comes back.
@@ -109,11 +113,14 @@ pub(super) struct FaultPlan {
     pub(super) waiting: u64,
 }
 
-/// Reads the whole queue of faults. Datanodes in `resting` get no copies now.
+/// Reads the whole queue of faults. Datanodes in `resting` get no copies now. With `look_again`, those whose
+/// copy is missing or bad look at it once more when no other is sound: their disk may have come back, or have
+/// the record although its sync failed.
 pub(super) fn faults(
     reader: &dyn Reader,
     view: &View,
     resting: &BTreeSet<NodeId>,
+    look_again: bool,
 ) -> Result<FaultPlan, StoreError> {
     let mut plan = FaultPlan::default();
     // By the number of sound copies, then by age of the chunk.
@@ -130,8 +137,9 @@ pub(super) fn faults(
             continue;
         };
         let copies = copies(reader, view, &row, node)?;
-        if copies.sources.is_empty() && view.up.contains(&node) && plan.hopes.len() < JOBS_MAX {
-            plan.hopes.push(job_of(&row, node, vec![node]));
+        if copies.sources.is_empty() && look_again && view.up.contains(&node) && !resting.contains(&node) {
+            // Behind all that can be repaired for sure.
+            jobs.insert((usize::MAX, chunk, node), job_of(&row, node, vec![node]));
         }
         if copies.sources.is_empty() && copies.away == 0 {
             lost.insert(chunk);
@@ -141,9 +149,9 @@ pub(super) fn faults(
             let left = copies.sources.len();
             let job = job_of(&row, node, copies.sources);
             jobs.insert((left, chunk, node), job);
-            if jobs.len() > JOBS_MAX {
-                jobs.pop_last();
-            }
+        }
+        if jobs.len() > JOBS_MAX {
+            jobs.pop_last();
         }
     }
     plan.lost = lost.len() as u64;
@@ -238,48 +246,57 @@ pub(super) fn fill_page(
 
 #[cfg(test)]
 mod tests {
-    use cairn_proto::ClusterId;
-
     use super::*;
+    use crate::ops::tests::tx_on;
     use crate::store::memory::MemoryStore;
-    use crate::store::{Batch, Members as SetMembers, Row};
+    use crate::store::{Members as SetMembers, Readers};
+
+    fn node(number: u128) -> NodeId {
+        NodeId::from_uuid(Uuid::from_u128(number))
+    }
 
     #[test]
-    fn members_look_again_for_a_chunk_that_has_no_source_left() {
-        let mut store = MemoryStore::default().open(ClusterId::from_uuid(Uuid::from_u128(1)), 1).unwrap();
-        let mut put = |puts: Vec<Row>| store.writer.commit(&Batch { puts, deletes: Vec::new() }).unwrap();
-        let node = |number| NodeId::from_uuid(Uuid::from_u128(number));
-        let (chunk, set) = (ChunkId::new(5).unwrap(), ReplicaSetId::new(1).unwrap());
-        let members = [1, 2, 3].map(|number| Member { node: node(number), state: MemberState::Active });
-        let members = SetMembers(members.to_vec());
-        let row = ReplicaSet { id: set, members, replicas: 3, min_replicas: 2, epoch: 1 };
-        let row_of = |faults| Chunk {
-            id: chunk,
-            replica_set: set,
-            length: 9,
-            crc32c: 7,
-            live: 9,
-            faults,
-            created_ns: 0,
+    fn who_had_a_lost_chunk_is_asked_again_when_its_turn_has_come() {
+        let store = MemoryStore::default();
+        let mut tx = tx_on(&store, |writer| writer);
+        let id = ReplicaSetId::new(1).unwrap();
+        let members = SetMembers::active([node(1), node(2)]);
+        let set = ReplicaSet { id, members, replicas: 2, min_replicas: 1, epoch: 1 };
+        let [lost, repairable] = [5, 6].map(|number| ChunkId::new(number).unwrap());
+        tx.put(set.clone());
+        for (chunk, bad) in [(lost, vec![1, 2]), (repairable, vec![2])] {
+            tx.put(Chunk {
+                id: chunk,
+                replica_set: id,
+                length: 100,
+                crc32c: 7,
+                live: 100,
+                faults: bad.len() as u32,
+                created_ns: 1,
+            });
+            bad.iter().for_each(|&at| tx.put(Fault { chunk, node: node(at), noticed_ns: 1 }));
+        }
+        tx.commit().unwrap();
+        let view = View { sets: [(id, set)].into(), up: [node(1)].into(), gone: BTreeSet::new() };
+        let plan = |view: &View, look| {
+            let reader = store.reader(true).unwrap();
+            faults(&*reader, view, &BTreeSet::new(), look).unwrap()
         };
-        let fault = |number| Fault { chunk, node: node(number), noticed_ns: 0 };
-        // Of the two that are up one copy is bad; the other one is the source.
-        put(vec![row.clone().into(), row_of(2).into(), fault(1).into(), fault(3).into()]);
-        let view = View { sets: [(set, row)].into(), up: [node(1), node(2)].into(), gone: BTreeSet::new() };
-        let plan = || faults(&*store.readers.reader(true).unwrap(), &view, &BTreeSet::new()).unwrap();
-        let before = plan();
-        assert_eq!((before.jobs.len(), before.hopes.len(), before.lost), (1, 0, 0));
-        // Now all are bad, and those that are up may say whether that is still so.
-        put(vec![row_of(3).into(), fault(2).into()]);
-        let after = plan();
-        let asked: Vec<_> = after.hopes.iter().map(|job| (job.to, job.sources.clone())).collect();
-        assert_eq!(asked, [1, 2].map(|number| (node(number), vec![node(number)])));
-        assert_eq!((after.jobs.len(), after.lost), (0, 1));
+        let quiet = plan(&view, false);
+        assert_eq!((quiet.lost, quiet.jobs.len()), (1, 0));
+        let asked = plan(&view, true);
+        assert_eq!(asked.lost, 1, "it is lost until it is found");
+        let [job] = &asked.jobs[..] else { panic!("who is up is asked: {:?}", asked.jobs) };
+        assert!(job.is_look() && (job.chunk, job.to) == (lost, node(1)), "{job:?}");
+        // With both up, what can be repaired comes first.
+        let view = View { up: [node(1), node(2)].into(), ..view };
+        let jobs = plan(&view, true).jobs;
+        let order: Vec<_> = jobs.iter().map(|job| (job.chunk, job.is_look())).collect();
+        assert_eq!(order, [(repairable, false), (lost, true), (lost, true)]);
     }
 
     #[test]
     fn members_fill_one_another_when_their_last_holder_is_gone_for_good() {
-        let node = |number| NodeId::from_uuid(Uuid::from_u128(number));
         let id = |number| ReplicaSetId::new(number).unwrap();
         let set = |number, states: [(u128, MemberState); 3]| {
             let members = states.map(|(number, state)| Member { node: node(number), state });
