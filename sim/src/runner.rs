@@ -2,16 +2,21 @@
 #![allow(clippy::disallowed_methods)] // runs on the real machine
 
 use std::collections::BTreeMap;
-use std::process::{Command, Stdio};
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use cairn_runtime::bugs::Bug;
 
 /// Runs at once.
 const PARALLEL: usize = 2;
+/// A seed that takes longer, and two seconds for each simulated one, stands still. They take about one.
+const SEED_MAX: Duration = Duration::from_secs(120);
+/// How often it is looked whether a seed has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Each so many-th seed runs twice.
 const REPEAT_EVERY: u64 = 10;
 /// Bugs, and seeds of 60 s that find them; none: none has been found (docs/simulation.md says why).
@@ -20,14 +25,14 @@ const KNOWN: &[(Bug, &[u64])] = &[
     (Bug::FailedSyncForgiven, &[14]),
     (Bug::DirectoryNotSynced, &[3]),
     (Bug::AckBeforeReplicas, &[5]),
-    (Bug::AckBeforeOwnSync, &[9]),
+    (Bug::AckBeforeOwnSync, &[26, 9]),
     (Bug::ChecksumSkipped, &[5]),
     (Bug::TornTailKept, &[72]),
     (Bug::FailedMembersCounted, &[14]),
     (Bug::AnswerBeforeCommit, &[2]),
     (Bug::MetadataNoSync, &[1, 2]),
     (Bug::ReplyForgotten, &[5]),
-    (Bug::OpenKeepsOldLayout, &[97]),
+    (Bug::OpenKeepsOldLayout, &[76, 97]),
     (Bug::CommitOrderIgnored, &[1]),
     (Bug::UnsyncedForgotten, &[2]),
     (Bug::GcTakesLive, &[1, 2]),
@@ -56,19 +61,49 @@ fn arguments(seed: u64, seconds: u64, bug: Option<Bug>) -> Vec<String> {
 
 fn run(seed: u64, seconds: u64, bug: Option<Bug>) -> anyhow::Result<Said> {
     let program = std::env::current_exe()?;
-    let output = Command::new(program)
+    let mut child = Command::new(program)
         .args(arguments(seed, seconds, bug))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
-        .output()
+        .spawn()
         .context("can not run itself")?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let output = child.stdout.take();
+    let reader = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        output.map_or(Ok(0), |mut output| output.read_to_end(&mut bytes)).map(|_| bytes)
+    });
+    let limit = SEED_MAX + Duration::from_secs(seconds) * 2;
+    let ended = wait(&mut child, limit)?;
+    let bytes = reader.join().map_err(|_| anyhow::anyhow!("the output of seed {seed} is lost"))??;
+    let mut text = String::from_utf8_lossy(&bytes).into_owned();
+    if !ended {
+        text.push_str(&format!("VIOLATION the run stands still: it did not end within {limit:?}\n"));
+    }
     let digest = text.split("digest ").nth(1).and_then(|rest| rest.split(':').next());
     let digest = digest.unwrap_or_default().to_owned();
     let figures = text.lines().find_map(|line| line.strip_prefix("figures ")).unwrap_or_default();
     let figures = figures.split("; ").filter_map(|figure| figure.rsplit_once('='));
     let figures = figures.filter_map(|(kind, count)| Some((kind.to_owned(), count.parse().ok()?)));
     let figures = figures.collect();
-    Ok(Said { fine: output.status.success(), text, digest, figures })
+    let fine = ended && child.wait()?.success();
+    Ok(Said { fine, text, digest, figures })
+}
+
+/// Waits for a process, and ends it when it takes too long. Whether it ended by itself.
+fn wait(child: &mut Child, limit: Duration) -> anyhow::Result<bool> {
+    let began = Instant::now();
+    loop {
+        if child.try_wait()?.is_some() {
+            return Ok(true);
+        }
+        if began.elapsed() > limit {
+            child.kill()?;
+            child.wait()?;
+            return Ok(false);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
 }
 
 /// Does `work` for each number from `first` on, two at a time, until one says `false`.
