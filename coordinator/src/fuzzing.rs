@@ -4,10 +4,12 @@
 //! Each panics where a promise is broken; any error is fine.
 
 mod extents;
+mod log;
 mod rows;
 mod wire;
 
 pub use extents::run as extents;
+pub use log::run as log;
 pub use rows::run as rows;
 pub use wire::run as wire;
 

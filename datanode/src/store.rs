@@ -23,7 +23,7 @@ mod tests;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -119,6 +119,8 @@ pub(crate) struct Shared {
     work: Arc<Wake>,
     /// Bytes above the reserve when last asked.
     available: AtomicU64,
+    /// Whether the file system told its room when last asked.
+    space_told: AtomicBool,
 }
 
 impl DiskStore {
@@ -140,6 +142,7 @@ impl DiskStore {
             changes: Mutex::default(),
             work: Arc::default(),
             available: AtomicU64::new(0),
+            space_told: AtomicBool::new(true),
         });
         recovery::recover(&shared)?;
         shared.refresh_space();
@@ -387,13 +390,17 @@ impl Shared {
     fn refresh_space(&self) -> u64 {
         match self.disk.space() {
             Ok(space) => {
+                self.space_told.store(true, Ordering::Relaxed);
                 let reserve = self.options.reserve.min(space.capacity / 20);
                 let available = space.available.saturating_sub(reserve);
                 self.available.store(available, Ordering::Relaxed);
                 available
             }
             Err(error) => {
-                warn!(disk = %self.name, %error, "the file system does not tell its room");
+                // Asked with every heartbeat: once is enough.
+                if self.space_told.swap(false, Ordering::Relaxed) {
+                    warn!(disk = %self.name, %error, "the file system does not tell its room");
+                }
                 self.available.load(Ordering::Relaxed)
             }
         }

@@ -345,3 +345,22 @@ fn a_disk_that_is_not_mounted_at_the_start() {
     let found = disks(&cluster)[1].clone();
     assert!(found.fault.is_empty() && found.chunks > 0, "{found:?}");
 }
+
+#[test]
+fn chunks_that_were_lost_are_found_when_their_disk_is_back() {
+    need_root();
+    let cluster = builder().datanodes(1).second_ext4(0, DISK).start();
+    (0..FILES).for_each(|number| put(&cluster, number));
+    let held = disks(&cluster)[1].chunks;
+    assert!(held > 0, "nothing lies on the second disk");
+    let (data, away) = (cluster.node_second(0), mountpoint(cluster.node_second(0)).join("away"));
+    std::fs::rename(data, &away).unwrap();
+    let lost = || cluster.wire().status().health.iter().any(|code| code.code == Condition::ChunksLost.code());
+    wait::until_true("chunks without a copy to be told of", LIMIT, lost);
+    assert!(sound_copies(&cluster.wire(), FILES) < FILES * FILE_LENGTH.div_ceil(CHUNK), "all can be read");
+    // Without a restart of anything.
+    std::fs::rename(&away, data).unwrap();
+    wait::until_true("the chunks to be found", LIMIT, || !lost() && cluster.wire().status().faults == 0);
+    read(&cluster, FILES);
+    assert_eq!(sound_copies(&cluster.wire(), FILES), FILES * FILE_LENGTH.div_ceil(CHUNK));
+}

@@ -52,7 +52,21 @@ struct Compared {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Identity {
     incarnation: Option<Uuid>,
-    disks: Vec<(String, bool)>,
+    disks: Vec<Standing>,
+}
+
+/// How a disk stands. A faulty one may turn out to be lost later, and then has no capacity any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Standing {
+    path: String,
+    sound: bool,
+    counts: bool,
+}
+
+impl Standing {
+    fn of(disk: &v1::DiskHealth) -> Self {
+        Self { path: disk.path.clone(), sound: disk.fault.is_empty(), counts: disk.capacity > 0 }
+    }
 }
 
 /// The worker.
@@ -148,7 +162,7 @@ fn up(shared: &Shared) -> BTreeMap<NodeId, Identity> {
     let up = members.nodes.iter().filter(|(_, entry)| entry.state == NodeState::Up);
     let identity = |entry: &crate::membership::state::NodeEntry| Identity {
         incarnation: entry.incarnation(),
-        disks: entry.report.disks.iter().map(|disk| (disk.path.clone(), disk.fault.is_empty())).collect(),
+        disks: entry.report.disks.iter().map(Standing::of).collect(),
     };
     up.map(|(node, entry)| (*node, identity(entry))).collect()
 }
