@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cairn_proto::{ClusterId, NodeId, v1};
-use cairn_runtime::disk::Disk;
+use cairn_runtime::disk::{Disk, remove_if_present};
 use cairn_runtime::random;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -220,11 +220,8 @@ fn has_new_disk(disk: &dyn Disk) -> Result<bool, StoreError> {
 }
 
 fn forget_new_disk(disk: &dyn Disk) {
-    match disk.unlink(Path::new(NEW_DISK)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            warn!(disk = disk.describe(), %error, "{NEW_DISK} could not be removed");
-        }
-        _ => {}
+    if let Err(error) = remove_if_present(disk, Path::new(NEW_DISK)) {
+        warn!(disk = disk.describe(), %error, "{NEW_DISK} could not be removed");
     }
 }
 

@@ -11,7 +11,7 @@ use cairn_proto::v1::{
     ReadLogResponse, RemoveLogsRequest, RemoveLogsResponse,
 };
 use cairn_proto::{ErrorKind, WireError, status_from};
-use cairn_runtime::disk::{Disk, DiskFile};
+use cairn_runtime::disk::{Disk, DiskFile, remove_if_present};
 use cairn_runtime::threads::Pool;
 use tonic::{Request, Response, Status};
 
@@ -156,10 +156,7 @@ impl Files {
     fn make(&self, path: &Path) -> std::io::Result<Arc<dyn DiskFile>> {
         self.disk.create_dir(Path::new(DIRECTORY))?;
         self.disk.sync_dir(Path::new(""))?;
-        match self.disk.unlink(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove_if_present(&*self.disk, path)?;
         let file = self.disk.create_new(path)?;
         self.disk.sync_dir(Path::new(DIRECTORY))?;
         Ok(file)
@@ -202,12 +199,7 @@ impl Files {
         let paths = names.iter().map(|name| path(name)).collect::<Result<Vec<_>, _>>()?;
         self.last = None;
         for path in paths {
-            match self.disk.unlink(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(self.failed("remove a file", &error));
-                }
-                _ => {}
-            }
+            remove_if_present(&*self.disk, &path).map_err(|error| self.failed("remove a file", &error))?;
         }
         Ok(RemoveLogsResponse {})
     }

@@ -10,8 +10,10 @@ use std::sync::Arc;
 
 mod overlay;
 mod real;
+mod whole;
 pub use overlay::OverlayDisk;
 pub use real::RealDisk;
+pub use whole::{open_if_present, remove_if_present, replace};
 
 /// A directory tree that holds the data of one service. Paths are relative to it.
 ///

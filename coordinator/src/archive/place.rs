@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_runtime::clock;
-use cairn_runtime::disk::{Disk, DiskFile, RealDisk};
+use cairn_runtime::disk::{Disk, DiskFile, RealDisk, remove_if_present};
 use cairn_runtime::threads::Pool;
 
 use super::error::ArchiveError;
@@ -238,9 +238,6 @@ impl Files {
 
     fn remove(&mut self, name: &str) -> std::io::Result<()> {
         self.open.remove(name);
-        match self.disk.unlink(Path::new(name)) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            removed => removed,
-        }
+        remove_if_present(&*self.disk, Path::new(name))
     }
 }

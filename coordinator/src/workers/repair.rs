@@ -36,8 +36,7 @@ const REST: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_secs(2);
 /// Faults go before the filling of members; so often they are looked for meanwhile.
 const FAULTS_EVERY: Duration = Duration::from_secs(2);
-
-/// Datanodes whose copy of a lost chunk is missing or bad are asked so often whether it still is.
+/// Datanodes whose copy is missing or bad look at it again so often while no other copy can be had.
 const LOOK_AGAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// Copies chunks.

@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use cairn_proto::checksum::crc32c;
-use cairn_runtime::disk::Disk;
+use cairn_runtime::disk::{self, Disk};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -27,10 +27,9 @@ pub(super) fn read<T: DeserializeOwned>(
     name: &str,
     old_keys: &[&str],
 ) -> Result<Option<T>, StoreError> {
-    let file = match disk.open(Path::new(name)) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(io(disk, "opening its identity", source)),
+    let file = disk::open_if_present(disk, Path::new(name));
+    let Some(file) = file.map_err(|source| io(disk, "opening its identity", source))? else {
+        return Ok(None);
     };
     let len = file.len().map_err(|source| io(disk, "reading its identity", source))?;
     let mut bytes = vec![0; len.min(FILE_MAX) as usize];
@@ -76,24 +75,11 @@ fn encode(value: &impl Serialize) -> Result<Vec<u8>, String> {
     serde_json::to_vec_pretty(&fields).map_err(|error| error.to_string())
 }
 
-/// Puts a file in place of another: temporary, sync, rename, sync of the directory.
+/// Puts a file in place of another. Durable on return.
 pub(super) fn replace(disk: &dyn Disk, name: &str, value: &impl Serialize) -> Result<(), StoreError> {
     let bytes =
         encode(value).map_err(|error| StoreError::Unusable(format!("{name} can not be encoded: {error}")))?;
-    let temporary = format!("{name}.new");
-    let temporary = Path::new(&temporary);
-    let write = || {
-        match disk.unlink(temporary) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let file = disk.create_new(temporary)?;
-        file.write_at(&bytes, 0)?;
-        file.sync()?;
-        disk.rename(temporary, Path::new(name))?;
-        disk.sync_dir(Path::new(""))
-    };
-    write().map_err(|source| io(disk, "writing its identity", source))
+    disk::replace(disk, name, &bytes).map_err(|source| io(disk, "writing its identity", source))
 }
 
 pub(super) fn io(disk: &dyn Disk, doing: &'static str, source: std::io::Error) -> StoreError {

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use cairn_proto::ClusterId;
-use cairn_runtime::disk::{Disk, RealDisk};
+use cairn_runtime::disk::{Disk, RealDisk, open_if_present, replace};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use uuid::Uuid;
 
@@ -18,8 +18,6 @@ pub(super) const FILE: &str = "meta.db";
 /// Names the cluster whose store the directory holds, so that a database that lost its content is not taken
 /// for one that was never written.
 const MARK: &str = "CLUSTER";
-/// The mark until it is complete.
-const MARK_UNFINISHED: &str = "CLUSTER.new";
 /// Longest mark that is read: a UUID, a line end, and room for what an editor adds.
 const MARK_MAX: u64 = 64;
 /// What else may lie in a directory that is still to become a store.
@@ -61,10 +59,9 @@ pub(super) fn marked_cluster(disk: &RealDisk, path: &Path) -> Result<Option<Clus
     let place = path.join(MARK);
     let unreadable =
         |error: io::Error| StoreError::Unusable(format!("can not read {}: {error}", place.display()));
-    if !disk.list(Path::new("")).map_err(unreadable)?.iter().any(|name| name == MARK) {
+    let Some(file) = open_if_present(disk, Path::new(MARK)).map_err(unreadable)? else {
         return Ok(None);
-    }
-    let file = disk.open(Path::new(MARK)).map_err(unreadable)?;
+    };
     let length = file.len().map_err(unreadable)?.min(MARK_MAX);
     let mut text = vec![0; usize::try_from(length).unwrap_or(0)];
     file.read_at(&mut text, 0).map_err(unreadable)?;
@@ -80,17 +77,8 @@ pub(super) fn marked_cluster(disk: &RealDisk, path: &Path) -> Result<Option<Clus
 
 /// Writes what `marked_cluster` reads. Durable on return.
 pub(super) fn mark(disk: &RealDisk, path: &Path, cluster: ClusterId) -> Result<(), StoreError> {
-    let write = || {
-        if disk.list(Path::new(""))?.iter().any(|name| name == MARK_UNFINISHED) {
-            disk.unlink(Path::new(MARK_UNFINISHED))?;
-        }
-        let file = disk.create_new(Path::new(MARK_UNFINISHED))?;
-        file.write_at(format!("{cluster}\n").as_bytes(), 0)?;
-        file.sync()?;
-        disk.rename(Path::new(MARK_UNFINISHED), Path::new(MARK))?;
-        disk.sync_dir(Path::new(""))
-    };
-    write().map_err(|error: io::Error| StoreError::Failed(format!("{}: {error}", path.join(MARK).display())))
+    replace(disk, MARK, format!("{cluster}\n").as_bytes())
+        .map_err(|error| StoreError::Failed(format!("{}: {error}", path.join(MARK).display())))
 }
 
 /// Makes or checks the store and begins a new term, durably.

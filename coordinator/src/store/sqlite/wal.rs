@@ -10,7 +10,7 @@
 use std::io;
 use std::path::Path;
 
-use cairn_runtime::disk::{Disk, DiskFile, RealDisk};
+use cairn_runtime::disk::{DiskFile, RealDisk, open_if_present};
 
 use super::super::StoreError;
 
@@ -27,11 +27,9 @@ pub(super) fn check(disk: &RealDisk, directory: &Path) -> Result<(), StoreError>
     let place = directory.join(LOG);
     let unreadable =
         |error: io::Error| StoreError::Unusable(format!("can not read {}: {error}", place.display()));
-    let names = disk.list(Path::new("")).map_err(unreadable)?;
-    if !names.iter().any(|name| name == LOG) {
+    let Some(file) = open_if_present(disk, Path::new(LOG)).map_err(unreadable)? else {
         return Ok(());
-    }
-    let file = disk.open(Path::new(LOG)).map_err(unreadable)?;
+    };
     match lost(&*file).map_err(unreadable)? {
         None => Ok(()),
         Some(loss) => Err(StoreError::Unusable(format!(
