@@ -99,6 +99,17 @@ pub fn frames(planned: &Planned, data: &[u8], sync: bool) -> Vec<v1::StoreFrame>
     frames
 }
 
+/// What a copy of a chunk says against the pattern of the file whose layout it is in.
+#[track_caller]
+pub fn check_content(layout: &v1::DownloadFileResponse, chunk: &v1::ChunkRef, seed: u64, data: &[u8]) {
+    for extent in layout.extents.iter().filter(|extent| extent.chunk == chunk.chunk) {
+        let from = extent.chunk_offset as usize;
+        let part = &data[from..from + extent.length as usize];
+        let wrong = pattern::first_difference(seed, extent.offset, part);
+        assert_eq!(wrong, None, "first wrong byte, in chunk {}", chunk.chunk);
+    }
+}
+
 impl Wire {
     /// Opens a session and looks up the datanodes.
     pub fn connect(runtime: &Arc<Runtime>, address: &str) -> Self {
@@ -493,12 +504,7 @@ impl Wire {
                 let data = self.retrieve(member, chunk).expect("RetrieveChunk");
                 assert_eq!(data.len() as u64, chunk.length);
                 assert_eq!(checksum::crc32c(&data), chunk.crc32c, "checksum of chunk {}", chunk.chunk);
-                for extent in layout.extents.iter().filter(|extent| extent.chunk == chunk.chunk) {
-                    let from = extent.chunk_offset as usize;
-                    let part = &data[from..from + extent.length as usize];
-                    let wrong = pattern::first_difference(seed, extent.offset, part);
-                    assert_eq!(wrong, None, "first wrong byte, in chunk {}", chunk.chunk);
-                }
+                check_content(&layout, chunk, seed, &data);
                 seen += 1;
             }
         }

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use scopeguard::defer;
+
 use crate::pattern;
 
 const PAGE: usize = 4096;
@@ -89,6 +91,39 @@ pub fn keep_files_apart() {
     #[allow(unsafe_code)]
     // SAFETY: the thread was made for this work and uses no descriptor that another thread opens later.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES) }.expect("unshare");
+}
+
+/// One application on a mount.
+pub type Writer = fn(&Path, &Control) -> Outcome;
+
+/// Runs writers on a mount while something is done to the cluster; what they did, and what that gave.
+pub fn alongside<T>(
+    mount: &Path,
+    writers: &[Writer],
+    during: impl FnOnce(&Control) -> T,
+) -> (Vec<Outcome>, T) {
+    let control = Control::default();
+    let (outcomes, given) = std::thread::scope(|scope| {
+        let start = |writer: &Writer| {
+            let (writer, control) = (*writer, &control);
+            scope.spawn(move || {
+                keep_files_apart();
+                writer(mount, control)
+            })
+        };
+        let writers: Vec<_> = writers.iter().map(start).collect();
+        let given = {
+            // Also when it panics, since the scope waits for the writers.
+            defer! { control.stop() }
+            during(&control)
+        };
+        let join = |writer: std::thread::ScopedJoinHandle<'_, Outcome>| writer.join().expect("writer");
+        (writers.into_iter().map(join).collect::<Vec<_>>(), given)
+    });
+    for outcome in &outcomes {
+        println!("{} bytes, slowest call {:?}, error {:?}", outcome.written, outcome.slowest, outcome.error);
+    }
+    (outcomes, given)
 }
 
 /// Makes file after file, each synced.

@@ -19,6 +19,7 @@ use cairn_tests::cluster::{Mount, forget};
 use cairn_tests::network::Network;
 use cairn_tests::rounds::{self, Numbers};
 use cairn_tests::{Cluster, MIB, need_root, wait, workload};
+use scopeguard::defer;
 
 const NODES: usize = 4;
 const CLIENTS: usize = 2;
@@ -383,12 +384,6 @@ fn whatever_breaks_nothing_is_lost_and_all_is_whole_at_the_end() {
     let record = Record::new();
     let mut faults = 0;
     std::thread::scope(|scope| {
-        struct Stop<'a>(&'a Record);
-        impl Drop for Stop<'_> {
-            fn drop(&mut self) {
-                self.0.stop.store(true, Ordering::SeqCst);
-            }
-        }
         let clients: Vec<_> = roots
             .iter()
             .enumerate()
@@ -398,7 +393,7 @@ fn whatever_breaks_nothing_is_lost_and_all_is_whole_at_the_end() {
             })
             .collect();
         {
-            let _stop = Stop(&record);
+            defer! { record.stop.store(true, Ordering::SeqCst) }
             let end = Instant::now() + Duration::from_secs(seconds);
             while Instant::now() < end || faults < FAULTS_MIN {
                 let before = record.operations.load(Ordering::SeqCst);

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use cairn_proto::health::Condition;
 use cairn_proto::v1::{self, MemberState, NodeState};
 use cairn_tests::cluster::forget;
-use cairn_tests::workload::{self, Control};
-use cairn_tests::{Builder, Cluster, KIB, MIB, Wire, need_root, pattern, wait};
+use cairn_tests::workload;
+use cairn_tests::{Builder, Cluster, KIB, MIB, Wire, need_root, pattern, rpc, wait};
 
 /// How long anything may take here.
 const LIMIT: Duration = Duration::from_secs(100);
@@ -58,15 +58,9 @@ fn sound_copies(wire: &Wire, files: u64) -> u64 {
         let inode = wire.lookup(&format!("base-{number}")).expect("the file").inode;
         let layout = wire.layout(inode).expect("layout");
         for chunk in &layout.chunks {
-            let extents = || layout.extents.iter().filter(|extent| extent.chunk == chunk.chunk);
             for member in wire.members(chunk.set) {
                 let Ok(data) = wire.retrieve(&member, chunk) else { continue };
-                for extent in extents() {
-                    let from = extent.chunk_offset as usize;
-                    let part = &data[from..from + extent.length as usize];
-                    let wrong = pattern::first_difference(number, extent.offset, part);
-                    assert_eq!(wrong, None, "wrong bytes of chunk {} were served", chunk.chunk);
-                }
+                rpc::check_content(&layout, chunk, number, &data);
                 sound += 1;
             }
         }
@@ -139,45 +133,20 @@ fn survives<T>(mut cluster: Cluster, case: &Case, break_it: impl FnOnce(&mut Clu
         disks(&cluster).iter().all(|disk| disk.chunks > 0 && disk.fault.is_empty())
     });
     let mount = cluster.mount_path();
-    let control = Control::default();
-    let (outcomes, _fault) = std::thread::scope(|scope| {
-        /// Ends the writers also when something panics, since the scope waits for them.
-        struct Stop<'a>(&'a Control);
-        impl Drop for Stop<'_> {
-            fn drop(&mut self) {
-                self.0.stop();
-            }
+    let (outcomes, _fault) = workload::alongside(&mount, &[workload::files, workload::pages], |control| {
+        control.wait_synced(20, PROGRESS_LIMIT);
+        let fault = break_it(&mut cluster);
+        let end = Instant::now() + LIMIT;
+        while !is_told(&cluster, case.condition) {
+            assert!(Instant::now() < end, "the disk is not marked: {:#?}", disks(&cluster));
+            read(&cluster, FILES);
+            // And from each member: the mount need not have asked the one that is hit.
+            assert!(sound_copies(&cluster.wire(), FILES) > 0);
         }
-        let writers = [
-            scope.spawn(|| {
-                workload::keep_files_apart();
-                workload::files(&mount, &control)
-            }),
-            scope.spawn(|| {
-                workload::keep_files_apart();
-                workload::pages(&mount, &control)
-            }),
-        ];
-        let fault = {
-            let _stop = Stop(&control);
-            control.wait_synced(20, PROGRESS_LIMIT);
-            let fault = break_it(&mut cluster);
-            let end = Instant::now() + LIMIT;
-            while !is_told(&cluster, case.condition) {
-                assert!(Instant::now() < end, "the disk is not marked: {:#?}", disks(&cluster));
-                read(&cluster, FILES);
-                // And from each member: the mount need not have asked the one that is hit.
-                assert!(sound_copies(&cluster.wire(), FILES) > 0);
-            }
-            control.wait_synced(20, PROGRESS_LIMIT);
-            fault
-        };
-        (writers.map(|writer| writer.join().expect("writer")), fault)
+        control.wait_synced(20, PROGRESS_LIMIT);
+        fault
     });
-    for outcome in &outcomes {
-        println!("{} bytes, slowest call {:?}, error {:?}", outcome.written, outcome.slowest, outcome.error);
-        outcome.saw_nothing(STALL_LIMIT);
-    }
+    outcomes.iter().for_each(|outcome| outcome.saw_nothing(STALL_LIMIT));
     is_well(&cluster, case, FILES);
     outcomes.iter().for_each(workload::Outcome::check);
     put(&cluster, FILES);

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use cairn_tests::cluster::forget;
-use cairn_tests::workload::{self, Control, Outcome};
+use cairn_tests::workload::{self, Control, Outcome, Writer};
 use cairn_tests::{Cluster, MIB, need_root, pattern};
 
 /// Longest that a call of an application may take while one process is away: a connection that is
@@ -22,40 +22,13 @@ const PROGRESS_LIMIT: Duration = Duration::from_secs(40);
 #[track_caller]
 fn while_writing(cluster: &mut Cluster, fault: impl FnOnce(&mut Cluster, &Control)) -> Vec<Outcome> {
     let mount = cluster.mount_path();
-    let control = Control::default();
-    let outcomes = std::thread::scope(|scope| {
-        /// Ends the writers also when the fault panics, since the scope waits for them.
-        struct Stop<'a>(&'a Control);
-        impl Drop for Stop<'_> {
-            fn drop(&mut self) {
-                self.0.stop();
-            }
-        }
-        let writers = [
-            scope.spawn(|| {
-                workload::keep_files_apart();
-                workload::files(&mount, &control)
-            }),
-            scope.spawn(|| {
-                workload::keep_files_apart();
-                workload::stream(&mount, "stream", 2048 * MIB, &control)
-            }),
-            scope.spawn(|| {
-                workload::keep_files_apart();
-                workload::pages(&mount, &control)
-            }),
-        ];
-        {
-            let _stop = Stop(&control);
+    let stream: Writer = |mount, control| workload::stream(mount, "stream", 2048 * MIB, control);
+    let (outcomes, ()) =
+        workload::alongside(&mount, &[workload::files, stream, workload::pages], |control| {
             control.wait_synced(20, PROGRESS_LIMIT);
-            fault(cluster, &control);
-        }
-        writers.map(|writer| writer.join().expect("writer"))
-    });
-    for outcome in &outcomes {
-        println!("{} bytes, slowest call {:?}, error {:?}", outcome.written, outcome.slowest, outcome.error);
-    }
-    Vec::from(outcomes)
+            fault(cluster, control);
+        });
+    outcomes
 }
 
 #[track_caller]

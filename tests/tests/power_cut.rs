@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use cairn_tests::disk::{FreezableDisk, SmallDisk};
 use cairn_tests::{Cluster, KIB, MIB, need_root, pattern, rounds, wait, workload};
+use scopeguard::defer;
 
 /// Cuts of one cluster; the long form takes several clusters.
 const CUTS_PER_CLUSTER: u64 = 8;
@@ -198,13 +199,7 @@ fn cut_power(count: u64) -> u64 {
         let manifest = Mutex::new(vec![Vec::new(); WRITERS as usize]);
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            struct Stop<'a>(&'a AtomicBool);
-            impl Drop for Stop<'_> {
-                fn drop(&mut self) {
-                    self.0.store(true, Ordering::SeqCst);
-                }
-            }
-            let _stop = Stop(&stop);
+            defer! { stop.store(true, Ordering::SeqCst) }
             for writer in 0..WRITERS {
                 let (manifest, stop, mount) = (&manifest, &stop, &mount);
                 scope.spawn(move || write_files(mount, writer, manifest, stop));

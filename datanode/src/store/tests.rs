@@ -514,6 +514,17 @@ fn faulty(dir: &Path, room: i64) -> (DiskStore, Arc<Faults>) {
     (DiskStore::open(Arc::new(disk), options(true), Arc::default()).unwrap(), faults)
 }
 
+/// A file that is in every directory of a node.
+const KNOWN: &str = "identity.json";
+
+/// A disk that can be checked for whether it is there.
+fn faulty_with_identity() -> (tempfile::TempDir, DiskStore, Arc<Faults>) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(KNOWN), "{}").unwrap();
+    let (disk, faults) = faulty(dir.path(), -1);
+    (dir, disk, faults)
+}
+
 #[test]
 fn a_full_disk_refuses_chunks_and_damages_none() {
     let dir = tempfile::tempdir().unwrap();
@@ -577,10 +588,7 @@ fn a_failed_sync_is_final() {
 
 #[test]
 fn a_disk_that_can_not_be_read_counts_for_nothing_until_it_can() {
-    let dir = tempfile::tempdir().unwrap();
-    let known = Path::new("identity.json");
-    std::fs::write(dir.path().join(known), "{}").unwrap();
-    let (disk, faults) = faulty(dir.path(), -1);
+    let (dir, disk, faults) = faulty_with_identity();
     for chunk in 1..=9 {
         store(&disk, chunk, &content(chunk, 100_000)).unwrap();
     }
@@ -593,46 +601,40 @@ fn a_disk_that_can_not_be_read_counts_for_nothing_until_it_can() {
     assert!(read(&disk, 3).is_err());
     assert!(disk.health().fault.contains("reads failed") && disk.is_undecided());
     assert!(matches!(store(&disk, 20, &content(20, 10)), Err(StoreError::Faulty { .. })));
-    disk.check(known);
+    disk.check(Path::new(KNOWN));
     assert!(disk.find(id(9)).is_some(), "once is not enough");
-    disk.check(known);
+    disk.check(Path::new(KNOWN));
     assert!(disk.find(id(9)).is_none() && disk.held_from(1, 10).is_empty() && !disk.is_undecided());
     let about = disk.health();
     assert_eq!((about.capacity, about.used, about.chunks), (0, 0, 0));
 
     faults.fail_read.store(false, Ordering::SeqCst);
-    (0..3).for_each(|_| disk.check(known));
+    (0..3).for_each(|_| disk.check(Path::new(KNOWN)));
     assert_eq!(read(&disk, 9).unwrap(), content(9, 100_000));
     assert_eq!(disk.held_from(1, 10).iter().filter(|(_, found)| found.is_sound()).count(), 6);
     assert!(!disk.health().writable, "a fault stays");
 
-    std::fs::remove_file(dir.path().join(known)).unwrap();
-    (0..2).for_each(|_| disk.check(known));
+    std::fs::remove_file(dir.path().join(KNOWN)).unwrap();
+    (0..2).for_each(|_| disk.check(Path::new(KNOWN)));
     assert!(disk.find(id(9)).is_none());
 }
 
 #[test]
 fn a_failed_sync_leaves_a_disk_that_is_read() {
-    let dir = tempfile::tempdir().unwrap();
-    let known = Path::new("identity.json");
-    std::fs::write(dir.path().join(known), "{}").unwrap();
-    let (disk, faults) = faulty(dir.path(), -1);
+    let (_dir, disk, faults) = faulty_with_identity();
     store(&disk, 1, &content(1, 5000)).unwrap();
     sync(&disk, 1).unwrap();
     store(&disk, 2, &content(2, 5000)).unwrap();
     faults.fail_sync.store(true, Ordering::SeqCst);
     assert!(sync(&disk, 2).is_err() && disk.is_undecided());
-    (0..3).for_each(|_| disk.check(known));
+    (0..3).for_each(|_| disk.check(Path::new(KNOWN)));
     assert!(!disk.is_undecided() && !disk.health().writable);
     assert_eq!(read(&disk, 1).unwrap(), content(1, 5000));
 }
 
 #[test]
 fn a_disk_that_is_slow_to_read_is_slow_until_it_is_not() {
-    let dir = tempfile::tempdir().unwrap();
-    let known = Path::new("identity.json");
-    std::fs::write(dir.path().join(known), "{}").unwrap();
-    let (disk, faults) = faulty(dir.path(), -1);
+    let (_dir, disk, faults) = faulty_with_identity();
     store(&disk, 1, &content(1, 5000)).unwrap();
     sync(&disk, 1).unwrap();
     faults.slow_read.store(true, Ordering::SeqCst);
@@ -645,7 +647,7 @@ fn a_disk_that_is_slow_to_read_is_slow_until_it_is_not() {
     // Nobody reads: it is timed all the same.
     faults.slow_read.store(false, Ordering::SeqCst);
     (0..40).for_each(|_| {
-        disk.check(known);
+        disk.check(Path::new(KNOWN));
         disk.judge_latency(others);
     });
     assert!(!disk.is_slow());
