@@ -106,6 +106,14 @@ fn disks(cluster: &Cluster) -> [v1::DiskHealth; 2] {
     [first, second]
 }
 
+/// Waits until datanode 0 has told, with a heartbeat, that both of its disks are sound and hold chunks.
+#[track_caller]
+fn wait_both_used(cluster: &Cluster) {
+    wait::until_true("both disks to hold chunks", LIMIT, || {
+        disks(cluster).iter().all(|disk| disk.chunks > 0 && disk.fault.is_empty())
+    });
+}
+
 /// Whether `condition` is told of the second disk, and of nothing else.
 fn is_told(cluster: &Cluster, condition: Condition) -> bool {
     let second = cluster.node_second(0).display().to_string();
@@ -129,9 +137,7 @@ const FAULTY: Case = Case { condition: Condition::DiskFault, is_marked: |disk| !
 fn survives<T>(mut cluster: Cluster, case: &Case, break_it: impl FnOnce(&mut Cluster) -> T) {
     (0..FILES).for_each(|number| put(&cluster, number));
     wait_whole(&cluster, FILES);
-    wait::until_true("both disks to hold chunks", LIMIT, || {
-        disks(&cluster).iter().all(|disk| disk.chunks > 0 && disk.fault.is_empty())
-    });
+    wait_both_used(&cluster);
     let mount = cluster.mount_path();
     let (outcomes, _fault) = workload::alongside(&mount, &[workload::files, workload::pages], |control| {
         control.wait_synced(20, PROGRESS_LIMIT);
@@ -291,8 +297,7 @@ fn a_disk_that_is_not_mounted_at_the_start() {
     let second = cluster.node_second(0).to_owned();
     (0..FILES).for_each(|number| put(&cluster, number));
     wait_whole(&cluster, FILES);
-    let held = disks(&cluster)[1].chunks;
-    assert!(held > 0, "nothing lies on the second disk");
+    wait_both_used(&cluster);
     assert!(cluster.node_process(0).terminate(Duration::from_secs(30)).success());
     cluster.kill9_node(0);
     run(Command::new("umount").arg(mountpoint(&second)));
@@ -311,8 +316,7 @@ fn a_disk_that_is_not_mounted_at_the_start() {
     cluster.wait_formed();
     wait_whole(&cluster, FILES);
     read(&cluster, FILES);
-    let found = disks(&cluster)[1].clone();
-    assert!(found.fault.is_empty() && found.chunks > 0, "{found:?}");
+    wait_both_used(&cluster);
 }
 
 #[test]
@@ -320,8 +324,7 @@ fn chunks_that_were_lost_are_found_when_their_disk_is_back() {
     need_root();
     let cluster = builder().datanodes(1).second_ext4(0, DISK).start();
     (0..FILES).for_each(|number| put(&cluster, number));
-    let held = disks(&cluster)[1].chunks;
-    assert!(held > 0, "nothing lies on the second disk");
+    wait_both_used(&cluster);
     let (data, away) = (cluster.node_second(0), mountpoint(cluster.node_second(0)).join("away"));
     std::fs::rename(data, &away).unwrap();
     let lost = || cluster.wire().status().health.iter().any(|code| code.code == Condition::ChunksLost.code());
