@@ -30,8 +30,8 @@ use crate::node::Node;
 use crate::pace::Pace;
 use crate::store::{StoreError, Writer};
 
-/// Chunks of one request that are under way at once.
-const AT_ONCE: usize = 4;
+/// Chunks of one request that are under way at once: small ones wait for their sync most of the time.
+const AT_ONCE: usize = 8;
 /// Chunks in one request.
 const CHUNKS_MAX: usize = 4096;
 /// Sources of one chunk; no set has more members.

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use cairn_proto::{ChunkId, ErrorKind, NodeId, ReplicaSetId, WireError, v1};
 use cairn_runtime::clock::{self, Instant};
+use futures::StreamExt;
 use futures::future::join_all;
 
 use super::placement::PlacementWorker;
@@ -28,8 +29,10 @@ use crate::store::Count;
 use plan::{Fills, Job, View};
 
 /// Chunks, and bytes, that one call to a datanode asks for: some seconds of work.
-const BATCH_CHUNKS: usize = 64;
+const BATCH_CHUNKS: usize = 512;
 const BATCH_BYTES: u64 = 128 << 20;
+/// Answers of a datanode that are recorded together, when so many are there.
+const RECORD_MAX: usize = 64;
 /// A datanode that could not take copies is left alone for so long.
 const REST: Duration = Duration::from_secs(10);
 /// How often the queues are looked at without being told to.
@@ -269,46 +272,71 @@ async fn run_batch(
         chunks: open.values().map(|job| to_wire(shared, job)).collect(),
         bytes_per_second: rate,
     };
-    let mut answers = shared.datanodes.copy(&shared.context.cluster, node, request).await?;
+    let answers = shared.datanodes.copy(&shared.context.cluster, node, request).await?;
+    // What is there when the one before is recorded goes into one commit: copies do not wait for commits.
+    let mut answers = answers.ready_chunks(RECORD_MAX);
     let silent = || OpError::new(ErrorKind::TimedOut, format!("datanode {} makes no progress", node.short()));
     while !open.is_empty() {
-        let answer = clock::timeout(COPY_TIME, answers.message()).await.map_err(|_| silent())?;
-        let Some(answer) = answer.map_err(|status| refusal(node, &status))? else { break };
-        let job = ChunkId::new(answer.chunk).ok().and_then(|chunk| open.remove(&chunk));
-        let Some(job) = job else { continue };
-        let error = WireError::from_fields(answer.error, &answer.message);
-        let (chunk, done) = (job.chunk, error.is_none());
-        if job.is_look() && done {
-            tracing::info!(%chunk, node = %node, "a copy of a chunk that was lost is there again");
-        }
-        let bad: Vec<_> = answer.failed.iter().filter_map(|source| bad_source(chunk, source)).collect();
-        shared
-            .executor
-            .run(move |tx| {
-                record_all(tx, &bad)?;
-                if done { ops::faults::clear(tx, chunk, node) } else { Ok(()) }
-            })
-            .await?;
-        progress.add(1, answer.bytes);
-        if done || !job.is_look() {
-            crate::metrics::repaired(done, answer.bytes);
-        }
-        if let Some(error) = error {
-            failed.insert((job.set, node));
-            if job.is_look() {
-                tracing::debug!(%chunk, node = %node, %error, "a lost chunk stays lost");
-            } else {
-                tracing::warn!(%chunk, node = %node, %error, "a copy could not be made");
-            }
-            if concerns_destination(error.kind) {
-                return Err(OpError::new(
-                    error.kind,
-                    format!("datanode {}: {}", node.short(), error.message),
-                ));
-            }
-        }
+        let answers = clock::timeout(COPY_TIME, answers.next()).await.map_err(|_| silent())?;
+        let Some(answers) = answers else { break };
+        record(shared, node, answers, open, failed, progress).await?;
     }
     Ok(())
+}
+
+/// Records what became of some copies. An error: the datanode could not go on.
+async fn record(
+    shared: &Arc<Shared>,
+    node: NodeId,
+    answers: Vec<Result<v1::CopyChunksResponse, tonic::Status>>,
+    open: &mut BTreeMap<ChunkId, Job>,
+    failed: &mut BTreeSet<(ReplicaSetId, NodeId)>,
+    progress: &Progress,
+) -> Result<(), OpError> {
+    let (mut copied, mut bad, mut end) = (Vec::new(), Vec::new(), Ok(()));
+    let (mut answered, mut bytes) = (0, 0);
+    for answer in answers {
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(status) => {
+                end = end.and(Err(refusal(node, &status)));
+                break;
+            }
+        };
+        let job = ChunkId::new(answer.chunk).ok().and_then(|chunk| open.remove(&chunk));
+        let Some(job) = job else { continue };
+        let chunk = job.chunk;
+        bad.extend(answer.failed.iter().filter_map(|source| bad_source(chunk, source)));
+        (answered, bytes) = (answered + 1, bytes + answer.bytes);
+        let error = WireError::from_fields(answer.error, &answer.message);
+        if error.is_none() || !job.is_look() {
+            crate::metrics::repaired(error.is_none(), answer.bytes);
+        }
+        let Some(error) = error else {
+            if job.is_look() {
+                tracing::info!(%chunk, node = %node, "a copy of a chunk that was lost is there again");
+            }
+            copied.push(chunk);
+            continue;
+        };
+        failed.insert((job.set, node));
+        if job.is_look() {
+            tracing::debug!(%chunk, node = %node, %error, "a lost chunk stays lost");
+        } else {
+            tracing::warn!(%chunk, node = %node, %error, "a copy could not be made");
+        }
+        if concerns_destination(error.kind) {
+            let text = format!("datanode {}: {}", node.short(), error.message);
+            end = end.and(Err(OpError::new(error.kind, text)));
+        }
+    }
+    let recorded = move |tx: &mut crate::executor::Tx| {
+        record_all(tx, &bad)?;
+        copied.iter().try_for_each(|&chunk| ops::faults::clear(tx, chunk, node))
+    };
+    shared.executor.run(recorded).await?;
+    progress.add(answered, bytes);
+    end
 }
 
 /// Whether an error is about the datanode that was to take the copy, so that its other copies fare alike.
