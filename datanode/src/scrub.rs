@@ -30,8 +30,10 @@ const GIVE_WAY_MAX: Duration = Duration::from_millis(500);
 const GIVE_WAY_STEP: Duration = Duration::from_millis(50);
 /// How often progress is written to the disks.
 const SAVE_INTERVAL: Duration = Duration::from_secs(60);
-/// Chunks that are looked up at once.
+/// Chunks that are read from one look at the indexes.
 const PAGE: usize = 256;
+/// Chunks that are looked at, sound or not, for one page.
+const LOOK_MAX: usize = 4096;
 /// After an error that is not the chunk's, such as threads that have too much to do.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How often a waiting worker looks at the time.
@@ -170,6 +172,14 @@ impl Scrub {
         state.saved.bad += u64::from(bad);
     }
 
+    /// The pass has come to `chunk` without reading it.
+    fn on_passed(&self, chunk: u64) {
+        let mut state = self.lock();
+        if state.wanted.is_none() {
+            state.saved.cursor = Some(chunk);
+        }
+    }
+
     fn on_end(&self, now_ns: i64) {
         let mut state = self.lock();
         if state.wanted.is_some() {
@@ -232,15 +242,18 @@ pub(crate) async fn run(node: Arc<Node>) {
 /// Reads the chunks of the next page; true when there are no more.
 async fn pages(node: &Arc<Node>, cursor: u64, pace: &Pace) -> bool {
     let mut page = Vec::with_capacity(PAGE);
+    // What is not sound, the trash for the most part, is passed over here: there may be very much of it.
+    let (mut looked_at, mut last) = (0, None);
     Walk::new(&node.disks, cursor.saturating_add(1), i64::MAX as u64).for_each(|chunk, found| {
-        page.push((chunk, found));
-        page.len() < PAGE
-    });
-    let ended = page.len() < PAGE;
-    for (chunk, found) in page {
-        if !found.is_sound() {
-            continue;
+        looked_at += 1;
+        last = Some(chunk);
+        if found.is_sound() {
+            page.push((chunk, found));
         }
+        page.len() < PAGE && looked_at < LOOK_MAX
+    });
+    let ended = page.len() < PAGE && looked_at < LOOK_MAX;
+    for (chunk, found) in page {
         pace.take(found.length.into()).await;
         give_way(node).await;
         let bad = loop {
@@ -260,6 +273,10 @@ async fn pages(node: &Arc<Node>, cursor: u64, pace: &Pace) -> bool {
         ::metrics::counter!(metrics::SCRUB_BAD).increment(u64::from(bad));
         node.scrub.on_read(chunk.get(), found.length.into(), bad);
     }
+    if let Some(last) = last {
+        node.scrub.on_passed(last.get());
+    }
+    tokio::task::yield_now().await;
     ended
 }
 

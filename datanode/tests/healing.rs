@@ -445,6 +445,43 @@ async fn a_deleted_chunk_can_be_brought_back_and_a_copy_of_it_is_not_fetched() {
     }
 }
 
+/// Asks for a pass of the scrub and waits for its end.
+async fn pass(
+    client: &mut v1::data_node_client::DataNodeClient<tonic::transport::Channel>,
+    rate: u64,
+) -> ScrubStatus {
+    let start = ScrubRequest { start: true, bytes_per_second: rate };
+    assert!(client.scrub(start).await.unwrap().into_inner().status.unwrap().running);
+    let asked = cairn_runtime::clock::wall_ns();
+    let done = async {
+        loop {
+            let status = client.scrub(ScrubRequest::default()).await.unwrap().into_inner().status.unwrap();
+            if !status.running && status.finished_ns >= asked {
+                return status;
+            }
+            clock::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    clock::timeout(Duration::from_secs(20), done).await.expect("the pass does not end")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scrub_passes_over_any_amount_of_trash() {
+    let cluster = Cluster::start(1).await;
+    let ids: Vec<u64> = (1..=700).collect();
+    for &chunk in &ids {
+        store_on(&cluster, 0, chunk, 100).await;
+    }
+    let mut client = cluster.client(0);
+    let sync = SyncChunksRequest { chunks: ids };
+    assert!(client.sync_chunks(sync).await.unwrap().into_inner().failed.is_empty());
+    // More in a row than it looks up at once.
+    let delete = DeleteChunksRequest { chunks: (11..=690).collect(), term: 9, epoch: 9, sequence: 9 };
+    assert!(client.delete_chunks(delete).await.unwrap().into_inner().failed.is_empty());
+    let status = pass(&mut client, 1 << 30).await;
+    assert_eq!((status.chunks_done, status.bad), (20, 0), "{status:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_scrub_finds_what_nobody_reads() {
     let mut cluster = Cluster::start(1).await;
@@ -458,25 +495,6 @@ async fn the_scrub_finds_what_nobody_reads() {
     let sync = SyncChunksRequest { chunks: ids };
     assert!(client.sync_chunks(sync).await.unwrap().into_inner().failed.is_empty());
     damage(cluster.nodes[0].dir.path(), &content(35, LEN));
-    async fn pass(
-        client: &mut v1::data_node_client::DataNodeClient<tonic::transport::Channel>,
-        rate: u64,
-    ) -> ScrubStatus {
-        let start = ScrubRequest { start: true, bytes_per_second: rate };
-        assert!(client.scrub(start).await.unwrap().into_inner().status.unwrap().running);
-        let asked = cairn_runtime::clock::wall_ns();
-        let done = async {
-            loop {
-                let status =
-                    client.scrub(ScrubRequest::default()).await.unwrap().into_inner().status.unwrap();
-                if !status.running && status.finished_ns >= asked {
-                    return status;
-                }
-                clock::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        clock::timeout(Duration::from_secs(20), done).await.expect("the pass does not end")
-    }
     let status = pass(&mut client, 1 << 30).await;
     assert_eq!((status.chunks_done, status.bad, status.bad_last), (30, 1, 1), "{status:?}");
     assert!(status.bytes_done > 30 * LEN as u64 && status.error.is_empty());

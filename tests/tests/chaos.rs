@@ -376,6 +376,8 @@ fn whatever_breaks_nothing_is_lost_and_all_is_whole_at_the_end() {
         .network(&network)
         .ext4(0, 512 * MIB)
         .env("CAIRN_DATANODE__SEGMENT_SIZE", "64 MiB")
+        // All that an hour has written is read within the time for healing.
+        .env("CAIRN_DATANODE__SCRUB_RATE", "512 MiB")
         .start();
     let mut chaos =
         Chaos { cluster, network, mounts: Vec::new(), numbers: Numbers::new(seconds), packets: 0 };
