@@ -36,10 +36,23 @@ pub(crate) fn lookup(
     caller: &Caller,
 ) -> Result<Inode, OpError> {
     searchable(reader, parent, caller)?;
-    let entry: Option<Dentry> = store::find(reader, &Key::Dentry(parent, name.to_bytes()))?;
-    let entry = entry.ok_or_else(|| directory::no_entry(parent, name))?;
-    // Without a snapshot the inode may have gone since its name was read.
-    store::find(reader, &Key::Inode(entry.child))?.ok_or_else(|| directory::no_entry(parent, name))
+    let find = || -> Result<Dentry, OpError> {
+        let entry = store::find(reader, &Key::Dentry(parent, name.to_bytes()))?;
+        entry.ok_or_else(|| directory::no_entry(parent, name))
+    };
+    let mut entry = find()?;
+    loop {
+        if let Some(inode) = store::find(reader, &Key::Inode(entry.child))? {
+            return Ok(inode);
+        }
+        // Without a snapshot the inode may have gone since its name was read. A name that a rename gave to
+        // another one was there all the time.
+        let now = find()?;
+        if now.child == entry.child {
+            return Err(directory::no_entry(parent, name));
+        }
+        entry = now;
+    }
 }
 
 /// The directory above.

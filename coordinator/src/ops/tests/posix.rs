@@ -5,9 +5,9 @@ use cairn_proto::{ByteRange, ErrorKind, InodeId, SessionId, SymlinkTarget};
 use uuid::Uuid;
 
 use super::*;
-use crate::ops::{Allocate, SetXattr, TimeChange};
+use crate::ops::{Allocate, SetXattr, TimeChange, read};
 use crate::sessions::Open;
-use crate::store::{Inode, Key};
+use crate::store::{Dentry, Inode, Key, Reader, Readers, Row, Scan, Snapshot, StoreError, Table};
 
 const ROOT: InodeId = InodeId::ROOT;
 
@@ -167,6 +167,65 @@ fn rename_moves_directories_but_never_below_themselves() {
     let moved = rename(&mut tx, (d.id, "theirs"), (e.id, "x"), RenameMode::Replace, &user(8));
     assert_eq!(kind_of(moved).unwrap_err(), ErrorKind::AccessDenied);
     rename(&mut tx, (d.id, "theirs"), (d.id, "x"), RenameMode::Replace, &user(8)).unwrap();
+}
+
+/// One that has no snapshot: a rename is committed after the first look at a name.
+struct Overtaken {
+    before: Snapshot,
+    after: Snapshot,
+    looked: std::cell::Cell<bool>,
+}
+
+impl Reader for Overtaken {
+    fn get(&self, key: &Key) -> Result<Option<Row>, StoreError> {
+        let early = matches!(key, Key::Dentry(..)) && !self.looked.replace(true);
+        if early { self.before.get(key) } else { self.after.get(key) }
+    }
+    fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
+        self.after.scan(scan)
+    }
+    fn each(
+        &self,
+        table: Table,
+        visit: &mut dyn FnMut(Row) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.after.each(table, visit)
+    }
+    fn read_dir(
+        &self,
+        parent: InodeId,
+        after: u64,
+        limit: usize,
+        inodes: bool,
+        visit: &mut dyn FnMut(Dentry, Option<Inode>) -> bool,
+    ) -> Result<(), StoreError> {
+        self.after.read_dir(parent, after, limit, inodes, visit)
+    }
+}
+
+#[test]
+fn a_name_that_is_replaced_is_found_at_every_moment() {
+    let store = MemoryStore::default();
+    let mut tx = tx_on(&store, |writer| writer);
+    let (old, new) = (make_file(&mut tx, "name"), make_file(&mut tx, "temporary"));
+    tx.commit().unwrap();
+    let before = store.reader(true).unwrap();
+    rename(&mut tx, (ROOT, "temporary"), (ROOT, "name"), RenameMode::Replace, &root()).unwrap();
+    tx.commit().unwrap();
+    let after = store.reader(true).unwrap();
+    assert!(after.get(&Key::Inode(old.id)).unwrap().is_none(), "what was replaced is gone");
+    let reader = Overtaken { before, after, looked: false.into() };
+    let found = read::lookup(&reader, ROOT, &name("name"), &root()).unwrap();
+    assert_eq!(found.id, new.id);
+    // Removed meanwhile, it is not there.
+    let before = store.reader(true).unwrap();
+    unlink(&mut tx, ROOT, "name", &root()).unwrap();
+    tx.commit().unwrap();
+    let reader = Overtaken { before, after: store.reader(true).unwrap(), looked: false.into() };
+    assert_eq!(
+        kind_of(read::lookup(&reader, ROOT, &name("name"), &root())).unwrap_err(),
+        ErrorKind::NotFound
+    );
 }
 
 #[test]
