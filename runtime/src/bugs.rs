@@ -38,7 +38,7 @@ pub enum Bug {
     GcTakesLive,
     /// Gc does not wait with chunks that uploads under way will commit.
     GcTakesStraysAtOnce,
-    /// A copy is made from a source without verification.
+    /// A copy is made from a source without verification, and gets checksums of its own.
     RepairUnverified,
     /// A new member of a set counts as whole at once.
     BackfillTooEarly,
