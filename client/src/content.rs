@@ -13,6 +13,7 @@
 
 mod change;
 pub(crate) mod extents;
+mod failure;
 mod read;
 mod write;
 
@@ -34,6 +35,8 @@ use crate::writer::Landing;
 use crate::writer::dirty::DirtyMap;
 use crate::writer::flight::Flight;
 use extents::ExtentMap;
+use failure::Failures;
+pub use failure::Told;
 
 /// The content of one inode as this client sees it; all its handles share it.
 ///
@@ -50,6 +53,8 @@ pub struct FileContent {
     layouts: tokio::sync::Mutex<()>,
     /// Told when a hold ends.
     released: Notify,
+    /// Of those who come without a descriptor of their own.
+    told: Told,
 }
 
 #[derive(Debug)]
@@ -67,8 +72,8 @@ struct State {
     flights: VecDeque<Arc<Flight>>,
     /// Nothing is taken into the buffer or out of it meanwhile.
     held: bool,
-    /// What a background store met; told once, to a later open when nobody asks before.
-    error: Option<ClientError>,
+    /// What stores in the background met.
+    failures: Failures,
     ahead: ReadAhead,
 }
 
@@ -84,7 +89,7 @@ impl FileContent {
             written_ns: 0,
             flights: VecDeque::new(),
             held: false,
-            error: engine.take_untold(attr.inode),
+            failures: Failures::after(engine.take_untold(attr.inode)),
             ahead: ReadAhead::default(),
         };
         Arc::new_cyclic(|this| Self {
@@ -95,6 +100,7 @@ impl FileContent {
             changes: tokio::sync::Mutex::default(),
             layouts: tokio::sync::Mutex::default(),
             released: Notify::new(),
+            told: Told::default(),
         })
     }
 
@@ -158,11 +164,16 @@ impl FileContent {
         self.lock().is_dirty()
     }
 
-    /// Whether [`Self::flush`] has anything to do or to tell.
-    pub fn needs_flush(&self) -> bool {
+    /// For a descriptor that is opened now.
+    pub fn told(&self) -> Told {
+        self.lock().failures.told()
+    }
+
+    /// Whether [`Self::flush_for`] has anything to do or to tell.
+    pub fn needs_flush(&self, told: &Told) -> bool {
         let state = self.lock();
         let unsure = self.engine.config.durable_close && self.engine.writer.unsynced.contains(self.inode);
-        state.is_dirty() || state.error.is_some() || unsure
+        state.is_dirty() || state.failures.concern(told) || unsure
     }
 
     /// How long the oldest byte has been in the buffer.
@@ -177,9 +188,7 @@ impl FileContent {
             state.flights.retain(|other| !Arc::ptr_eq(other, flight));
             match outcome {
                 Ok(landing) => state.land(&landing),
-                Err(error) => {
-                    state.error.get_or_insert(error);
-                }
+                Err(error) => state.failures.add(error),
             }
             let clean = !state.is_dirty();
             if clean {
@@ -192,9 +201,10 @@ impl FileContent {
         }
     }
 
-    /// The error that the background has met, once.
-    fn take_error(&self) -> Result<()> {
-        self.lock().error.take().map_or(Ok(()), Err)
+    /// An error while the background has met one that nobody was told of: what is stored is not what
+    /// was written.
+    fn check_failures(&self) -> Result<()> {
+        self.lock().failures.unseen().cloned().map_or(Ok(()), Err)
     }
 }
 
@@ -263,8 +273,8 @@ impl State {
 impl Drop for FileContent {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(error) = state.error.take() {
-            self.engine.keep_untold(self.inode, error);
+        if let Some(error) = state.failures.unseen() {
+            self.engine.keep_untold(self.inode, error.clone());
         }
         self.engine.forget_content(self.inode);
     }

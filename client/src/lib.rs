@@ -28,7 +28,7 @@ mod writer;
 pub use attr::{Applied, Attr, Caller, DirEntry, DirPage, Kind, StatFs};
 pub use client::Client;
 pub use config::{ClientConfig, Unreachable};
-pub use content::FileContent;
+pub use content::{FileContent, Told};
 pub use coordinator::Coordinator;
 pub use error::{ClientError, Result};
 pub use layout::Layout;

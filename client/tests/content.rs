@@ -205,7 +205,7 @@ async fn random_operations_give_what_an_array_would() {
                     model.resize(offset + len, 0);
                 }
                 model[offset..offset + len].copy_from_slice(&data);
-                if !content.try_write(offset as u64, &data).unwrap() {
+                if !content.try_write(&content.told(), offset as u64, &data).unwrap() {
                     content.write(offset as u64, data).await.unwrap();
                 }
             }
@@ -242,7 +242,7 @@ async fn many_small_files_flushed_together_share_chunks() {
     let mut files = Vec::new();
     for index in 0..64 {
         let (open, content) = create(&client, &format!("small-{index}")).await;
-        assert!(content.try_write(0, &pattern(4096, index)).unwrap());
+        assert!(content.try_write(&content.told(), 0, &pattern(4096, index)).unwrap());
         files.push((open, content));
     }
     let before = client.coordinator().get_status().await.unwrap().chunks;
@@ -263,7 +263,7 @@ async fn scattered_writes_before_an_fsync_share_one_chunk() {
     content.truncate(1 << 30, &Caller::root(), v1::SetAttr::default()).await.unwrap();
     let before = client.coordinator().get_status().await.unwrap().chunks;
     for index in 0..100u64 {
-        assert!(content.try_write(index * 9_999_000, &pattern(4096, index)).unwrap());
+        assert!(content.try_write(&content.told(), index * 9_999_000, &pattern(4096, index)).unwrap());
     }
     content.fsync().await.unwrap();
     let chunks = client.coordinator().get_status().await.unwrap().chunks - before;

@@ -344,6 +344,42 @@ async fn an_error_after_the_last_close_is_told_to_who_opens_the_file_again() -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn each_descriptor_is_told_of_a_lost_write_and_nobody_reads_around_it() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let config =
+        ClientConfig { unreachable: Unreachable::Soft(Duration::from_secs(1)), ..ClientConfig::default() };
+    let vfs = Vfs::new(cluster.client_with(config).await?, Duration::from_secs(1));
+    let mount = Mount { vfs, me: Caller::root() };
+    let writer = mount.create("file", READ_WRITE).await?;
+    let inode = writer.entry.attr.inode;
+    let other = mount.open(inode, READ_WRITE).await?;
+    let reader = mount.open(inode, READ).await?;
+    cluster.stop_datanodes().await?;
+    mount.write(writer.handle, 0, b"lost").await?;
+    assert_eq!(mount.read(reader.handle, 0, 9).await?, "lost");
+    let content = mount.vfs.client().existing_content(inode).expect("it is open");
+    clock_passes_until(|| !content.is_dirty()).await;
+
+    // What is stored is older than what was written: nobody may take it for that.
+    assert_eq!(kind(mount.read(reader.handle, 0, 9).await), ErrorKind::Unavailable);
+    let late = mount.open(inode, READ_WRITE).await?;
+    assert_eq!(kind(mount.vfs.fsync(writer.handle).await), ErrorKind::Unavailable);
+    mount.vfs.fsync(writer.handle).await?; // once
+    assert_eq!(mount.read(reader.handle, 0, 9).await?, "", "who wrote it knows");
+    for descriptor in [&other, &late] {
+        assert_eq!(kind(mount.vfs.flush(descriptor.handle).await), ErrorKind::Unavailable);
+        mount.vfs.flush(descriptor.handle).await?;
+    }
+    let later = mount.open(inode, READ_WRITE).await?;
+    mount.vfs.fsync(later.handle).await?;
+    for open in [writer, other, reader, late, later] {
+        mount.close(open.handle).await?;
+    }
+    mount.vfs.client().close().await?;
+    cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_was_found_can_be_opened_although_it_was_replaced_meanwhile() -> anyhow::Result<()> {
     let cluster = Cluster::start().await?;
     let mount = Mount::new(&cluster).await?;

@@ -86,7 +86,7 @@ impl FileContent {
     ) -> Result<u64> {
         if source.inode != self.inode {
             source.settle(false).await;
-            source.take_error()?;
+            source.check_failures()?;
         }
         let (source, caller) = (source.shared()?, caller.clone());
         self.exclusively(async move |this| {

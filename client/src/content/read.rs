@@ -25,7 +25,12 @@ enum Piece {
 
 impl FileContent {
     /// Reads when everything that is asked for is in memory.
+    ///
+    /// An error that a write of this file has met in the background and that nobody was told of is given here, too.
     pub fn try_read(&self, offset: u64, len: usize) -> Option<Result<Bytes>> {
+        if let Err(error) = self.check_failures() {
+            return Some(Err(error));
+        }
         let pieces = match self.look(offset, len) {
             Ok(pieces) => pieces,
             Err(_unknown) => return None,
@@ -50,6 +55,7 @@ impl FileContent {
 
     /// Reads `len` bytes; fewer only at the end of the file. All of it is held in memory at once.
     pub async fn read(&self, offset: u64, len: usize) -> Result<Bytes> {
+        self.check_failures()?;
         let mut patience = self.engine.patience("read file content");
         let mut stale = 0;
         loop {

@@ -7,7 +7,7 @@ use cairn_proto::limits::FILE_SIZE_MAX;
 use cairn_proto::{ByteRange, ErrorKind};
 use cairn_runtime::clock;
 
-use super::{FileContent, State};
+use super::{FileContent, State, Told};
 use crate::budget::Reservation;
 use crate::error::{ClientError, Result};
 use crate::writer::flight::Flight;
@@ -21,8 +21,9 @@ const RUNS_MAX: usize = 8192;
 impl FileContent {
     /// Buffers a write when that needs no waiting. `Ok(false)`: nothing was taken, use [`Self::write`].
     ///
-    /// An error that an earlier write of this file met in the background is reported here, once.
-    pub fn try_write(&self, offset: u64, data: &[u8]) -> Result<bool> {
+    /// An error that an earlier write of this file met in the background is reported here, once to each
+    /// descriptor.
+    pub fn try_write(&self, told: &Told, offset: u64, data: &[u8]) -> Result<bool> {
         check(offset, data.len())?;
         if data.is_empty() {
             return Ok(true);
@@ -31,20 +32,25 @@ impl FileContent {
             return Ok(false);
         }
         let Some(memory) = self.engine.budget.writes.try_take(data.len()) else { return Ok(false) };
-        Ok(self.buffer(offset, data, memory)?.is_none())
+        Ok(self.buffer(told, offset, data, memory)?.is_none())
+    }
+
+    /// [`Self::write_for`] without a descriptor.
+    pub async fn write(&self, offset: u64, data: Bytes) -> Result<()> {
+        self.write_for(&self.told, offset, data).await
     }
 
     /// Buffers a write, waiting for memory. Taken piece by piece when it is large.
     ///
     /// While the cluster has no room it is also stored, so that `NoSpace` is told here.
-    pub async fn write(&self, offset: u64, data: Bytes) -> Result<()> {
+    pub async fn write_for(&self, told: &Told, offset: u64, data: Bytes) -> Result<()> {
         check(offset, data.len())?;
         let mut at = offset;
         for piece in data.chunks(PIECE) {
             let mut memory = Some(self.wait_for_memory(piece.len()).await?);
             while let Some(taken) = memory.take() {
                 let released = self.released.notified();
-                memory = self.buffer(at, piece, taken)?;
+                memory = self.buffer(told, at, piece, taken)?;
                 if memory.is_some() {
                     let _ = clock::timeout(crate::retry::TRY_TIME, released).await;
                 }
@@ -52,7 +58,7 @@ impl FileContent {
             at += piece.len() as u64;
         }
         if self.engine.lacks_space() {
-            return self.flush().await;
+            return self.flush_for(told).await;
         }
         Ok(())
     }
@@ -78,14 +84,18 @@ impl FileContent {
 
     /// Takes a write into the buffer; what fills a chunk leaves. Gives the memory back when the
     /// file is held.
-    fn buffer(&self, offset: u64, data: &[u8], memory: Reservation) -> Result<Option<Reservation>> {
+    fn buffer(
+        &self,
+        told: &Told,
+        offset: u64,
+        data: &[u8],
+        memory: Reservation,
+    ) -> Result<Option<Reservation>> {
         let shared = self.shared()?;
         let mut leaving = Vec::new();
         {
             let mut state = self.lock();
-            if let Some(error) = state.error.take() {
-                return Err(error);
-            }
+            state.failures.tell(told)?;
             if state.held {
                 return Ok(Some(memory));
             }
@@ -179,28 +189,38 @@ impl FileContent {
         }
     }
 
-    /// What close(2) promises: everything is stored and committed. Reports background errors once.
-    /// With `durable_close` it promises what [`Self::fsync`] does.
+    /// [`Self::flush_for`] without a descriptor.
     pub async fn flush(&self) -> Result<()> {
-        if self.engine.config.durable_close {
-            return self.fsync().await;
-        }
-        self.settle(false).await;
-        self.take_error()
+        self.flush_for(&self.told).await
     }
 
-    /// What [`Self::flush`] does, for a file whose last descriptor is gone: an error stays for the next one
+    /// What close(2) promises: everything is stored and committed. Reports background errors, once to each
+    /// descriptor. With `durable_close` it promises what [`Self::fsync_for`] does.
+    pub async fn flush_for(&self, told: &Told) -> Result<()> {
+        if self.engine.config.durable_close {
+            return self.fsync_for(told).await;
+        }
+        self.settle(false).await;
+        self.lock().failures.tell(told)
+    }
+
+    /// What [`Self::flush_for`] does, for a file whose last descriptor is gone: an error stays for the next one
     /// who asks. Whether there is none.
     pub(crate) async fn store_untold(&self) -> bool {
         self.settle(self.engine.config.durable_close).await;
-        self.lock().error.is_none()
+        self.check_failures().is_ok()
+    }
+
+    /// [`Self::fsync_for`] without a descriptor.
+    pub async fn fsync(&self) -> Result<()> {
+        self.fsync_for(&self.told).await
     }
 
     /// What fsync(2) promises: everything committed, and surviving the power loss of all machines
-    /// and the loss of all but one of those that stored it. Reports background errors once.
-    pub async fn fsync(&self) -> Result<()> {
+    /// and the loss of all but one of those that stored it. Reports background errors, once to each descriptor.
+    pub async fn fsync_for(&self, told: &Told) -> Result<()> {
         self.settle(true).await;
-        self.take_error()?;
+        self.lock().failures.tell(told)?;
         self.engine.writer.sync_file(&self.engine, self.inode).await
     }
 }

@@ -186,7 +186,9 @@ impl Vfs {
         // committed show in the size.
         let entry = Entry { attr: content.attr_overlay(entry.attr), ..entry };
         let (mode, sync) = (flags.mode(), flags.sync);
-        let handle = self.handles.insert(Handle::File(FileHandle { inode, content, mode, sync, guard }));
+        let told = content.told();
+        let file = FileHandle { inode, content, mode, sync, told, guard };
+        let handle = self.handles.insert(Handle::File(file));
         Ok(Opened { handle, entry, pages_good, attributes_changed: false })
     }
 
@@ -221,7 +223,7 @@ impl Vfs {
             Ok(offset) => offset,
             Err(error) => return Some(Err(error)),
         };
-        match file.content.try_write(offset, data) {
+        match file.content.try_write(&file.told, offset, data) {
             Ok(true) => Some(Ok(())),
             Ok(false) => None,
             Err(error) => Some(Err(error.into())),
@@ -232,9 +234,9 @@ impl Vfs {
     pub async fn write(&self, handle: HandleId, offset: u64, data: Bytes, origin: WriteOrigin) -> Result<()> {
         let file = self.writable(handle)?;
         let offset = place(&file, offset, data.len(), origin)?;
-        file.content.write(offset, data).await?;
+        file.content.write_for(&file.told, offset, data).await?;
         if file.sync {
-            file.content.fsync().await?;
+            file.content.fsync_for(&file.told).await?;
         }
         Ok(())
     }
@@ -250,7 +252,7 @@ impl Vfs {
     /// What [`Self::flush`] gives when nothing is left to do.
     pub fn try_flush(&self, handle: HandleId) -> Option<Result<()>> {
         match self.handles.file(handle, "be closed") {
-            Ok(file) if file.mode.writes() && file.content.needs_flush() => None,
+            Ok(file) if file.mode.writes() && file.content.needs_flush(&file.told) => None,
             Ok(_) => Some(Ok(())),
             Err(error) => Some(Err(error)),
         }
@@ -259,13 +261,13 @@ impl Vfs {
     /// close(2) of one descriptor: what was written is what other mounts see.
     pub async fn flush(&self, handle: HandleId) -> Result<()> {
         let file = self.handles.file(handle, "be closed")?;
-        Ok(file.content.flush().await?)
+        Ok(file.content.flush_for(&file.told).await?)
     }
 
     /// fsync(2): what was written survives.
     pub async fn fsync(&self, handle: HandleId) -> Result<()> {
         let file = self.handles.file(handle, "be synced")?;
-        Ok(file.content.fsync().await?)
+        Ok(file.content.fsync_for(&file.told).await?)
     }
 
     /// The last descriptor of an open is gone. Writes that are still buffered (a mapping's) are

@@ -9,7 +9,7 @@ use cairn_proto::InodeId;
 
 use super::directories::DirHandle;
 use super::{Result, VfsError};
-use crate::{FileContent, OpenGuard};
+use crate::{FileContent, OpenGuard, Told};
 
 /// One open of a file or directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,6 +45,8 @@ pub(super) struct FileHandle {
     pub(super) mode: Mode,
     /// O_SYNC or O_DSYNC: a write returns when it is durable.
     pub(super) sync: bool,
+    /// Which errors of the background it was told of.
+    pub(super) told: Told,
     pub(super) guard: OpenGuard,
 }
 
