@@ -203,7 +203,7 @@ impl FileContent {
 
     /// An error while the background has met one that nobody was told of: what is stored is not what
     /// was written.
-    fn check_failures(&self) -> Result<()> {
+    pub(crate) fn check_failures(&self) -> Result<()> {
         self.lock().failures.unseen().cloned().map_or(Ok(()), Err)
     }
 }

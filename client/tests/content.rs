@@ -417,6 +417,29 @@ async fn a_corrupt_replica_is_never_returned() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_chunk_is_an_error_and_no_endless_wait() {
+    let cluster = Cluster::start(3).await;
+    let client = cluster.client().await;
+    let (_open, content) = create(&client, "gone").await;
+    let data = pattern(MIB, 12);
+    content.write(0, data.clone()).await.unwrap();
+    content.fsync().await.unwrap();
+    for datanode in 0..3 {
+        assert!(corrupt(&cluster.data_of(datanode), &data[1000..1064]) > 0);
+    }
+    // First each copy turns out to be bad; after some heartbeats metadata says so of all of them.
+    for _ in 0..6 {
+        let other = cluster.client().await; // with an empty cache
+        let attr = other.coordinator().get_attr(content.inode()).await.unwrap();
+        let lost = other.content(content.inode(), &attr);
+        let answer = tokio::time::timeout(Duration::from_secs(30), lost.read(0, data.len())).await;
+        let error = answer.expect("the read does not end").unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::ChunkNotFound), "{error}");
+        tokio::time::sleep(Duration::from_millis(700)).await;
+    }
+}
+
 /// Flips a bit wherever `needle` is stored below a directory.
 fn corrupt(directory: &std::path::Path, needle: &[u8]) -> usize {
     use std::os::unix::fs::FileExt;

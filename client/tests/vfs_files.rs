@@ -362,6 +362,10 @@ async fn each_descriptor_is_told_of_a_lost_write_and_nobody_reads_around_it() ->
 
     // What is stored is older than what was written: nobody may take it for that.
     assert_eq!(kind(mount.read(reader.handle, 0, 9).await), ErrorKind::Unavailable);
+    let copy = mount.create("copy", READ_WRITE).await?;
+    let copied = mount.vfs.copy_file_range(reader.handle, 0, copy.handle, 0, 9, &mount.me).await;
+    assert_eq!(kind(copied), ErrorKind::Unavailable);
+    assert_eq!(kind(mount.vfs.lseek(reader.handle, SeekFrom::Data(0)).await), ErrorKind::Unavailable);
     let late = mount.open(inode, READ_WRITE).await?;
     assert_eq!(kind(mount.vfs.fsync(writer.handle).await), ErrorKind::Unavailable);
     mount.vfs.fsync(writer.handle).await?; // once
@@ -372,7 +376,7 @@ async fn each_descriptor_is_told_of_a_lost_write_and_nobody_reads_around_it() ->
     }
     let later = mount.open(inode, READ_WRITE).await?;
     mount.vfs.fsync(later.handle).await?;
-    for open in [writer, other, reader, late, later] {
+    for open in [writer, other, reader, copy, late, later] {
         mount.close(open.handle).await?;
     }
     mount.vfs.client().close().await?;

@@ -24,6 +24,8 @@ use crate::world::Shared;
 const ANSWER_MAX: Duration = Duration::from_secs(60);
 /// Before all is as it should be, a file is not waited for longer.
 const FIRST_ANSWER_MAX: Duration = Duration::from_secs(2);
+/// The same for one that was never synced.
+const UNSYNCED_ANSWER_MAX: Duration = Duration::from_secs(20);
 /// Full redundancy is back within this time.
 const HEAL_MAX: Duration = Duration::from_secs(240);
 /// A scrub of a store of this size is done within this time.
@@ -220,7 +222,12 @@ async fn judge_files(shared: &Shared, client: &Arc<Client>, what: Judged) {
 }
 
 async fn judge_file(shared: &Shared, fs: &Files, path: &str, model: &FileModel, judged: Judged) {
-    let limit = if judged == Judged::All { ANSWER_MAX } else { FIRST_ANSWER_MAX };
+    let limit = match judged {
+        Judged::All if model.durable => ANSWER_MAX,
+        // There may be many whose chunks are gone.
+        Judged::All => UNSYNCED_ANSWER_MAX,
+        _ => FIRST_ANSWER_MAX,
+    };
     let read = clock::timeout(limit, fs.read_all(path, FILE_MAX)).await;
     match read {
         Err(_) | Ok(Err(_)) if judged == Judged::Bytes => {

@@ -115,6 +115,7 @@ impl FileContent {
     /// without extents; buffered writes are committed first.
     pub async fn seek(&self, offset: u64, data: bool) -> Result<u64> {
         self.settle(false).await;
+        self.check_failures()?;
         let nothing =
             || ClientError::new(ErrorKind::NoSuchOffset, "nothing from there to the end of the file");
         let mut at = offset;

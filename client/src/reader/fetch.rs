@@ -103,8 +103,12 @@ impl Fetch {
             let map = engine.coordinator.map().get();
             let set = map.sets.get(&self.info.set);
             let members = set.map(|set| set.members.clone()).unwrap_or_default();
-            let usable =
-                members.into_iter().filter(|node| !self.info.missing.contains(node) && !bad.contains(node));
+            // Those said to lack it are asked when it is all of them: one may have got it since, and if not,
+            // the chunk is lost, which nobody should wait for.
+            let (missing, holders): (Vec<_>, Vec<_>) =
+                members.into_iter().partition(|node| self.info.missing.contains(node));
+            let asked = if holders.is_empty() { missing } else { holders };
+            let usable = asked.into_iter().filter(|node| !bad.contains(node));
             let mut replicas = engine.transport.rank(&map, usable, Health::cost);
             // New members may not have older chunks yet: they are asked when nobody else answers.
             replicas.sort_by_key(|replica| set.is_some_and(|set| set.backfilling.contains(&replica.node)));
