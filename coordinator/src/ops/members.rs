@@ -1,14 +1,21 @@
 //! Datanodes and the replica sets that they are members of.
 
-use cairn_proto::{ErrorKind, NodeId, ReplicaSetId};
+use std::collections::{BTreeMap, BTreeSet};
+
+use cairn_proto::{ChunkId, ErrorKind, NodeId, ReplicaSetId};
 
 use crate::error::OpError;
 use crate::executor::Tx;
 use crate::membership::change::{self, Move, SetChange};
-use crate::store::{AdminState, Count, Counter, Datanode, Key, Member, MemberState, ReplicaSet};
+use crate::membership::state::NodeState;
+use crate::store::{
+    AdminState, Chunk, Count, Counter, Datanode, Fault, Key, Member, MemberState, ReplicaSet, Scan, Table,
+};
 
 /// Sets that one call of [`settle`] changes at most.
 const SETTLE_STEP: usize = 256;
+/// Faults that are looked at before a member is let go; while there are more, none is.
+const FAULTS_MAX: usize = 4096;
 
 /// What an operator wants of a datanode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,9 +151,85 @@ pub(crate) fn settle(tx: &mut Tx) -> Result<usize, OpError> {
         let members = context.cluster.members();
         change::settle(&members, &*context.cluster.selector, SETTLE_STEP)
     };
+    let context = std::sync::Arc::clone(&tx.context);
+    let gone = |node: NodeId| {
+        let members = context.cluster.members();
+        members
+            .nodes
+            .get(&node)
+            .is_none_or(|entry| entry.state == NodeState::Lost || entry.row.admin == AdminState::Out)
+    };
+    let changes = keep_needed(tx, changes, gone)?;
     let count = changes.len();
     change_sets(tx, changes)?;
     Ok(count)
+}
+
+/// Leaves out of `changes` that a leaving member is let go while another member lacks a chunk that this one
+/// has: its copy may be the last sound one.
+fn keep_needed(
+    tx: &mut Tx,
+    changes: Vec<SetChange>,
+    gone: impl Fn(NodeId) -> bool,
+) -> Result<Vec<SetChange>, OpError> {
+    let mut lacking = None;
+    let mut left = Vec::with_capacity(changes.len());
+    for change in changes {
+        let Some(set) = tx.find::<ReplicaSet>(&Key::ReplicaSet(change.set))? else { continue };
+        let stays = |node: NodeId| change.members.iter().find(|member| member.node == node);
+        let mut next = Vec::with_capacity(set.members.0.len());
+        for member in &set.members.0 {
+            if let Some(stays) = stays(member.node) {
+                next.push(*stays);
+            } else if member.state == MemberState::Leaving && !gone(member.node) {
+                let lacking: &Lacking = match &mut lacking {
+                    Some(lacking) => lacking,
+                    none => none.insert(Lacking::read(tx)?),
+                };
+                if lacking.need(change.set, &change.members, member.node) {
+                    next.push(*member);
+                }
+            }
+        }
+        next.extend(change.members.iter().filter(|member| !set.members.contains(member.node)));
+        if next != set.members.0 {
+            left.push(SetChange { set: change.set, members: next });
+        }
+    }
+    Ok(left)
+}
+
+/// Who lacks chunks, by set. `None`: there are too many to look at.
+struct Lacking(Option<BTreeMap<ReplicaSetId, Vec<BTreeSet<NodeId>>>>);
+
+impl Lacking {
+    fn read(tx: &mut Tx) -> Result<Self, OpError> {
+        let faults: Vec<Fault> = tx.list(&Scan::all(Table::Fault).limit(FAULTS_MAX + 1))?;
+        if faults.len() > FAULTS_MAX {
+            return Ok(Self(None));
+        }
+        let mut chunks: BTreeMap<ChunkId, BTreeSet<NodeId>> = BTreeMap::new();
+        for fault in faults {
+            chunks.entry(fault.chunk).or_default().insert(fault.node);
+        }
+        let mut sets: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (chunk, nodes) in chunks {
+            if let Some(row) = tx.find::<Chunk>(&Key::Chunk(chunk))? {
+                sets.entry(row.replica_set).or_default().push(nodes);
+            }
+        }
+        Ok(Self(Some(sets)))
+    }
+
+    /// Whether `node` may have a chunk that one of those who stay in the set lacks.
+    fn need(&self, set: ReplicaSetId, staying: &[Member], node: NodeId) -> bool {
+        let Some(sets) = &self.0 else { return true };
+        let concerned = |lacking: &BTreeSet<NodeId>| {
+            !lacking.contains(&node)
+                && staying.iter().any(|m| m.state != MemberState::Lost && lacking.contains(&m.node))
+        };
+        sets.get(&set).is_some_and(|chunks| chunks.iter().any(concerned))
+    }
 }
 
 /// Begins to move a member of a set to another datanode, when the set is still as it was.
@@ -196,4 +279,51 @@ fn change_sets(tx: &mut Tx, changes: Vec<SetChange>) -> Result<(), OpError> {
     changed.iter().for_each(|set| tx.put(set.clone()));
     tx.context.cluster.members().add_sets(changed, epoch);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::tests::tx;
+    use crate::store::Members;
+    use uuid::Uuid;
+
+    #[test]
+    fn a_leaving_member_stays_while_another_lacks_what_it_has() {
+        let mut tx = tx();
+        let node = |number| NodeId::from_uuid(Uuid::from_u128(number));
+        let member = |number, state| Member { node: node(number), state };
+        let id = ReplicaSetId::new(1).unwrap();
+        let kept = vec![member(2, MemberState::Active), member(3, MemberState::Active)];
+        let all = [vec![member(1, MemberState::Leaving)], kept.clone()].concat();
+        tx.put(ReplicaSet { id, members: Members(all.clone()), replicas: 2, min_replicas: 1, epoch: 1 });
+        let chunk = ChunkId::new(7).unwrap();
+        let mut settle = |lacking: &[u128], lost: bool| {
+            let faults = lacking.len() as u32;
+            tx.put(Chunk {
+                id: chunk,
+                replica_set: id,
+                length: 9,
+                crc32c: 7,
+                live: 9,
+                faults,
+                created_ns: 1,
+            });
+            (1..=3).for_each(|number| tx.delete(Key::Fault(chunk, node(number))));
+            lacking.iter().for_each(|&n| tx.put(Fault { chunk, node: node(n), noticed_ns: 1 }));
+            let change = SetChange { set: id, members: kept.clone() };
+            let left = keep_needed(&mut tx, vec![change], |_| lost).unwrap();
+            left.into_iter().next().map(|change| change.members)
+        };
+        assert_eq!(settle(&[], false), Some(kept.clone()), "nobody lacks anything");
+        assert_eq!(settle(&[3], false), None, "it may have the last sound copy but one");
+        assert_eq!(settle(&[1, 3], false), Some(kept.clone()), "it lacks the chunk itself");
+        assert_eq!(settle(&[3], true), Some(kept.clone()), "it is gone for good");
+        // What else the change asks for is done.
+        let joined = [kept.clone(), vec![member(4, MemberState::Backfilling)]].concat();
+        tx.put(Fault { chunk, node: node(2), noticed_ns: 1 });
+        let change = SetChange { set: id, members: joined };
+        let left = keep_needed(&mut tx, vec![change], |_| false).unwrap();
+        assert_eq!(left[0].members, [all, vec![member(4, MemberState::Backfilling)]].concat());
+    }
 }

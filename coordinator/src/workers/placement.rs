@@ -81,8 +81,11 @@ impl Worker for PlacementWorker {
             let changed = shared.executor.run(ops::members::settle).await?;
             progress.add(changed as u64, 0);
             progress.finish();
-            shared.workers.wake(RepairWorker::NAME);
-            return Ok(Next::Busy);
+            // None: members that are to go are needed until others have what they have.
+            if changed > 0 {
+                shared.workers.wake(RepairWorker::NAME);
+                return Ok(Next::Busy);
+            }
         }
         self.rebalance(shared).await?;
         Ok(Next::Idle(LOOK))
