@@ -332,8 +332,9 @@ impl Chaos {
         loop {
             let output = self.cluster.run(&["status", "--json"]);
             let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-            let whole =
-                |codes: &Vec<serde_json::Value>| codes.iter().all(|code| code["code"] == "NODE_NEAR_FULL");
+            let whole = |codes: &Vec<serde_json::Value>| {
+                codes.iter().all(|code| code["code"] == "NODE_NEAR_FULL" || code["code"] == "DISK_FULL")
+            };
             if output.status.success() && told["health"].as_array().is_some_and(whole) {
                 return;
             }
