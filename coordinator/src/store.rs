@@ -20,6 +20,7 @@ pub(crate) mod value;
 #[cfg(test)]
 mod conformance;
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use cairn_proto::{ClusterId, InodeId};
@@ -111,6 +112,41 @@ pub(crate) trait Reader {
         inodes: bool,
         visit: &mut dyn FnMut(Dentry, Option<Inode>) -> bool,
     ) -> Result<(), StoreError>;
+}
+
+/// Reads as another reader does.
+pub(crate) trait ReadThrough {
+    /// That reader, as it is now.
+    fn through(&self) -> Result<impl Deref<Target: Reader>, StoreError>;
+}
+
+impl<T: ReadThrough> Reader for T {
+    fn get(&self, key: &Key) -> Result<Option<Row>, StoreError> {
+        self.through()?.get(key)
+    }
+
+    fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
+        self.through()?.scan(scan)
+    }
+
+    fn each(
+        &self,
+        table: Table,
+        visit: &mut dyn FnMut(Row) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.through()?.each(table, visit)
+    }
+
+    fn read_dir(
+        &self,
+        parent: InodeId,
+        after: u64,
+        limit: usize,
+        inodes: bool,
+        visit: &mut dyn FnMut(Dentry, Option<Inode>) -> bool,
+    ) -> Result<(), StoreError> {
+        self.through()?.read_dir(parent, after, limit, inodes, visit)
+    }
 }
 
 /// What changes in one commit. A key occurs once.

@@ -1,9 +1,10 @@
+use std::ops::Deref;
 use std::sync::{Mutex, mpsc};
 
 use super::*;
 use crate::ops::tests::tx_on;
 use crate::store::memory::MemoryStore;
-use crate::store::{Batch, Count, Key, Reader, Row, Scan, Writer};
+use crate::store::{Batch, Count, Key, ReadThrough, Reader, Writer};
 
 /// Counts commits, and fails them on demand.
 struct Watched {
@@ -12,29 +13,9 @@ struct Watched {
     fail: Arc<AtomicBool>,
 }
 
-impl Reader for Watched {
-    fn get(&self, key: &Key) -> Result<Option<Row>, StoreError> {
-        self.inner.get(key)
-    }
-    fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
-        self.inner.scan(scan)
-    }
-    fn each(
-        &self,
-        table: crate::store::Table,
-        visit: &mut dyn FnMut(Row) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        self.inner.each(table, visit)
-    }
-    fn read_dir(
-        &self,
-        parent: cairn_proto::InodeId,
-        after: u64,
-        limit: usize,
-        inodes: bool,
-        visit: &mut dyn FnMut(crate::store::Dentry, Option<crate::store::Inode>) -> bool,
-    ) -> Result<(), StoreError> {
-        self.inner.read_dir(parent, after, limit, inodes, visit)
+impl ReadThrough for Watched {
+    fn through(&self) -> Result<impl Deref<Target: Reader>, StoreError> {
+        Ok(&*self.inner)
     }
 }
 

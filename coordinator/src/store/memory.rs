@@ -2,7 +2,7 @@
 //! long as the process.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::ops::{Bound, Deref};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use cairn_proto::{ClusterId, InodeId};
@@ -10,8 +10,8 @@ use cairn_proto::{ClusterId, InodeId};
 use cairn_runtime::bugs::{self, Bug};
 
 use super::{
-    Batch, Count, Counter, Dentry, Inode, Key, Reader, Readers, Row, Scan, ScanRange, Snapshot, Store,
-    StoreError, Table, Writer, first_rows,
+    Batch, Count, Counter, Dentry, Inode, Key, ReadThrough, Reader, Readers, Row, Scan, ScanRange, Snapshot,
+    Store, StoreError, Table, Writer, first_rows,
 };
 
 #[derive(Debug, Default, Clone)]
@@ -109,29 +109,9 @@ impl Readers for MemoryStore {
     }
 }
 
-impl Reader for Arc<Tables> {
-    fn get(&self, key: &Key) -> Result<Option<Row>, StoreError> {
-        (**self).get(key)
-    }
-    fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
-        (**self).scan(scan)
-    }
-    fn each(
-        &self,
-        table: Table,
-        visit: &mut dyn FnMut(Row) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        (**self).each(table, visit)
-    }
-    fn read_dir(
-        &self,
-        parent: InodeId,
-        after: u64,
-        limit: usize,
-        inodes: bool,
-        visit: &mut dyn FnMut(Dentry, Option<Inode>) -> bool,
-    ) -> Result<(), StoreError> {
-        (**self).read_dir(parent, after, limit, inodes, visit)
+impl ReadThrough for Arc<Tables> {
+    fn through(&self) -> Result<impl Deref<Target: Reader>, StoreError> {
+        Ok(&**self)
     }
 }
 
@@ -196,29 +176,9 @@ struct MemoryWriter {
     term: u64,
 }
 
-impl Reader for MemoryWriter {
-    fn get(&self, key: &Key) -> Result<Option<Row>, StoreError> {
-        self.store.tables().get(key)
-    }
-    fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
-        self.store.tables().scan(scan)
-    }
-    fn each(
-        &self,
-        table: Table,
-        visit: &mut dyn FnMut(Row) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        self.store.tables().each(table, visit)
-    }
-    fn read_dir(
-        &self,
-        parent: InodeId,
-        after: u64,
-        limit: usize,
-        inodes: bool,
-        visit: &mut dyn FnMut(Dentry, Option<Inode>) -> bool,
-    ) -> Result<(), StoreError> {
-        self.store.tables().read_dir(parent, after, limit, inodes, visit)
+impl ReadThrough for MemoryWriter {
+    fn through(&self) -> Result<impl Deref<Target: Reader>, StoreError> {
+        Ok(self.store.tables())
     }
 }
 

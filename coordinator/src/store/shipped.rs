@@ -1,10 +1,9 @@
 //! A writer whose commits also go to a second place.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
-use cairn_proto::InodeId;
-
-use super::{Batch, Count, Dentry, Inode, Key, Reader, Row, Scan, StoreError, Table, Writer};
+use super::{Batch, Count, ReadThrough, Reader, Row, StoreError, Writer};
 use crate::archive::queue::Shipping;
 
 /// Hands each commit on, once the store has made it durable.
@@ -40,28 +39,8 @@ impl Writer for ShippedWriter {
     }
 }
 
-impl Reader for ShippedWriter {
-    fn get(&self, key: &Key) -> Result<Option<Row>, StoreError> {
-        self.inner.get(key)
-    }
-    fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
-        self.inner.scan(scan)
-    }
-    fn each(
-        &self,
-        table: Table,
-        visit: &mut dyn FnMut(Row) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        self.inner.each(table, visit)
-    }
-    fn read_dir(
-        &self,
-        parent: InodeId,
-        after: u64,
-        limit: usize,
-        inodes: bool,
-        visit: &mut dyn FnMut(Dentry, Option<Inode>) -> bool,
-    ) -> Result<(), StoreError> {
-        self.inner.read_dir(parent, after, limit, inodes, visit)
+impl ReadThrough for ShippedWriter {
+    fn through(&self) -> Result<impl Deref<Target: Reader>, StoreError> {
+        Ok(&*self.inner)
     }
 }

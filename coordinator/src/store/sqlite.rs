@@ -12,6 +12,7 @@ mod sql;
 mod wal;
 
 use std::cell::RefCell;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,8 +23,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, ToSql};
 
 use super::value::{Columns, RowChecksum, Value, ValueRef};
 use super::{
-    Batch, Count, Dentry, Inode, Key, Reader, Readers, Record, Row, Scan, ScanRange, Snapshot, Store,
-    StoreError, Table, Writer,
+    Batch, Count, Dentry, Inode, Key, ReadThrough, Reader, Readers, Record, Row, Scan, ScanRange, Snapshot,
+    Store, StoreError, Table, Writer,
 };
 pub(crate) use sound::SoundRows;
 use sql::TableSql;
@@ -286,29 +287,9 @@ struct SqliteWriter {
     _lock: RealDisk,
 }
 
-impl Reader for SqliteWriter {
-    fn get(&self, key: &Key) -> Result<Option<Row>, StoreError> {
-        self.reading.get(key)
-    }
-    fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
-        self.reading.scan(scan)
-    }
-    fn each(
-        &self,
-        table: Table,
-        visit: &mut dyn FnMut(Row) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        self.reading.each(table, visit)
-    }
-    fn read_dir(
-        &self,
-        parent: InodeId,
-        after: u64,
-        limit: usize,
-        inodes: bool,
-        visit: &mut dyn FnMut(Dentry, Option<Inode>) -> bool,
-    ) -> Result<(), StoreError> {
-        self.reading.read_dir(parent, after, limit, inodes, visit)
+impl ReadThrough for SqliteWriter {
+    fn through(&self) -> Result<impl Deref<Target: Reader>, StoreError> {
+        Ok(&self.reading)
     }
 }
 
@@ -414,12 +395,6 @@ struct Pooled {
     idle: Arc<Mutex<Vec<Connected>>>,
 }
 
-impl Pooled {
-    fn reading(&self) -> Result<&Connected, StoreError> {
-        self.reading.as_ref().ok_or_else(|| StoreError::Failed("a reader was used after its end".into()))
-    }
-}
-
 impl Drop for Pooled {
     fn drop(&mut self) {
         let Some(reading) = self.reading.take() else { return };
@@ -436,29 +411,9 @@ impl Drop for Pooled {
     }
 }
 
-impl Reader for Pooled {
-    fn get(&self, key: &Key) -> Result<Option<Row>, StoreError> {
-        self.reading()?.get(key)
-    }
-    fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
-        self.reading()?.scan(scan)
-    }
-    fn each(
-        &self,
-        table: Table,
-        visit: &mut dyn FnMut(Row) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        self.reading()?.each(table, visit)
-    }
-    fn read_dir(
-        &self,
-        parent: InodeId,
-        after: u64,
-        limit: usize,
-        inodes: bool,
-        visit: &mut dyn FnMut(Dentry, Option<Inode>) -> bool,
-    ) -> Result<(), StoreError> {
-        self.reading()?.read_dir(parent, after, limit, inodes, visit)
+impl ReadThrough for Pooled {
+    fn through(&self) -> Result<impl Deref<Target: Reader>, StoreError> {
+        self.reading.as_ref().ok_or_else(|| StoreError::Failed("a reader was used after its end".into()))
     }
 }
 

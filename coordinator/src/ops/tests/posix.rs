@@ -1,5 +1,7 @@
 //! Rules of single calls, each by its man page.
 
+use std::ops::Deref;
+
 use bytes::Bytes;
 use cairn_proto::{ByteRange, ErrorKind, InodeId, SessionId, SymlinkTarget};
 use uuid::Uuid;
@@ -7,7 +9,7 @@ use uuid::Uuid;
 use super::*;
 use crate::ops::{Allocate, SetXattr, TimeChange, read};
 use crate::sessions::Open;
-use crate::store::{Dentry, Inode, Key, Reader, Readers, Row, Scan, Snapshot, StoreError, Table};
+use crate::store::{Inode, Key, ReadThrough, Reader, Readers, Snapshot, StoreError};
 
 const ROOT: InodeId = InodeId::ROOT;
 
@@ -169,37 +171,17 @@ fn rename_moves_directories_but_never_below_themselves() {
     rename(&mut tx, (d.id, "theirs"), (d.id, "x"), RenameMode::Replace, &user(8)).unwrap();
 }
 
-/// One that has no snapshot: a rename is committed after the first look at a name.
+/// One that has no snapshot: a change is committed after the look at the directory and at the name.
 struct Overtaken {
     before: Snapshot,
     after: Snapshot,
-    looked: std::cell::Cell<bool>,
+    looks: std::cell::Cell<u32>,
 }
 
-impl Reader for Overtaken {
-    fn get(&self, key: &Key) -> Result<Option<Row>, StoreError> {
-        let early = matches!(key, Key::Dentry(..)) && !self.looked.replace(true);
-        if early { self.before.get(key) } else { self.after.get(key) }
-    }
-    fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
-        self.after.scan(scan)
-    }
-    fn each(
-        &self,
-        table: Table,
-        visit: &mut dyn FnMut(Row) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        self.after.each(table, visit)
-    }
-    fn read_dir(
-        &self,
-        parent: InodeId,
-        after: u64,
-        limit: usize,
-        inodes: bool,
-        visit: &mut dyn FnMut(Dentry, Option<Inode>) -> bool,
-    ) -> Result<(), StoreError> {
-        self.after.read_dir(parent, after, limit, inodes, visit)
+impl ReadThrough for Overtaken {
+    fn through(&self) -> Result<impl Deref<Target: Reader>, StoreError> {
+        let looks = self.looks.replace(self.looks.get() + 1);
+        Ok(if looks < 2 { &*self.before } else { &*self.after })
     }
 }
 
@@ -214,14 +196,14 @@ fn a_name_that_is_replaced_is_found_at_every_moment() {
     tx.commit().unwrap();
     let after = store.reader(true).unwrap();
     assert!(after.get(&Key::Inode(old.id)).unwrap().is_none(), "what was replaced is gone");
-    let reader = Overtaken { before, after, looked: false.into() };
+    let reader = Overtaken { before, after, looks: 0.into() };
     let found = read::lookup(&reader, ROOT, &name("name"), &root()).unwrap();
     assert_eq!(found.id, new.id);
     // Removed meanwhile, it is not there.
     let before = store.reader(true).unwrap();
     unlink(&mut tx, ROOT, "name", &root()).unwrap();
     tx.commit().unwrap();
-    let reader = Overtaken { before, after: store.reader(true).unwrap(), looked: false.into() };
+    let reader = Overtaken { before, after: store.reader(true).unwrap(), looks: 0.into() };
     assert_eq!(
         kind_of(read::lookup(&reader, ROOT, &name("name"), &root())).unwrap_err(),
         ErrorKind::NotFound
