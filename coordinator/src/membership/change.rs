@@ -86,8 +86,8 @@ fn holds_all(state: MemberState) -> bool {
 /// Takes over what became of the datanodes themselves.
 fn follow_nodes(next: &mut [Member], members: &Members) {
     let entry = |node: NodeId| members.nodes.get(&node);
-    let removed = |node| entry(node).is_none_or(|entry| entry.row.admin == AdminState::Out);
-    let gone = |node| removed(node) || entry(node).is_some_and(|entry| entry.state == NodeState::Lost);
+    let removed = |node| is_removed(entry(node));
+    let gone = |node| is_gone(members, node);
     let a_holder_stays = next.iter().any(|member| holds_all(member.state) && !gone(member.node));
     for member in next {
         let node = member.node;
@@ -104,6 +104,16 @@ fn follow_nodes(next: &mut [Member], members: &Members) {
             state => state,
         };
     }
+}
+
+fn is_removed(entry: Option<&NodeEntry>) -> bool {
+    entry.is_none_or(|entry| entry.row.admin == AdminState::Out)
+}
+
+/// Removed, or silent for so long that nobody waits for it.
+pub(crate) fn is_gone(members: &Members, node: NodeId) -> bool {
+    let entry = members.nodes.get(&node);
+    is_removed(entry) || entry.is_some_and(|entry| entry.state == NodeState::Lost)
 }
 
 fn serves(entry: Option<&NodeEntry>) -> bool {

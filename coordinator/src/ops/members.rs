@@ -7,7 +7,6 @@ use cairn_proto::{ChunkId, ErrorKind, NodeId, ReplicaSetId};
 use crate::error::OpError;
 use crate::executor::Tx;
 use crate::membership::change::{self, Move, SetChange};
-use crate::membership::state::NodeState;
 use crate::store::{
     AdminState, Chunk, Count, Counter, Datanode, Fault, Key, Member, MemberState, ReplicaSet, Scan, Table,
 };
@@ -146,20 +145,10 @@ fn hand_over(tx: &Tx, node: NodeId, by: NodeId) -> Result<Vec<SetChange>, OpErro
 
 /// Gives sets the members that the standing of datanodes asks for. Returns how many were changed.
 pub(crate) fn settle(tx: &mut Tx) -> Result<usize, OpError> {
-    let changes = {
-        let context = std::sync::Arc::clone(&tx.context);
-        let members = context.cluster.members();
-        change::settle(&members, &*context.cluster.selector, SETTLE_STEP)
-    };
     let context = std::sync::Arc::clone(&tx.context);
-    let gone = |node: NodeId| {
-        let members = context.cluster.members();
-        members
-            .nodes
-            .get(&node)
-            .is_none_or(|entry| entry.state == NodeState::Lost || entry.row.admin == AdminState::Out)
-    };
-    let changes = keep_needed(tx, changes, gone)?;
+    let cluster = &context.cluster;
+    let changes = change::settle(&cluster.members(), &*cluster.selector, SETTLE_STEP);
+    let changes = keep_needed(tx, changes, |node| change::is_gone(&cluster.members(), node))?;
     let count = changes.len();
     change_sets(tx, changes)?;
     Ok(count)
