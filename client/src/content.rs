@@ -201,10 +201,9 @@ impl FileContent {
         }
     }
 
-    /// An error while the background has met one that nobody was told of: what is stored is not what
-    /// was written.
+    /// The error that the background has met, while nobody was told of it.
     pub(crate) fn check_failures(&self) -> Result<()> {
-        self.lock().failures.unseen().cloned().map_or(Ok(()), Err)
+        self.lock().failures.check()
     }
 }
 

@@ -44,6 +44,14 @@ impl Mount {
         Ok(Self { vfs, me: Caller::root() })
     }
 
+    /// One that gives up after a second.
+    async fn soft(cluster: &Cluster) -> anyhow::Result<Self> {
+        let unreachable = Unreachable::Soft(Duration::from_secs(1));
+        let config = ClientConfig { unreachable, ..ClientConfig::default() };
+        let vfs = Vfs::new(cluster.client_with(config).await?, Duration::from_secs(1));
+        Ok(Self { vfs, me: Caller::root() })
+    }
+
     async fn create(&self, text: &str, flags: OpenFlags) -> Result<Opened, VfsError> {
         self.vfs.create_open(ROOT, &name(text), 0o644, flags, &self.me).await
     }
@@ -321,10 +329,7 @@ async fn o_sync_writes_are_done_when_they_return() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_error_after_the_last_close_is_told_to_who_opens_the_file_again() -> anyhow::Result<()> {
     let mut cluster = Cluster::start().await?;
-    let config =
-        ClientConfig { unreachable: Unreachable::Soft(Duration::from_secs(1)), ..ClientConfig::default() };
-    let vfs = Vfs::new(cluster.client_with(config).await?, Duration::from_secs(1));
-    let mount = Mount { vfs, me: Caller::root() };
+    let mount = Mount::soft(&cluster).await?;
     let created = mount.create("file", READ_WRITE).await?;
     cluster.stop_datanodes().await?;
     // As a mapping that is written after its descriptor was closed.
@@ -346,10 +351,7 @@ async fn an_error_after_the_last_close_is_told_to_who_opens_the_file_again() -> 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_descriptor_is_told_of_a_lost_write_and_nobody_reads_around_it() -> anyhow::Result<()> {
     let mut cluster = Cluster::start().await?;
-    let config =
-        ClientConfig { unreachable: Unreachable::Soft(Duration::from_secs(1)), ..ClientConfig::default() };
-    let vfs = Vfs::new(cluster.client_with(config).await?, Duration::from_secs(1));
-    let mount = Mount { vfs, me: Caller::root() };
+    let mount = Mount::soft(&cluster).await?;
     let writer = mount.create("file", READ_WRITE).await?;
     let inode = writer.entry.attr.inode;
     let other = mount.open(inode, READ_WRITE).await?;

@@ -53,6 +53,11 @@ impl Failures {
         told.0.load(Ordering::Relaxed) < self.count
     }
 
+    /// [`Self::unseen`] as an error: what is stored is older than what was written.
+    pub(super) fn check(&self) -> Result<()> {
+        self.unseen().cloned().map_or(Ok(()), Err)
+    }
+
     /// The last failure while nobody was told of it.
     pub(super) fn unseen(&self) -> Option<&ClientError> {
         self.last.as_ref().filter(|_| !self.seen)

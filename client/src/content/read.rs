@@ -28,12 +28,10 @@ impl FileContent {
     ///
     /// An error that a write of this file has met in the background and that nobody was told of is given here, too.
     pub fn try_read(&self, offset: u64, len: usize) -> Option<Result<Bytes>> {
-        if let Err(error) = self.check_failures() {
-            return Some(Err(error));
-        }
         let pieces = match self.look(offset, len) {
-            Ok(pieces) => pieces,
-            Err(_unknown) => return None,
+            Ok(Ok(pieces)) => pieces,
+            Ok(Err(_unknown)) => return None,
+            Err(error) => return Some(Err(error)),
         };
         let mut parts = Vec::with_capacity(pieces.len());
         for piece in pieces {
@@ -55,7 +53,6 @@ impl FileContent {
 
     /// Reads `len` bytes; fewer only at the end of the file. All of it is held in memory at once.
     pub async fn read(&self, offset: u64, len: usize) -> Result<Bytes> {
-        self.check_failures()?;
         let mut patience = self.engine.patience("read file content");
         let mut stale = 0;
         loop {
@@ -63,6 +60,7 @@ impl FileContent {
                 Ok(data) => return Ok(data),
                 Err(error) => error,
             };
+            self.check_failures()?; // no read makes up for a lost write
             match error.kind() {
                 // Overwritten by another client and deleted meanwhile, as far as one can see from here.
                 ErrorKind::ChunkNotFound if stale < STALE_MAX => {
@@ -78,7 +76,7 @@ impl FileContent {
 
     async fn read_once(&self, offset: u64, len: usize) -> Result<Bytes> {
         let pieces = loop {
-            match self.look(offset, len) {
+            match self.look(offset, len)? {
                 Ok(pieces) => break pieces,
                 Err(unknown) => self.fetch_layout(unknown).await?,
             }
@@ -106,15 +104,18 @@ impl FileContent {
         Ok(join(parts))
     }
 
-    /// Where the bytes of a read are; a range whose layout has to be fetched first.
-    fn look(&self, offset: u64, len: usize) -> std::result::Result<Vec<Piece>, ByteRange> {
+    /// Where the bytes of a read are; a range whose layout has to be fetched first; or the error of a lost
+    /// write that nobody was told of.
+    fn look(&self, offset: u64, len: usize) -> Result<std::result::Result<Vec<Piece>, ByteRange>> {
         let state = self.lock();
+        state.failures.check()?;
         let end = state.size().min(offset.saturating_add(len as u64));
         let mut pieces = Vec::new();
-        if let Some(range) = ByteRange::between(offset, end) {
-            state.buffered(range, &mut pieces)?;
-        }
-        Ok(pieces)
+        let found = match ByteRange::between(offset, end) {
+            Some(range) => state.buffered(range, &mut pieces),
+            None => Ok(()),
+        };
+        Ok(found.map(|()| pieces))
     }
 
     /// Learns the layout around `range`.

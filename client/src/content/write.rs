@@ -19,7 +19,7 @@ const SCATTERED_CHUNKS: u64 = 4;
 const RUNS_MAX: usize = 8192;
 
 impl FileContent {
-    /// Buffers a write when that needs no waiting. `Ok(false)`: nothing was taken, use [`Self::write`].
+    /// Buffers a write when that needs no waiting. `Ok(false)`: nothing was taken, use [`Self::write_for`].
     ///
     /// An error that an earlier write of this file met in the background is reported here, once to each
     /// descriptor.

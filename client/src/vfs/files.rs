@@ -360,9 +360,9 @@ impl Vfs {
     ) -> Result<u64> {
         let from = self.handles.file(source, "be read")?;
         let to = self.writable(target)?;
+        let length = length.min(from.content.size().saturating_sub(source_offset));
         // A write that was lost in the background must not look like the end of the source.
         from.content.check_failures()?;
-        let length = length.min(from.content.size().saturating_sub(source_offset));
         if length == 0 {
             return Ok(0);
         }
