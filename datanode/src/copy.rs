@@ -222,6 +222,7 @@ impl Copier {
             .max_decoding_message_size(MESSAGE_SIZE_MAX);
         let answer = clock::timeout(SILENCE_MAX, client.retrieve_chunk(request)).await;
         let mut frames = answer.map_err(|_| silent(source))?.map_err(there)?.into_inner();
+        let verify = !planted(Bug::RepairUnverified);
         let mut crcs = Vec::new();
         while writer.written() < length {
             let frame = clock::timeout(SILENCE_MAX, frames.message()).await;
@@ -238,17 +239,16 @@ impl Copier {
             if frame.offset != writer.written() || frame.data.is_empty() || end > length || !is_whole {
                 return Err(bad(ErrorKind::Protocol, "its frames do not follow one another"));
             }
-            let block_crcs = if planted(Bug::RepairUnverified) {
-                cairn_proto::checksum::block_crcs(&frame.data)
-            } else {
+            let block_crcs = if verify {
                 verify_blocks(&frame.data, &frame.crc32c)
                     .map_err(|mismatch| bad(ErrorKind::ChecksumMismatch, mismatch.to_string()))?;
                 frame.crc32c
+            } else {
+                cairn_proto::checksum::block_crcs(&frame.data)
             };
             crcs.extend_from_slice(&block_crcs);
             let last = end == length;
-            let unverified = planted(Bug::RepairUnverified);
-            if last && !unverified && combine_blocks(&crcs, length) != wanted.crc {
+            if verify && last && combine_blocks(&crcs, length) != wanted.crc {
                 return Err(bad(ErrorKind::Corrupt, "its copy is not what was committed"));
             }
             writer.write(&frame.data, &block_crcs).map_err(Failed::Here)?;
