@@ -324,17 +324,20 @@ impl Chaos {
         }
     }
 
-    /// Waits until nothing is missing and nothing is reported, but that the small disk is nearly full: what was
-    /// overwritten stays there for `garbage_grace`, longer than this test lasts.
+    /// Waits until nothing is missing and nothing is reported, but that the small disk of the first node is full
+    /// or nearly so: what was overwritten stays there for `garbage_grace`, longer than this test lasts.
     fn wait_healed(&mut self) {
         self.cluster.wait_formed();
+        let address = self.network.address("datanode0").expect("the first node").to_owned() + ":";
         let end = Instant::now() + HEALING_LIMIT;
         loop {
             let output = self.cluster.run(&["status", "--json"]);
             let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-            let whole = |codes: &Vec<serde_json::Value>| {
-                codes.iter().all(|code| code["code"] == "NODE_NEAR_FULL" || code["code"] == "DISK_FULL")
+            let small = |code: &serde_json::Value| {
+                let full = code["code"] == "NODE_NEAR_FULL" || code["code"] == "DISK_FULL";
+                full && code["detail"].as_str().is_some_and(|detail| detail.contains(&address))
             };
+            let whole = |codes: &Vec<serde_json::Value>| codes.iter().all(small);
             if output.status.success() && told["health"].as_array().is_some_and(whole) {
                 return;
             }
