@@ -154,8 +154,8 @@ pub(crate) fn settle(tx: &mut Tx) -> Result<usize, OpError> {
     Ok(count)
 }
 
-/// Leaves out of `changes` that a leaving member is let go while another member lacks a chunk that this one
-/// has: its copy may be the last sound one.
+/// Leaves out of `changes` that a member is let go while another one lacks a chunk that this one may have,
+/// whether it was leaving or is one too many: its copy may be the last sound one.
 fn keep_needed(
     tx: &mut Tx,
     changes: Vec<SetChange>,
@@ -170,7 +170,7 @@ fn keep_needed(
         for member in &set.members.0 {
             if let Some(stays) = stays(member.node) {
                 next.push(*stays);
-            } else if member.state == MemberState::Leaving && !gone(member.node) {
+            } else if member.state != MemberState::Lost && !gone(member.node) {
                 let lacking: &Lacking = match &mut lacking {
                     Some(lacking) => lacking,
                     none => none.insert(Lacking::read(tx)?),
@@ -278,7 +278,7 @@ mod tests {
     use uuid::Uuid;
 
     #[test]
-    fn a_leaving_member_stays_while_another_lacks_what_it_has() {
+    fn no_member_goes_while_another_lacks_what_it_has() {
         let mut tx = tx();
         let node = |number| NodeId::from_uuid(Uuid::from_u128(number));
         let member = |number, state| Member { node: node(number), state };
@@ -308,6 +308,16 @@ mod tests {
         assert_eq!(settle(&[3], false), None, "it may have the last sound copy but one");
         assert_eq!(settle(&[1, 3], false), Some(kept.clone()), "it lacks the chunk itself");
         assert_eq!(settle(&[3], true), Some(kept.clone()), "it is gone for good");
+        // One too many, as after an undrain, has as much as one that leaves.
+        for state in [MemberState::Active, MemberState::Backfilling, MemberState::Lost] {
+            let all = [vec![member(1, state)], kept.clone()].concat();
+            tx.put(ReplicaSet { id, members: Members(all), replicas: 2, min_replicas: 1, epoch: 1 });
+            tx.put(Fault { chunk, node: node(3), noticed_ns: 1 });
+            let change = SetChange { set: id, members: kept.clone() };
+            let goes = !keep_needed(&mut tx, vec![change], |_| false).unwrap().is_empty();
+            assert_eq!(goes, state == MemberState::Lost, "{state:?}");
+        }
+        tx.put(ReplicaSet { id, members: Members(all.clone()), replicas: 2, min_replicas: 1, epoch: 1 });
         // What else the change asks for is done.
         let joined = [kept.clone(), vec![member(4, MemberState::Backfilling)]].concat();
         tx.put(Fault { chunk, node: node(2), noticed_ns: 1 });
