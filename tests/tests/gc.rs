@@ -327,7 +327,7 @@ fn scrub_finds_a_flipped_bit_and_it_is_repaired() {
         let nodes: Value = serde_json::from_slice(&output.stdout).expect("JSON");
         let bad = |node: &Value| {
             let of = |key: &str| node["status"][key].as_u64().unwrap_or(0);
-            of("bad") + of("bad_last")
+            of("bad").max(of("bad_last")) // once the pass has ended it stands in both
         };
         nodes.as_array().is_some_and(|nodes| nodes.iter().map(bad).sum::<u64>() == 1)
     });
