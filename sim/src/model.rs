@@ -19,10 +19,13 @@ pub(crate) enum Node {
     File(FileId),
 }
 
-/// The possible contents of a file, oldest first.
+/// What a file has been, and may be.
 #[derive(Debug, Clone)]
 pub(crate) struct FileModel {
-    pub(crate) versions: Vec<Rc<Vec<u8>>>,
+    /// All that it ever was, oldest first.
+    history: Vec<Rc<Vec<u8>>>,
+    /// From here on it may be each of them.
+    settled: usize,
     /// The last version was acknowledged as durable.
     pub(crate) durable: bool,
     /// Something written was seen to be missing; whoever stores the file next must be told.
@@ -31,30 +34,40 @@ pub(crate) struct FileModel {
 
 impl FileModel {
     pub(crate) fn empty() -> Self {
-        Self { versions: vec![Rc::default()], durable: true, lost: false }
+        Self { history: vec![Rc::default()], settled: 0, durable: true, lost: false }
+    }
+
+    /// The contents that it may have now, oldest first.
+    pub(crate) fn versions(&self) -> &[Rc<Vec<u8>>] {
+        &self.history[self.settled..]
+    }
+
+    /// Those that somebody may see who opened it after `before`, an earlier state, and has read it by now. It
+    /// may have been settled, and changed, several times since.
+    pub(crate) fn versions_since(&self, before: &Self) -> &[Rc<Vec<u8>>] {
+        &self.history[before.settled..]
     }
 
     /// What its writer sees.
     pub(crate) fn last(&self) -> Rc<Vec<u8>> {
-        self.versions.last().cloned().unwrap_or_default()
+        self.history.last().cloned().unwrap_or_default()
     }
 
     /// A change is on its way.
     pub(crate) fn push(&mut self, content: Vec<u8>) {
-        self.versions.push(Rc::new(content));
+        self.history.push(Rc::new(content));
         self.durable = false;
     }
 
     /// All changes are committed; with `durable` for good.
     pub(crate) fn settle(&mut self, durable: bool) {
-        let last = self.last();
-        self.versions = vec![last];
+        self.settled = self.history.len() - 1;
         self.durable |= durable;
     }
 
     /// Checks what was read against every version it may have.
     pub(crate) fn check(&self, read: &[u8]) -> Result<(), String> {
-        admissible(&self.versions, read)
+        admissible(self.versions(), read)
     }
 }
 
@@ -162,8 +175,15 @@ mod tests {
         for bad in ["aaaac", "aaca", "aabbbc", "a"] {
             assert!(file.check(bad.as_bytes()).is_err(), "{bad}");
         }
+        let before = file.clone();
         file.settle(true);
         assert!(file.durable && file.check(b"aabbbb").is_ok() && file.check(b"aaaa").is_err());
+        file.push(b"c".to_vec());
+        file.settle(true);
+        for seen in ["aaaa", "aabbbb", "c"] {
+            assert!(admissible(file.versions_since(&before), seen.as_bytes()).is_ok(), "{seen}");
+        }
+        assert!(file.check(b"aabbbb").is_err());
     }
 
     #[test]

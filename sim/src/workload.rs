@@ -377,7 +377,7 @@ impl Worker<'_> {
             && let Err(what) = admissible(&[self.last(id)], &read)
         {
             let index = self.index;
-            let versions = self.area(|area| area.files.get(&id).map(|file| file.versions.clone()));
+            let versions = self.area(|area| area.files.get(&id).map(|file| file.versions().to_vec()));
             match versions.unwrap_or_default() {
                 versions if versions.len() > 1 && admissible(&versions, &read).is_ok() => {
                     self.shared.event(format_args!("u{index} finds {path} without its last writes"));
@@ -419,7 +419,7 @@ impl Worker<'_> {
         let settled = || {
             self.shared.with(|world| {
                 let area = world.areas[other].iter().find(|area| area.root == root)?;
-                area.files.get(&id).filter(|file| file.versions.len() == 1).map(FileModel::last)
+                area.files.get(&id).filter(|file| file.versions().len() == 1).map(FileModel::last)
             })
         };
         let before = settled();
@@ -475,8 +475,7 @@ impl Worker<'_> {
         if let (Some(read), Some((after, still_there))) = (read, model(self.shared))
             && still_there
         {
-            let versions = since(&before, &after);
-            if let Err(wrong) = admissible(&versions, &read) {
+            if let Err(wrong) = admissible(after.versions_since(&before), &read) {
                 self.shared.violation(format_args!("u{} reads {what} of u{other}: {wrong}", self.index));
             }
         }
@@ -628,17 +627,6 @@ impl Worker<'_> {
         }
         Ok(())
     }
-}
-
-/// The versions of a file that somebody may see who opened it after `before` and read until `after`.
-fn since(before: &FileModel, after: &FileModel) -> Vec<Rc<Vec<u8>>> {
-    let mut versions = before.versions.clone();
-    for version in &after.versions {
-        if !versions.iter().any(|known| Rc::ptr_eq(known, version)) {
-            versions.push(Rc::clone(version));
-        }
-    }
-    versions
 }
 
 /// Errors that a cluster in trouble may give; whether the operation happened is then not known.
