@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 struct Held {
     chunks: BTreeSet<u64>,
     incomplete: bool,
+    summaries: usize,
     listings: usize,
     deletions: Vec<v1::DeleteChunksRequest>,
 }
@@ -105,7 +106,8 @@ impl DataNode for Fake {
         request: Request<v1::SummarizeChunksRequest>,
     ) -> Result<Response<v1::SummarizeChunksResponse>, Status> {
         let v1::SummarizeChunksRequest { first, span, ranges } = request.into_inner();
-        let held = self.0.lock().unwrap();
+        let mut held = self.0.lock().unwrap();
+        held.summaries += 1;
         let range = |index: u64| {
             let mut sum = IdDigest::default();
             let start = first + index * span;
@@ -141,28 +143,35 @@ impl DataNode for Fake {
 
 impl Fake {
     /// Serves, and registers as the datanode with this number.
-    async fn join(&self, cluster: &Cluster, number: u8) -> anyhow::Result<()> {
+    async fn join(&self, cluster: &Cluster, number: u8) -> anyhow::Result<String> {
         let listener = net::listen("127.0.0.1:0").await?;
         let address = listener.local_addr()?.to_string();
         let server = net::server().add_service(DataNodeServer::new(self.clone()));
         tokio::spawn(server.serve_with_incoming(net::incoming(listener)));
-        let request = v1::RegisterDataNodeRequest {
-            node: vec![number; 16].into(),
-            address,
-            capacity: 100 << 30,
-            incarnation: vec![number; 16].into(),
-            ..v1::RegisterDataNodeRequest::default()
-        };
-        cluster.channel()?.register_data_node(request).await?;
-        Ok(())
+        cluster.channel()?.register_data_node(registration(number, &address, number.into())).await?;
+        Ok(address)
     }
 
     fn deleted(&self) -> Vec<u64> {
         self.0.lock().unwrap().deletions.iter().flat_map(|request| request.chunks.clone()).collect()
     }
 
+    fn summaries(&self) -> usize {
+        self.0.lock().unwrap().summaries
+    }
+
     fn listings(&self) -> usize {
         self.0.lock().unwrap().listings
+    }
+}
+
+fn registration(number: u8, address: &str, incarnation: u128) -> v1::RegisterDataNodeRequest {
+    v1::RegisterDataNodeRequest {
+        node: vec![number; 16].into(),
+        address: address.to_owned(),
+        capacity: 100 << 30,
+        incarnation: incarnation.to_be_bytes().to_vec().into(),
+        ..v1::RegisterDataNodeRequest::default()
     }
 }
 
@@ -211,5 +220,28 @@ async fn a_listing_that_is_not_complete_deletes_nothing_and_misses_nothing() -> 
     assert_eq!(fakes[0].deleted().into_iter().collect::<BTreeSet<_>>(), ids);
     let fence = fakes[0].0.lock().unwrap().deletions[0].clone();
     assert!(fence.term >= 1 && fence.epoch >= 1 && fence.sequence >= 1, "{fence:?}");
+    cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_datanode_that_starts_again_and_again_keeps_no_other_from_being_compared() -> anyhow::Result<()> {
+    let cluster = cluster().await?;
+    let (restless, quiet) = (Fake::default(), Fake::default());
+    let address = restless.join(&cluster, 1).await?;
+    let restarts: Vec<_> = (1..=2u128)
+        .map(|task| {
+            let (mut channel, address) = (cluster.channel().unwrap(), address.clone());
+            tokio::spawn(async move {
+                for count in 1.. {
+                    let request = registration(1, &address, task << 64 | count);
+                    channel.register_data_node(request).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    until("the one that restarts to be compared", || restless.summaries() >= 3).await;
+    quiet.join(&cluster, 2).await?;
+    until("the other to be compared, and again", || quiet.summaries() >= 3).await;
+    restarts.iter().for_each(|task| task.abort());
     cluster.stop().await
 }

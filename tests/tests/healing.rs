@@ -232,6 +232,32 @@ fn what_a_datanode_missed_while_it_was_away_is_copied_when_it_is_back() {
 }
 
 #[test]
+fn a_copy_that_was_lost_between_its_store_and_its_commit_is_made_again() {
+    let mut cluster = hasty().env("CAIRN_COORDINATOR__LOST_AFTER", "10m").start();
+    let mut wire = cluster.wire();
+    let inode = wire.create("file");
+    let planned = wire.plan_one();
+    let data = pattern::bytes(9, 0, CHUNK as usize);
+    let ack = wire.store(&planned, &data, false);
+    let stored = wire.stored_chunk(&planned, &data, &ack);
+    assert_eq!(stored.stored_by.len(), 3, "{ack:?}");
+    // Its power fails before anything was synced, and it is back, and compared, before the commit.
+    let node = node_at(&cluster, &wire, 1).node;
+    cluster.kill9_node(1);
+    std::fs::remove_dir_all(cluster.node_data(1).join("segments")).expect("remove");
+    cluster.start_node(1);
+    wait_for_state(&wire, &node, NodeState::Up);
+    std::thread::sleep(Duration::from_secs(2));
+    wire.confirm(wire.commit_of(inode, stored)).expect("commit");
+    wire.refresh();
+    let chunk = wire.layout(inode).expect("layout").chunks.remove(0);
+    assert!(wire.retrieve(&node, &chunk).is_err(), "it was lost");
+    let is_back = || wire.retrieve(&node, &chunk).is_ok() && wire.status().faults == 0;
+    wait::until_true("the copy to be made again", LIMIT, is_back);
+    assert_eq!(wire.check_replicas(inode, 9, CHUNK, 3), 3);
+}
+
+#[test]
 fn a_datanode_is_drained_and_removed_and_may_not_come_back() {
     let mut cluster = hasty().datanodes(4).start();
     let mut wire = cluster.wire();

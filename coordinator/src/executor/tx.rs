@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use cairn_proto::{ErrorKind, InodeId};
+use cairn_proto::{ErrorKind, InodeId, NodeId};
 use cairn_runtime::clock;
 
 use crate::context::Context;
@@ -29,6 +29,8 @@ pub(crate) struct Tx {
     now_ns: i64,
     /// Inodes without names whose extents are still to be removed, step by step.
     pub(crate) reap: BTreeSet<InodeId>,
+    /// Datanodes that may lack a chunk of this group although they said that they have it.
+    pub(crate) doubted: BTreeSet<NodeId>,
     pub(crate) slots: SlotCache,
     pub(crate) context: Arc<Context>,
 }
@@ -42,6 +44,7 @@ impl Tx {
             cache: HashMap::new(),
             now_ns: clock::wall_ns(),
             reap: BTreeSet::new(),
+            doubted: BTreeSet::new(),
             slots: SlotCache::default(),
             context,
         }
@@ -114,6 +117,8 @@ impl Tx {
             }
         }
         let committed = self.store.commit(&batch);
+        // Only now: who compares them reads what is committed.
+        self.context.cluster.members().doubt(std::mem::take(&mut self.doubted));
         if committed.is_err() {
             self.forget();
         } else {

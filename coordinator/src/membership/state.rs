@@ -56,6 +56,11 @@ pub(crate) struct NodeEntry {
     pub(crate) last_seen_ns: i64,
     last_seen: Instant,
     incarnation: Option<Uuid>,
+    /// What was stored before this time, and not synced, may be gone: since then the datanode has started
+    /// anew, or has told that it gave chunks up which were in no file.
+    doubtful_ns: i64,
+    /// How often chunks were committed that may be gone so.
+    doubts: u64,
     /// Number of the stream that its heartbeats come on, while it stands.
     stream: Option<u64>,
 }
@@ -64,6 +69,11 @@ impl NodeEntry {
     /// The process that is this datanode; none until it has registered in this reign.
     pub(crate) fn incarnation(&self) -> Option<Uuid> {
         self.incarnation
+    }
+
+    /// Changes when it may lack a chunk that nothing is known of.
+    pub(crate) fn doubts(&self) -> u64 {
+        self.doubts
     }
 
     pub(crate) fn free(&self) -> u64 {
@@ -158,6 +168,8 @@ impl Members {
                     last_seen_ns,
                     last_seen: now,
                     incarnation: None,
+                    doubtful_ns: i64::MIN,
+                    doubts: 0,
                     stream: None,
                 },
             )
@@ -219,6 +231,7 @@ impl Members {
     ) -> Result<(), OpError> {
         let node = row.id;
         let mut row = row;
+        let (mut doubtful_ns, mut doubts) = (now_ns, 0);
         if let Some(entry) = self.nodes.get(&node) {
             row.admin = entry.row.admin;
             if row.admin == AdminState::Out {
@@ -228,6 +241,10 @@ impl Members {
             if other && entry.stream.is_some() {
                 return Err(busy(node, &entry.row.address));
             }
+            doubts = entry.doubts;
+            if entry.incarnation == Some(incarnation) {
+                doubtful_ns = entry.doubtful_ns;
+            }
         }
         let entry = NodeEntry {
             row,
@@ -236,6 +253,8 @@ impl Members {
             last_seen_ns: now_ns,
             last_seen: now,
             incarnation: Some(incarnation),
+            doubtful_ns,
+            doubts,
             stream: None,
         };
         tracing::info!(node = %node, address = %entry.row.address, "datanode registered");
@@ -266,6 +285,9 @@ impl Members {
             report.disks.iter().map(|disk| (disk.fault.clone(), disk.writable)).collect::<Vec<_>>()
         };
         let disks_changed = faults(&entry.report) != faults(&report);
+        if entry.incarnation.is_none() {
+            entry.doubtful_ns = now_ns;
+        }
         entry.incarnation = Some(incarnation);
         entry.stream = Some(stream);
         entry.last_seen = now;
@@ -332,6 +354,27 @@ impl Members {
         }
         entry.state = state;
         self.changed();
+    }
+
+    /// A datanode has given up chunks that no file had yet.
+    pub(crate) fn gave_up(&mut self, node: NodeId, now_ns: i64) {
+        if let Some(entry) = self.nodes.get_mut(&node) {
+            entry.doubtful_ns = entry.doubtful_ns.max(now_ns);
+        }
+    }
+
+    /// Whether a datanode may have lost what it stored, unsynced, some time after `granted_ns`.
+    pub(crate) fn may_have_lost(&self, node: NodeId, granted_ns: i64) -> bool {
+        self.nodes.get(&node).is_some_and(|entry| entry.doubtful_ns >= granted_ns)
+    }
+
+    /// Chunks were committed that these may have lost.
+    pub(crate) fn doubt(&mut self, nodes: impl IntoIterator<Item = NodeId>) {
+        for node in nodes {
+            if let Some(entry) = self.nodes.get_mut(&node) {
+                entry.doubts += 1;
+            }
+        }
     }
 
     /// Records what the operator wants of a datanode.

@@ -144,6 +144,13 @@ pub(super) fn check_chunk(
     let lacks =
         |member: &&Member| member.state != MemberState::Lost && !chunk.stored_by.contains(&member.node);
     let missing: Vec<_> = set.members.0.iter().filter(lacks).map(|member| member.node).collect();
+    // Whether it was synced is not known here: a comparison costs little.
+    let granted_ns = plan.expires_ns.saturating_sub(tx.context.policy.plan_ns);
+    let doubted: Vec<NodeId> = {
+        let members = tx.context.cluster.members();
+        chunk.stored_by.iter().copied().filter(|node| members.may_have_lost(*node, granted_ns)).collect()
+    };
+    tx.doubted.extend(doubted);
     let row = Chunk {
         id,
         replica_set: set.id,

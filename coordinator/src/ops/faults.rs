@@ -6,10 +6,14 @@ use crate::error::OpError;
 use crate::executor::Tx;
 use crate::store::{Chunk, Count, Fault, Key, MemberState, ReplicaSet};
 
-/// Records that a datanode has no good copy of a chunk. Nothing comes of it when the chunk is gone, when
-/// the datanode is no member of its set (or a lost one), or when it is known. True when it was news.
+/// Records that a datanode has no good copy of a chunk. Nothing comes of it when the datanode is no member of
+/// its set (or a lost one), or when it is known; of a chunk that is in no file it is remembered that there was
+/// one, since it may be committed later. True when it was news.
 pub(crate) fn record(tx: &mut Tx, chunk: ChunkId, node: NodeId) -> Result<bool, OpError> {
-    let Some(mut row) = tx.find::<Chunk>(&Key::Chunk(chunk))? else { return Ok(false) };
+    let Some(mut row) = tx.find::<Chunk>(&Key::Chunk(chunk))? else {
+        tx.context.cluster.members().gave_up(node, tx.now_ns());
+        return Ok(false);
+    };
     let set = tx.find::<ReplicaSet>(&Key::ReplicaSet(row.replica_set))?;
     let counts = |set: ReplicaSet| {
         set.members.0.iter().any(|member| member.node == node && member.state != MemberState::Lost)

@@ -1,5 +1,5 @@
 //! Compares what each datanode holds with what the metadata says: at its registration, when a disk of it
-//! fails or vanishes, and every now and then.
+//! fails or vanishes, when chunks are committed that it may have lost meanwhile, and every now and then.
 //!
 //! Digests of ranges of ids first, so that equal inventories cost little; where they differ, lists. Rows
 //! are read before the datanode is asked, so that a chunk committed in between is extra (and looked into)
@@ -40,11 +40,17 @@ const GARBAGE_MAX: usize = 4 << 20;
 const PAUSE: Duration = Duration::from_millis(500);
 /// A datanode that could not be compared is tried again after so long.
 const RETRY: Duration = Duration::from_secs(30);
+/// For chunks that it may have lost a datanode is compared no sooner than this after the last time: after a
+/// restart of it many commits raise that doubt.
+const DOUBT_TIME: Duration = Duration::from_secs(10);
 
 /// When a datanode was compared last, and as what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Compared {
-    identity: Identity,
+    /// `None`: it has not been up all the time since.
+    identity: Option<Identity>,
+    doubts: u64,
+    began: Instant,
     next: Instant,
 }
 
@@ -127,17 +133,25 @@ impl Reconcile {
         Self { every, compared: BTreeMap::new(), pass: None }
     }
 
-    /// The next datanode that has to be compared.
+    /// The next datanode that has to be compared: the one that was longest not, so that none waits for
+    /// others that come and go.
     async fn choose(&mut self, shared: &Arc<Shared>, progress: &Progress) -> Result<Next, OpError> {
         let now = clock::now();
         let up = up(shared);
-        self.compared.retain(|node, _| up.contains_key(node));
-        let due = up.iter().find(|(node, identity)| {
-            let compared = self.compared.get(*node);
-            compared.is_none_or(|compared| compared.identity != **identity || compared.next <= now)
+        for (_, compared) in self.compared.iter_mut().filter(|(node, _)| !up.contains_key(*node)) {
+            compared.identity = None;
+        }
+        let due = up.iter().filter(|(node, (identity, doubts))| {
+            let is_due = |compared: &Compared| {
+                let doubted = compared.doubts != *doubts && now >= compared.began + DOUBT_TIME;
+                compared.identity.as_ref() != Some(identity) || compared.next <= now || doubted
+            };
+            self.compared.get(*node).is_none_or(is_due)
         });
-        let Some((&node, identity)) = due else { return Ok(Next::Idle(PAUSE)) };
-        self.compared.insert(node, Compared { identity: identity.clone(), next: now + self.every });
+        let longest = due.min_by_key(|(node, _)| self.compared.get(*node).map(|compared| compared.began));
+        let Some((&node, (identity, doubts))) = longest else { return Ok(Next::Idle(PAUSE)) };
+        let (identity, doubts) = (Some(identity.clone()), *doubts);
+        self.compared.insert(node, Compared { identity, doubts, began: now, next: now + self.every });
         let (end, garbage) = shared
             .read_many(|reader| Ok((crate::store::count(reader, Count::NextChunk)?, garbage_ids(reader)?)))
             .await?;
@@ -148,8 +162,8 @@ impl Reconcile {
 
     fn note_all_compared(&self, shared: &Shared) {
         let up = up(shared);
-        let all = up.iter().all(|(node, identity)| {
-            self.compared.get(node).is_some_and(|compared| compared.identity == *identity)
+        let all = up.iter().all(|(node, (identity, _))| {
+            self.compared.get(node).is_some_and(|compared| compared.identity.as_ref() == Some(identity))
         });
         if all {
             shared.gc.reconciled_ns.store(clock::wall_ns(), Ordering::Relaxed);
@@ -157,14 +171,15 @@ impl Reconcile {
     }
 }
 
-fn up(shared: &Shared) -> BTreeMap<NodeId, Identity> {
+/// The datanodes that are up, each with the count of doubts about what it holds.
+fn up(shared: &Shared) -> BTreeMap<NodeId, (Identity, u64)> {
     let members = shared.context.cluster.members();
     let up = members.nodes.iter().filter(|(_, entry)| entry.state == NodeState::Up);
     let identity = |entry: &crate::membership::state::NodeEntry| Identity {
         incarnation: entry.incarnation(),
         disks: entry.report.disks.iter().map(Standing::of).collect(),
     };
-    up.map(|(node, entry)| (*node, identity(entry))).collect()
+    up.map(|(node, entry)| (*node, (identity(entry), entry.doubts()))).collect()
 }
 
 /// All garbage, sorted by id; `None` when it is too much.
