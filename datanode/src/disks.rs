@@ -7,6 +7,7 @@ use std::sync::Arc;
 use cairn_proto::{ChunkId, ErrorKind, v1};
 use cairn_runtime::disk::Disk;
 use cairn_runtime::threads::Pool;
+use futures::future::try_join_all;
 
 use crate::bad::BadChunks;
 use crate::store::{
@@ -14,10 +15,10 @@ use crate::store::{
     disk_bytes, verify_on_device,
 };
 
-/// Threads for reads that miss the page cache, deletions and verification.
-const DISK_THREADS: usize = 4;
-/// Reads that may wait for a thread; further ones get `Overloaded`.
-const DISK_QUEUE: usize = 256;
+/// Threads for work that concerns the node rather than one of its disks.
+const THREADS: usize = 2;
+/// Work that may wait for one of them; what is more gets `Overloaded`.
+const QUEUE: usize = 256;
 
 /// All chunk stores of the node.
 pub(crate) struct Disks {
@@ -53,7 +54,7 @@ impl Disks {
         if let (true, Some(error)) = (stores.is_empty(), failed) {
             return Err(error);
         }
-        let pool = Pool::start("disk", DISK_THREADS, DISK_QUEUE).map_err(|source| StoreError::Io {
+        let pool = Pool::start("node", THREADS, QUEUE).map_err(|source| StoreError::Io {
             disk: "the process".into(),
             doing: "starting threads",
             source,
@@ -152,7 +153,7 @@ impl Disks {
         let (store, _) = self.find(chunk).ok_or(StoreError::NotFound(chunk))?;
         let reader = store.reader(chunk)?;
         let work = move || verify_on_device(reader.clone()).map(|crc| (reader, crc));
-        self.pool.run(work).await.map_err(|_| StoreError::Overloaded)?
+        store.run(work).await?
     }
 
     /// Makes a chunk durable; returns when it is.
@@ -175,7 +176,7 @@ impl Disks {
     pub(crate) async fn reader(&self, chunk: ChunkId) -> Result<ChunkReader, StoreError> {
         let (store, _) = self.find(chunk).ok_or(StoreError::NotFound(chunk))?;
         let mut reader = store.reader(chunk)?;
-        reader.prepare(&self.pool).await?;
+        reader.prepare().await?;
         Ok(reader)
     }
 
@@ -183,7 +184,7 @@ impl Disks {
     pub(crate) async fn verify(&self, chunk: ChunkId) -> Result<u32, StoreError> {
         let (store, _) = self.find(chunk).ok_or(StoreError::NotFound(chunk))?;
         let reader = store.reader(chunk)?;
-        self.pool.run(move || verify_on_device(reader)).await.map_err(|_| StoreError::Overloaded)?
+        store.run(move || verify_on_device(reader)).await?
     }
 
     /// Deletes chunks wherever they are; durable on return. Those that could not be, with reasons.
@@ -191,9 +192,12 @@ impl Disks {
         &self,
         chunks: Arc<[ChunkId]>,
     ) -> Result<Vec<(ChunkId, StoreError)>, StoreError> {
-        let stores = self.stores.clone();
-        let work = move || stores.iter().flat_map(|store| store.delete(&chunks)).collect();
-        self.pool.run(work).await.map_err(|_| StoreError::Overloaded)
+        let delete = |store: &Arc<DiskStore>| {
+            let (from, chunks) = (Arc::clone(store), Arc::clone(&chunks));
+            let store = Arc::clone(store);
+            async move { store.run(move || from.delete(&chunks)).await }
+        };
+        Ok(try_join_all(self.stores.iter().map(delete)).await?.into_iter().flatten().collect())
     }
 
     /// Brings chunks back from the trash; durable on return. Those that could not be, with reasons.
@@ -201,29 +205,25 @@ impl Disks {
         &self,
         chunks: Arc<[ChunkId]>,
     ) -> Result<Vec<(ChunkId, StoreError)>, StoreError> {
-        let stores = self.stores.clone();
-        let work = move || {
-            let mut left: BTreeMap<ChunkId, StoreError> =
-                chunks.iter().map(|&chunk| (chunk, StoreError::NotFound(chunk))).collect();
-            for store in &stores {
-                let wanted: Vec<ChunkId> = left.keys().copied().collect();
-                let mut failed: BTreeMap<_, _> = store.restore(&wanted).into_iter().collect();
-                left.retain(|chunk, _| failed.contains_key(chunk));
-                failed.retain(|_, error| !matches!(error, StoreError::NotFound(_)));
-                left.extend(failed);
-            }
-            left.into_iter().collect()
-        };
-        self.pool.run(work).await.map_err(|_| StoreError::Overloaded)
+        let mut left: BTreeMap<ChunkId, StoreError> =
+            chunks.iter().map(|&chunk| (chunk, StoreError::NotFound(chunk))).collect();
+        for store in &self.stores {
+            let (from, wanted) = (Arc::clone(store), left.keys().copied().collect::<Vec<ChunkId>>());
+            let failed = store.run(move || from.restore(&wanted)).await?;
+            let mut failed: BTreeMap<_, _> = failed.into_iter().collect();
+            left.retain(|chunk, _| failed.contains_key(chunk));
+            failed.retain(|_, error| !matches!(error, StoreError::NotFound(_)));
+            left.extend(failed);
+        }
+        Ok(left.into_iter().collect())
     }
 
     /// Empties the trash of what has been there long enough, step by step.
     pub(crate) async fn empty_trash(&self) -> Result<(), StoreError> {
         for store in &self.stores {
             loop {
-                let store = Arc::clone(store);
-                let step = self.pool.run(move || store.empty_trash()).await;
-                if !step.map_err(|_| StoreError::Overloaded)? {
+                let from = Arc::clone(store);
+                if !store.run(move || from.empty_trash()).await? {
                     break;
                 }
             }
@@ -231,7 +231,7 @@ impl Disks {
         Ok(())
     }
 
-    /// The pool for disk work.
+    /// The threads for work that concerns the node rather than one of its disks.
     pub(crate) fn pool(&self) -> &Pool {
         &self.pool
     }
@@ -249,10 +249,11 @@ impl Disks {
 
     /// Looks how each disk is; `known` is a file that each has.
     pub(crate) async fn check(&self, known: &'static Path) -> Result<(), StoreError> {
-        for store in &self.stores {
-            let store = Arc::clone(store);
-            self.pool.run(move || store.check(known)).await.map_err(|_| StoreError::Overloaded)?;
-        }
+        let check = |store: &Arc<DiskStore>| {
+            let (store, checked) = (Arc::clone(store), Arc::clone(store));
+            async move { store.run(move || checked.check(known)).await }
+        };
+        try_join_all(self.stores.iter().map(check)).await?;
         let recent: Vec<Recent> = self.stores.iter().map(|store| store.recent_latency()).collect();
         for (index, store) in self.stores.iter().enumerate() {
             let others = || recent.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, r)| r);

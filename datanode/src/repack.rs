@@ -134,7 +134,7 @@ async fn make(
         let mut at = part.offset;
         while at < end {
             let start = at / BLOCK_SIZE as u64 * BLOCK_SIZE as u64;
-            let blocks = reader.read(node.disks.pool(), start, end).await.map_err(|error| error.to_wire())?;
+            let blocks = reader.read(start, end).await.map_err(|error| error.to_wire())?;
             let stop = (blocks.offset + blocks.data.len() as u64).min(end);
             pending.extend_from_slice(
                 &blocks.data[(at - blocks.offset) as usize..(stop - blocks.offset) as usize],

@@ -9,19 +9,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cairn_proto::ChunkId;
 use cairn_runtime::disk::{OverlayDisk, RealDisk};
-use cairn_runtime::threads::Pool;
 
 use crate::store::{DiskStore, StoreError, StoreOptions};
 
 /// Deleted chunks stay what they are while the tool runs; nothing is written in any case.
 const KEEP: std::time::Duration = std::time::Duration::from_secs(1 << 20);
-/// Reads that may wait; there is one reader.
-const QUEUE: usize = 4;
 
 /// The chunks of one data directory.
 pub struct Salvage {
     store: DiskStore,
-    pool: Pool,
 }
 
 impl Salvage {
@@ -38,7 +34,7 @@ impl Salvage {
         let disk = RealDisk::open_read_only(directory).map_err(failed)?;
         let options = StoreOptions { segment_size: 256 << 20, reserve: 0, sync: false, trash_time: KEEP };
         let store = DiskStore::open(Arc::new(OverlayDisk::new(Arc::new(disk))), options, Arc::default())?;
-        Ok(Self { store, pool: Pool::start("salvage", 1, QUEUE).map_err(failed)? })
+        Ok(Self { store })
     }
 
     /// The ids of all chunks that are held and not set aside, in order.
@@ -59,11 +55,11 @@ impl Salvage {
     pub async fn read(&self, chunk: u64) -> Result<Vec<Bytes>, StoreError> {
         let id = ChunkId::new(chunk).map_err(|error| StoreError::Unusable(error.to_string()))?;
         let mut reader = self.store.reader(id)?;
-        reader.prepare(&self.pool).await?;
+        reader.prepare().await?;
         let mut pieces = Vec::new();
         let mut at = 0;
         while at < reader.length() {
-            let blocks = reader.read(&self.pool, at, reader.length()).await?;
+            let blocks = reader.read(at, reader.length()).await?;
             at += blocks.data.len() as u64;
             pieces.push(blocks.data);
         }

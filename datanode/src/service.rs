@@ -236,7 +236,6 @@ impl Service {
 
 /// One `RetrieveChunk` under way.
 struct Retrieval {
-    node: Arc<Node>,
     reader: ChunkReader,
     next: u64,
     end: u64,
@@ -260,18 +259,15 @@ impl Retrieval {
             return Err(WireError::new(ErrorKind::InvalidArgument, text));
         };
         let next = request.offset / BLOCK_SIZE as u64 * BLOCK_SIZE as u64;
-        Ok(Self { node: Arc::clone(node), reader, next, end, _slot: slot })
+        Ok(Self { reader, next, end, _slot: slot })
     }
 
     async fn next(mut self) -> Result<Option<(RetrieveFrame, Self)>, Status> {
         if self.next >= self.end {
             return Ok(None);
         }
-        let blocks = self
-            .reader
-            .read(self.node.disks.pool(), self.next, self.end)
-            .await
-            .map_err(|error| to_status(error.to_wire()))?;
+        let blocks =
+            self.reader.read(self.next, self.end).await.map_err(|error| to_status(error.to_wire()))?;
         ::metrics::counter!(metrics::READ_BYTES).increment(blocks.data.len() as u64);
         self.next = blocks.offset + blocks.data.len() as u64;
         let frame = RetrieveFrame {

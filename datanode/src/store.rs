@@ -1,5 +1,5 @@
 //! The chunk store of one disk: append-only segment files, an index in memory, one thread that
-//! groups `fdatasync`.
+//! groups `fdatasync`, and a few for what else blocks, so that no disk waits for another.
 //!
 //! Sits below the service and the replication; above [`cairn_runtime::disk`]. Invariants:
 //! - A chunk is visible only when all its bytes and checksums are written; bytes are never returned
@@ -30,7 +30,7 @@ use std::time::Duration;
 use cairn_proto::limits::CHUNK_SIZE_MAX;
 use cairn_proto::{ChunkId, ErrorKind, v1};
 use cairn_runtime::disk::Disk;
-use cairn_runtime::threads::{self, Repeating, Wake};
+use cairn_runtime::threads::{self, Pool, Repeating, Wake};
 use cairn_runtime::{clock, random};
 use tracing::{error, warn};
 
@@ -53,6 +53,11 @@ const SEGMENT_SIZE_MIN: u64 = 1 << 20;
 const SPARE_ROOM: u64 = 4;
 /// Chunks that one step takes out of the trash.
 const PURGED_AT_ONCE: usize = 256;
+
+/// Threads of each disk for reads that miss the page cache, deletions and verification.
+const THREADS: usize = 4;
+/// Work that may wait for one of them; what is more gets `Overloaded`.
+const QUEUE: usize = 256;
 
 /// How a disk's store behaves.
 #[derive(Debug, Clone, Copy)]
@@ -115,6 +120,8 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     /// Held while records are deleted or brought back; taken before `state`.
     changes: Mutex<()>,
+    /// Runs what blocks.
+    pool: Pool,
     /// Wakes the syncer.
     work: Arc<Wake>,
     /// Bytes above the reserve when last asked.
@@ -133,6 +140,11 @@ impl DiskStore {
         bad: Arc<BadChunks>,
     ) -> Result<Self, StoreError> {
         let name = disk.describe();
+        let pool = Pool::start("disk", THREADS, QUEUE).map_err(|source| StoreError::Io {
+            disk: name.clone(),
+            doing: "starting threads",
+            source,
+        })?;
         let shared = Arc::new(Shared {
             disk,
             name,
@@ -140,6 +152,7 @@ impl DiskStore {
             bad,
             state: Mutex::default(),
             changes: Mutex::default(),
+            pool,
             work: Arc::default(),
             available: AtomicU64::new(0),
             space_told: AtomicBool::new(true),
@@ -305,6 +318,14 @@ impl DiskStore {
     /// Where it is, for messages.
     pub(crate) fn name(&self) -> &str {
         &self.shared.name
+    }
+
+    /// Runs what blocks on one of the disk's threads. `Overloaded`.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.shared.pool.run(work).await.map_err(|_| StoreError::Overloaded)
     }
 
     /// The disk below.

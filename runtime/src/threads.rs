@@ -15,7 +15,7 @@ use simulated as imp;
 
 use std::time::Duration;
 
-pub use imp::{Inbox, Pool, Repeating, Wake, repeat, serve, spawn};
+pub use imp::{Inbox, Pool, Repeating, Wake, in_place, repeat, serve, spawn};
 
 /// The pool takes no work now: its queue is full or it has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

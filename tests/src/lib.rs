@@ -19,6 +19,7 @@ pub mod rounds;
 pub mod rpc;
 pub mod shell;
 pub mod table;
+pub mod throttle;
 pub mod wait;
 pub mod workload;
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use cairn_proto::health::Condition;
 use cairn_proto::v1::{self, MemberState, NodeState};
 use cairn_tests::cluster::forget;
+use cairn_tests::throttle::Throttle;
 use cairn_tests::workload;
 use cairn_tests::{Builder, Cluster, KIB, MIB, Wire, need_root, pattern, rpc, wait};
 
@@ -287,6 +288,42 @@ fn a_disk_that_has_become_read_only() {
         // As the kernel does when the file system finds an error, also while files are open.
         run(Command::new("mount").args(["-o", "remount,abort"]).arg(mountpoint(cluster.node_second(0))));
     });
+}
+
+/// A sync of one small file takes seconds at this rate.
+const CRAWL: u64 = 32 * KIB;
+
+#[test]
+fn a_disk_that_has_become_slow() {
+    need_root();
+    let mut cluster = builder().second_ext4(0, DISK).start();
+    (0..FILES).for_each(|number| put(&cluster, number));
+    wait_whole(&cluster, FILES);
+    wait_both_used(&cluster);
+    let mount = cluster.mount_path();
+    let pid = cluster.node_process(0).pid();
+    let (outcomes, ()) = workload::alongside(&mount, &[workload::files, workload::pages], |control| {
+        control.wait_synced(20, PROGRESS_LIMIT);
+        let slow = Throttle::begin(&mountpoint(cluster.node_second(0)), pid, CRAWL);
+        let is_slow = || is_told(&cluster, Condition::DiskSlow);
+        wait::until_true("the disk to be told of as slow", LIMIT, is_slow);
+        read(&cluster, FILES);
+        let [first, second] = disks(&cluster).map(|disk| disk.chunks);
+        control.wait_synced(20, PROGRESS_LIMIT);
+        let others = || disks(&cluster)[0].chunks >= first + 20;
+        wait::until_true("the other disk to take chunks", LIMIT, others);
+        // What was on its way there when the disk was found slow has arrived since.
+        let more = disks(&cluster)[1].chunks.saturating_sub(second);
+        assert!(more < 10, "{more} new chunks went to the slow disk");
+        drop(slow);
+        wait::until_true("the disk to be as the others", LIMIT, || !is_slow());
+        let again = || disks(&cluster)[1].chunks >= second + 20;
+        wait::until_true("it to take chunks again", LIMIT, again);
+    });
+    outcomes.iter().for_each(|outcome| outcome.saw_nothing(STALL_LIMIT));
+    outcomes.iter().for_each(workload::Outcome::check);
+    wait_whole(&cluster, FILES);
+    assert!(disks(&cluster).iter().all(|disk| disk.fault.is_empty() && disk.writable && !disk.slow));
 }
 
 #[test]

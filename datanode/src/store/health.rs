@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use cairn_runtime::clock;
 use cairn_runtime::disk::DiskFile;
+use cairn_runtime::threads;
 use tracing::{error, info, warn};
 
 use super::record::ALIGN;
@@ -36,10 +37,15 @@ const WELL_FACTOR: f64 = 3.0;
 /// Weights of a new measurement in what is recent and in what is usual.
 const RECENT_WEIGHT: f64 = 1.0 / 8.0;
 const USUAL_WEIGHT: f64 = 1.0 / 256.0;
+/// A write that takes longer has waited for the device.
+const WAITED_MIN: Duration = Duration::from_millis(100);
+/// So long after such a write the next ones are taken for slow.
+const HELD_UP_TIME: Duration = Duration::from_secs(30);
 /// What is written and synced to time a disk that gets nothing else to do.
 const PROBE: &str = "probe";
 
-/// How long the two kinds of work that wait for the device take.
+/// How long the two kinds of work that wait for the device take. Writes that had to wait, most go no further
+/// than memory, count as syncs.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Latencies {
     pub(super) syncs: Latency,
@@ -120,6 +126,26 @@ impl Shared {
             self.lock().latency.reads.note(started.elapsed());
         }
         result
+    }
+
+    /// Writes, on a thread that serves others too. A device that is behind holds writes up, for seconds: from
+    /// the second on they leave the thread to the others, so that a slow disk slows its own chunks only.
+    pub(super) fn timed_write<T>(&self, write: impl FnOnce() -> T) -> T {
+        let held_up = self.is_held_up();
+        let started = clock::now();
+        let result = if held_up { threads::in_place(write) } else { write() };
+        let took = started.elapsed();
+        if took >= WAITED_MIN {
+            let mut state = self.lock();
+            state.latency.syncs.note(took);
+            state.held_up_until = Some(clock::now() + HELD_UP_TIME);
+        }
+        result
+    }
+
+    /// Whether writes had to wait for the device lately.
+    fn is_held_up(&self) -> bool {
+        self.lock().held_up_until.is_some_and(|until| clock::now() < until)
     }
 
     /// Whether a disk that is there answers; `Err` says how it does not.

@@ -1,4 +1,4 @@
-//! Reading chunks: from memory where the kernel has the pages, else on the pool of disk threads;
+//! Reading chunks: from memory where the kernel has the pages, else on the threads of its disk;
 //! every block is verified before it is handed out.
 
 use std::io;
@@ -9,7 +9,6 @@ use cairn_proto::ChunkId;
 use cairn_proto::checksum::{combine_blocks, verify_blocks};
 use cairn_proto::limits::{BLOCK_SIZE, FRAME_SIZE};
 use cairn_runtime::bugs::{Bug, planted};
-use cairn_runtime::threads::Pool;
 
 use super::Shared;
 use super::error::StoreError;
@@ -61,12 +60,12 @@ impl ChunkReader {
     }
 
     /// Fetches the checksums; needed before [`Self::read`].
-    pub(crate) async fn prepare(&mut self, pool: &Pool) -> Result<(), StoreError> {
+    pub(crate) async fn prepare(&mut self) -> Result<(), StoreError> {
         let payload = payload_start(self.entry.length);
         let whole = payload + u64::from(self.entry.length);
         let table_end = HEADER_LEN + 4 * blocks(self.entry.length);
         let wanted = if whole <= ONE_READ_MAX { whole as usize } else { table_end };
-        let head = self.fetch(pool, self.entry.offset(), wanted).await?;
+        let head = self.fetch(self.entry.offset(), wanted).await?;
         self.adopt(head, whole <= ONE_READ_MAX)
     }
 
@@ -88,7 +87,7 @@ impl ChunkReader {
 
     /// Fetches and verifies the blocks from `offset` (a multiple of 64 KiB within the chunk), at most
     /// one frame and not past `end`, rounded up to whole blocks.
-    pub(crate) async fn read(&self, pool: &Pool, offset: u64, end: u64) -> Result<Blocks, StoreError> {
+    pub(crate) async fn read(&self, offset: u64, end: u64) -> Result<Blocks, StoreError> {
         let length = self.length();
         assert!(
             offset.is_multiple_of(BLOCK_SIZE as u64) && offset < end && end <= length,
@@ -99,7 +98,7 @@ impl ChunkReader {
         let start = payload_start(self.entry.length) + offset;
         let data = match &self.record {
             Some(record) => record.slice(start as usize..start as usize + wanted),
-            None => self.fetch(pool, self.entry.offset() + start, wanted).await?,
+            None => self.fetch(self.entry.offset() + start, wanted).await?,
         };
         let first = (offset / BLOCK_SIZE as u64) as usize;
         let crcs = self.crcs[first..first + wanted.div_ceil(BLOCK_SIZE)].to_vec();
@@ -110,13 +109,13 @@ impl ChunkReader {
         Ok(Blocks { offset, data, crcs })
     }
 
-    async fn fetch(&self, pool: &Pool, offset: u64, len: usize) -> Result<Bytes, StoreError> {
+    async fn fetch(&self, offset: u64, len: usize) -> Result<Bytes, StoreError> {
         let mut buffer = BytesMut::zeroed(len);
         let result = match self.segment.file.try_read_at(&mut buffer, offset) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let (shared, segment) = (Arc::clone(&self.shared), Arc::clone(&self.segment));
                 let read = move || shared.timed_read(&*segment.file, &mut buffer, offset).map(|()| buffer);
-                pool.run(read).await.map_err(|_| StoreError::Overloaded)?
+                self.shared.pool.run(read).await.map_err(|_| StoreError::Overloaded)?
             }
             other => other.map(|()| buffer),
         };

@@ -147,6 +147,8 @@ pub(super) struct State {
     pub(super) fault: Option<String>,
     /// The disk can not be read: what it holds does not count.
     pub(super) lost: bool,
+    /// Until when writes are taken for ones that wait for the device.
+    pub(super) held_up_until: Option<Instant>,
     /// It is being found out whether it can.
     pub(super) undecided: bool,
     /// Checks in a row that went well or not.

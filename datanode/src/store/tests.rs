@@ -57,12 +57,11 @@ fn sync(store: &DiskStore, chunk: u64) -> Result<(), StoreError> {
 fn read(store: &DiskStore, chunk: u64) -> Result<Vec<u8>, StoreError> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let pool = cairn_runtime::threads::Pool::start("test", 1, 4).unwrap();
         let mut reader = store.reader(id(chunk))?;
-        reader.prepare(&pool).await?;
+        reader.prepare().await?;
         let mut data = Vec::new();
         while (data.len() as u64) < reader.length() {
-            data.extend_from_slice(&reader.read(&pool, data.len() as u64, reader.length()).await?.data);
+            data.extend_from_slice(&reader.read(data.len() as u64, reader.length()).await?.data);
         }
         assert_eq!(reader.whole_crc(), crc32c(&data));
         Ok(data)
@@ -406,6 +405,15 @@ struct Faults {
     room: AtomicI64,
     /// The next write fails for want of room.
     full_write: AtomicBool,
+    /// Writes wait for this.
+    gate: Mutex<Option<Arc<Gate>>>,
+}
+
+/// Holds one write up until it is opened.
+#[derive(Default)]
+struct Gate {
+    reached: AtomicBool,
+    open: AtomicBool,
 }
 
 struct FaultyDisk {
@@ -460,6 +468,15 @@ impl DiskFile for FaultyFile {
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         if self.faults.full_write.swap(false, Ordering::SeqCst) {
             return Err(io::ErrorKind::StorageFull.into());
+        }
+        let gate = self.faults.gate.lock().unwrap().clone();
+        if let Some(gate) = gate {
+            gate.reached.store(true, Ordering::SeqCst);
+            let end = std::time::Instant::now() + Duration::from_secs(20);
+            while !gate.open.load(Ordering::SeqCst) {
+                assert!(std::time::Instant::now() < end, "nobody else could go on");
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
         self.inner.write_at(data, offset)
     }
@@ -651,6 +668,47 @@ fn a_disk_that_is_slow_to_read_is_slow_until_it_is_not() {
         disk.judge_latency(others);
     });
     assert!(!disk.is_slow());
+}
+
+#[test]
+fn a_disk_that_holds_writes_up_does_not_hold_others_up() {
+    let (_dir, disk, faults) = faulty_with_identity();
+    let disk = Arc::new(disk);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    // The first write that has to wait takes the thread with it.
+    let gate = Arc::new(Gate::default());
+    *faults.gate.lock().unwrap() = Some(Arc::clone(&gate));
+    let opener = std::thread::spawn({
+        let gate = Arc::clone(&gate);
+        move || {
+            while !gate.reached.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            std::thread::sleep(Duration::from_millis(150));
+            gate.open.store(true, Ordering::SeqCst);
+        }
+    });
+    store(&disk, 1, &content(1, 5000)).unwrap();
+    opener.join().unwrap();
+    // While the next one waits, the only thread of the runtime does what lets it go on.
+    let gate = Arc::new(Gate::default());
+    *faults.gate.lock().unwrap() = Some(Arc::clone(&gate));
+    let writer = runtime.spawn({
+        let disk = Arc::clone(&disk);
+        async move { store(&disk, 2, &content(2, 5000)).unwrap() }
+    });
+    let other = runtime.spawn(async move {
+        while !gate.reached.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        gate.open.store(true, Ordering::SeqCst);
+    });
+    runtime.block_on(async {
+        writer.await.unwrap();
+        other.await.unwrap();
+    });
+    *faults.gate.lock().unwrap() = None;
+    assert_eq!(read(&disk, 2).unwrap(), content(2, 5000));
 }
 
 #[test]

@@ -174,9 +174,8 @@ impl Writer {
     }
 
     fn put(&self, data: &[u8], at: u64) -> Result<(), StoreError> {
-        self.segment
-            .file
-            .write_at(data, at)
+        self.shared
+            .timed_write(|| self.segment.file.write_at(data, at))
             .map_err(|source| self.shared.write_failed("writing", source, record_len(self.header.length)))
     }
 }
@@ -189,10 +188,12 @@ impl Drop for Writer {
         let (offset, length) = (self.header.offset, record_len(self.header.length));
         self.header.state = RecordState::Abandoned;
         // A header that says so keeps later starts from taking the gap for damage.
-        let marked = self.segment.file.write_at(&self.header.encode(self.segment.salt), offset);
         let rest = length - record::ALIGN;
-        let punched = if rest > 0 { self.segment.file.punch(offset + record::ALIGN, rest) } else { Ok(()) };
-        if let Err(error) = marked.and(punched) {
+        let marked = self.shared.timed_write(|| {
+            self.segment.file.write_at(&self.header.encode(self.segment.salt), offset)?;
+            if rest > 0 { self.segment.file.punch(offset + record::ALIGN, rest) } else { Ok(()) }
+        });
+        if let Err(error) = marked {
             warn!(disk = %self.shared.name, chunk = %self.header.chunk, %error, "an abandoned record keeps its room");
         }
         let mut state = self.shared.lock();

@@ -54,6 +54,16 @@ impl Pool {
     }
 }
 
+/// Runs work that may block on this thread; where other tasks share it, they move to another one first.
+/// That costs two switches of threads, so it is for work that is known to block.
+pub fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
 /// Runs work of its own on a thread.
 pub fn spawn<F>(name: &str, body: F) -> io::Result<()>
 where
