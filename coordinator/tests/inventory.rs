@@ -21,6 +21,8 @@ use tonic::{Request, Response, Status, Streaming};
 struct Held {
     chunks: BTreeSet<u64>,
     incomplete: bool,
+    /// A summary takes so long.
+    delay: Duration,
     summaries: usize,
     listings: usize,
     deletions: Vec<v1::DeleteChunksRequest>,
@@ -106,6 +108,8 @@ impl DataNode for Fake {
         request: Request<v1::SummarizeChunksRequest>,
     ) -> Result<Response<v1::SummarizeChunksResponse>, Status> {
         let v1::SummarizeChunksRequest { first, span, ranges } = request.into_inner();
+        let delay = self.0.lock().unwrap().delay;
+        tokio::time::sleep(delay).await;
         let mut held = self.0.lock().unwrap();
         held.summaries += 1;
         let range = |index: u64| {
@@ -227,6 +231,8 @@ async fn a_listing_that_is_not_complete_deletes_nothing_and_misses_nothing() -> 
 async fn a_datanode_that_starts_again_and_again_keeps_no_other_from_being_compared() -> anyhow::Result<()> {
     let cluster = cluster().await?;
     let (restless, quiet) = (Fake::default(), Fake::default());
+    // So that it has started again by the end of each comparison.
+    restless.0.lock().unwrap().delay = Duration::from_millis(50);
     let address = restless.join(&cluster, 1).await?;
     let restarts: Vec<_> = (1..=2u128)
         .map(|task| {
