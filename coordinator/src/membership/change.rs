@@ -5,6 +5,8 @@
 //!                  ▲ │                             │                             │
 //!            is back │ └──── datanode lost ──▶ lost ◀── datanode lost ───────────┤
 //!                  └─┴────────────────────────── │ ── another is active ──▶ (gone) ◀┘
+//!
+//! leaving ── too few others are left, and its datanode serves ──▶ active
 //! ```
 //! One step is a pure function of the present members and the standing of datanodes, so that it can be
 //! tried against every history. What it keeps: the last members that hold everything are never counted
@@ -60,10 +62,8 @@ fn settle_set(
     let replicas = set.replicas as usize;
     let mut next = set.members.0.clone();
     follow_nodes(&mut next, members);
-    let keepers = next
-        .iter()
-        .filter(|member| matches!(member.state, MemberState::Active | MemberState::Backfilling))
-        .count();
+    call_back(&mut next, members, replicas);
+    let keepers = keepers(&next);
     let holders = next.iter().any(|member| holds_all(member.state));
     // Without anybody to copy from, a new member would only wait.
     if holders && keepers < replicas {
@@ -81,6 +81,21 @@ fn settle_set(
 /// Whether such a member holds every chunk of the set.
 fn holds_all(state: MemberState) -> bool {
     matches!(state, MemberState::Active | MemberState::Leaving)
+}
+
+/// Members that are to stay.
+fn keepers(next: &[Member]) -> usize {
+    next.iter().filter(|m| matches!(m.state, MemberState::Active | MemberState::Backfilling)).count()
+}
+
+/// When others are gone, members that were on their way out stay: they hold everything already, and there may
+/// be nobody else.
+fn call_back(next: &mut [Member], members: &Members, replicas: usize) {
+    let missing = replicas.saturating_sub(keepers(next));
+    let leaving = |member: &&mut Member| {
+        member.state == MemberState::Leaving && serves(members.nodes.get(&member.node))
+    };
+    next.iter_mut().filter(leaving).take(missing).for_each(|member| member.state = MemberState::Active);
 }
 
 /// Takes over what became of the datanodes themselves.

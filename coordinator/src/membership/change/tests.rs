@@ -166,6 +166,26 @@ fn a_drained_datanode_leaves_when_its_place_is_filled() {
 }
 
 #[test]
+fn a_member_that_was_being_moved_stays_when_another_is_lost() {
+    let mut trial = Trial::new(4, &[&[1, 2, 3]]);
+    let set = trial.members.sets.get_mut(&set_id(1)).unwrap();
+    set.members.0[2].state = MemberState::Leaving;
+    set.members.0.push(Member { node: node(4), state: MemberState::Backfilling });
+    trial.stand(1, NodeState::Lost);
+    trial.rest();
+    let mut held: Vec<_> = trial.members.sets[&set_id(1)].members.0.clone();
+    held.sort_by_key(|member| member.node);
+    let active = |number| Member { node: node(number), state: MemberState::Active };
+    assert_eq!(held, [active(2), active(3), active(4)]);
+    // What an operator wants to be empty does not.
+    trial.admin(3, AdminState::Draining);
+    trial.stand(2, NodeState::Lost);
+    trial.rest();
+    let state = trial.members.sets[&set_id(1)].members.0.iter().find(|m| m.node == node(3)).unwrap().state;
+    assert_eq!(state, MemberState::Leaving);
+}
+
+#[test]
 fn a_member_leaves_only_while_the_others_are_up() {
     let mut trial = Trial::new(4, &[&[1, 2, 3]]);
     trial.admin(1, AdminState::Draining);
