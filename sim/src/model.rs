@@ -19,11 +19,25 @@ pub(crate) enum Node {
     File(FileId),
 }
 
+/// What a file was after one change.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Version {
+    content: Rc<Vec<u8>>,
+    /// Where the write ended that made it.
+    end: usize,
+}
+
+impl Version {
+    fn len(&self) -> usize {
+        self.content.len()
+    }
+}
+
 /// What a file has been, and may be.
 #[derive(Debug, Clone)]
 pub(crate) struct FileModel {
     /// All that it ever was, oldest first.
-    history: Vec<Rc<Vec<u8>>>,
+    history: Vec<Version>,
     /// From here on it may be each of them.
     settled: usize,
     /// The last version was acknowledged as durable.
@@ -34,28 +48,39 @@ pub(crate) struct FileModel {
 
 impl FileModel {
     pub(crate) fn empty() -> Self {
-        Self { history: vec![Rc::default()], settled: 0, durable: true, lost: false }
+        Self { history: vec![Version::default()], settled: 0, durable: true, lost: false }
     }
 
     /// The contents that it may have now, oldest first.
-    pub(crate) fn versions(&self) -> &[Rc<Vec<u8>>] {
+    pub(crate) fn versions(&self) -> &[Version] {
         &self.history[self.settled..]
     }
 
     /// Those that somebody may see who opened it after `before`, an earlier state, and has read it by now. It
     /// may have been settled, and changed, several times since.
-    pub(crate) fn versions_since(&self, before: &Self) -> &[Rc<Vec<u8>>] {
+    pub(crate) fn versions_since(&self, before: &Self) -> &[Version] {
         &self.history[before.settled..]
     }
 
     /// What its writer sees.
     pub(crate) fn last(&self) -> Rc<Vec<u8>> {
-        self.history.last().cloned().unwrap_or_default()
+        self.history.last().map(|version| Rc::clone(&version.content)).unwrap_or_default()
     }
 
-    /// A change is on its way.
+    /// The last version alone, which is what its writer sees.
+    pub(crate) fn last_version(&self) -> &[Version] {
+        &self.history[self.history.len() - 1..]
+    }
+
+    /// A change of the whole is on its way.
     pub(crate) fn push(&mut self, content: Vec<u8>) {
-        self.history.push(Rc::new(content));
+        let end = content.len();
+        self.push_write(content, end);
+    }
+
+    /// A write that ends at `end` is on its way.
+    pub(crate) fn push_write(&mut self, content: Vec<u8>, end: usize) {
+        self.history.push(Version { content: Rc::new(content), end });
         self.durable = false;
     }
 
@@ -75,17 +100,21 @@ impl FileModel {
 const PIECE: usize = 64 << 10;
 
 /// Whether each byte is that of a possible version, and the length, too.
-pub(crate) fn admissible(versions: &[Rc<Vec<u8>>], read: &[u8]) -> Result<(), String> {
-    let longest = versions.iter().map(|version| version.len()).max().unwrap_or(0);
+pub(crate) fn admissible(versions: &[Version], read: &[u8]) -> Result<(), String> {
+    let longest = versions.iter().map(Version::len).max().unwrap_or(0);
     let is_piece = versions.len() > 1 && read.len().is_multiple_of(PIECE) && read.len() < longest;
-    if !is_piece && !versions.iter().any(|version| version.len() == read.len()) {
-        let lengths: Vec<usize> = versions.iter().map(|version| version.len()).collect();
+    // Of several writes a later one may be stored, and an earlier one refused for want of room.
+    let shortest = versions.first().map_or(0, Version::len);
+    let is_end = |version: &Version| version.end == read.len() && version.end > shortest;
+    if !is_piece && !versions.iter().any(|version| version.len() == read.len() || is_end(version)) {
+        let lengths: Vec<usize> = versions.iter().map(Version::len).collect();
         return Err(format!("{} bytes, of {lengths:?}", read.len()));
     }
-    if versions.iter().any(|version| version.as_slice() == read) {
+    let versions: Vec<&[u8]> = versions.iter().map(|version| version.content.as_slice()).collect();
+    if versions.contains(&read) {
         return Ok(());
     }
-    if let [only] = versions {
+    if let [only] = versions.as_slice() {
         let wrong: Vec<usize> = (0..read.len()).filter(|&at| read[at] != only[at]).collect();
         let (first, last) = (wrong.first().copied().unwrap_or(0), wrong.last().copied().unwrap_or(0));
         let zeros = wrong.iter().filter(|&&at| read[at] == 0).count();
@@ -184,6 +213,11 @@ mod tests {
             assert!(admissible(file.versions_since(&before), seen.as_bytes()).is_ok(), "{seen}");
         }
         assert!(file.check(b"aabbbb").is_err());
+        file.push_write(b"cdefgh".to_vec(), 6);
+        file.push_write(b"cdEfgh".to_vec(), 3);
+        assert!(file.check(b"c\0E").is_ok() && file.check(b"cd").is_err(), "the second write alone");
+        file.settle(true);
+        assert!(file.check(b"c\0E").is_err());
     }
 
     #[test]

@@ -305,8 +305,11 @@ impl Worker<'_> {
             if content.len() < offset + data.len() {
                 content.resize(offset + data.len(), 0);
             }
-            content[offset..offset + data.len()].copy_from_slice(&data);
-            self.area(|area| area.files.entry(id).or_insert_with(FileModel::empty).push(content));
+            let end = offset + data.len();
+            content[offset..end].copy_from_slice(&data);
+            self.area(|area| {
+                area.files.entry(id).or_insert_with(FileModel::empty).push_write(content, end);
+            });
             let what = format!("{path} {offset}+{}", data.len());
             let write = self.vfs.write(handle, offset as u64, Bytes::from(data), WriteOrigin::Call);
             self.ask("write", &what, write).await?;
@@ -373,8 +376,9 @@ impl Worker<'_> {
     /// pages of a mapping are, may lose them: then who stores it next is told.
     async fn read(&mut self, path: &str, id: FileId) -> Outcome<()> {
         let handle = self.open(path).await?;
+        let last = |area: &mut Area| area.files.get(&id).map(|file| file.last_version().to_vec());
         if let Some(read) = self.content(path, handle).await?
-            && let Err(what) = admissible(&[self.last(id)], &read)
+            && let Err(what) = admissible(&self.area(last).unwrap_or_default(), &read)
         {
             let index = self.index;
             let versions = self.area(|area| area.files.get(&id).map(|file| file.versions().to_vec()));
