@@ -478,10 +478,9 @@ impl Worker<'_> {
         let read = self.content(&what, handle).await?;
         if let (Some(read), Some((after, still_there))) = (read, model(self.shared))
             && still_there
+            && let Err(wrong) = admissible(after.versions_since(&before), &read)
         {
-            if let Err(wrong) = admissible(after.versions_since(&before), &read) {
-                self.shared.violation(format_args!("u{} reads {what} of u{other}: {wrong}", self.index));
-            }
+            self.shared.violation(format_args!("u{} reads {what} of u{other}: {wrong}", self.index));
         }
         Ok(Some(handle))
     }
