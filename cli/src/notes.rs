@@ -105,6 +105,11 @@ pub(crate) fn retract_up() {
     remove(&up_path(std::process::id()));
 }
 
+/// All running `cairn up`s that are known.
+pub(crate) fn all_ups() -> Vec<UpNote> {
+    places::runtimes().iter().flat_map(|place| running_ups(place)).collect()
+}
+
 /// The running `cairn up`s that other commands may mean: the one whose directory this process is in,
 /// else this user's own, else those of others that leave notes where everybody looks.
 pub(crate) fn find_ups() -> Vec<UpNote> {

@@ -200,6 +200,11 @@ fn detached_it_goes_on_until_down() {
     assert_eq!(run_in(&directory, &["cat", "/file"]), "content");
     assert_eq!(run_in(&directory, &["ls", "/"]).trim(), "file");
     serde_json::from_str::<serde_json::Value>(&run_in(&directory, &["status", "--json"])).expect("JSON");
-    run(&["down", "--data", data]);
+    let mut elsewhere = process::cairn(["down", data]);
+    let refused =
+        elsewhere.env("HOME", &home).env("XDG_RUNTIME_DIR", home.join("run")).output().expect("down");
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && why.contains(&format!("cairn down {mnt}")), "{why}");
+    run(&["down", mnt]);
     assert!(!cluster::is_mounted(&directory));
 }

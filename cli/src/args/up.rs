@@ -59,9 +59,13 @@ pub struct UpArgs {
 #[command(after_help = "\
 Examples:
   cairn down
+  cairn down ~/cairn
   cairn down --data /tmp/try-data")]
 pub struct DownArgs {
-    /// What was given to `cairn up` [default: as there].
-    #[arg(long, value_name = "PATH")]
+    /// The directory that it is mounted at.
+    #[arg(value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    pub directory: Option<PathBuf>,
+    /// Where its data is, as given to `cairn up` [default: as there].
+    #[arg(long, value_name = "PATH", conflicts_with = "directory")]
     pub data: Option<PathBuf>,
 }

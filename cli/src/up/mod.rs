@@ -100,12 +100,15 @@ async fn detach(args: &UpArgs, global: &GlobalArgs, output: Output) -> Result<()
 
 /// Runs `cairn down`.
 pub(crate) async fn down(args: &DownArgs, output: Output) -> Result<(), Failure> {
-    let data =
-        std::path::absolute(args.data.clone().unwrap_or_else(places::up_data)).doing("find the data")?;
+    let data = match &args.directory {
+        Some(directory) => data_of(directory)?,
+        None => args.data.clone().unwrap_or_else(places::up_data),
+    };
+    let data = std::path::absolute(data).doing("find the data")?;
     let what = format!("stop the cluster in {}", data.display());
     let state = State::read(&data)?.filter(|state| notes::is_alive(state.pid) && is_locked(&data));
     let Some(state) = state else {
-        return Err(Failure::new(what, "it does not run").next("give --data when it was given to `cairn up`"));
+        return Err(Failure::new(what, "it does not run").next(what_runs()));
     };
     unmount::send(state.pid, rustix::process::Signal::TERM);
     let notice = || output.note("waiting for unwritten data to be stored");
@@ -115,6 +118,25 @@ pub(crate) async fn down(args: &DownArgs, output: Output) -> Result<(), Failure>
     }
     output.say(format!("Cairn is down; its data stays in {}", data.display()));
     Ok(())
+}
+
+/// Where the running cluster has its data that is mounted at a directory.
+fn data_of(directory: &Path) -> Result<PathBuf, Failure> {
+    let what = format!("stop the cluster at {}", directory.display());
+    let path = unmount::absolute(directory).doing(&what)?;
+    let note = notes::all_ups().into_iter().find(|note| note.directory == path);
+    note.map(|note| note.data)
+        .ok_or_else(|| Failure::new(what, "no running `cairn up` is mounted there").next(what_runs()))
+}
+
+/// What can be stopped, for a person who asked for something else.
+fn what_runs() -> String {
+    let running = notes::all_ups();
+    if running.is_empty() {
+        return "give --data when it was given to `cairn up`; none is known to run".into();
+    }
+    let each = running.iter().map(|note| format!("`cairn down {}`", note.directory.display()));
+    format!("of those that run: {}", each.collect::<Vec<_>>().join(", "))
 }
 
 fn data_directory(given: Option<&Path>) -> Result<PathBuf, Failure> {
