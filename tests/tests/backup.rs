@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use cairn_tests::{Cluster, need_root, pattern, wait};
+use cairn_tests::{Cluster, need_root, pattern, rounds, wait};
 use serde_json::Value;
 
 /// Files whose content is known.
@@ -94,6 +94,48 @@ fn what_was_acknowledged_is_there_after_the_coordinators_disk_is_lost() {
     known.write(&cluster.mount_path(), "again", 10);
     lose_and_restore(&mut cluster, &[&shown]);
     known.check(&cluster.mount_path());
+}
+
+/// How far the second place is behind while names are made as fast as eight programs can.
+#[test]
+fn the_second_place_keeps_up() {
+    need_root();
+    let seconds = rounds::count(4);
+    for place in ["directory", "datanode"] {
+        let directory = tempfile::tempdir().unwrap();
+        let shown = match place {
+            "datanode" => place.to_owned(),
+            _ => directory.path().display().to_string(),
+        };
+        let cluster = Cluster::builder().env("CAIRN_COORDINATOR__LOG_SHIP", &shown).start();
+        wait_shipped(&cluster);
+        let (wire, mount) = (cluster.wire(), cluster.mount_path());
+        let end = Instant::now() + Duration::from_secs(seconds);
+        let make = |thread: u64| {
+            let directory = mount.join(format!("{thread}"));
+            std::fs::create_dir(&directory).unwrap();
+            let mut made = 0;
+            while Instant::now() < end {
+                std::fs::write(directory.join(format!("{made}")), pattern::bytes(made, 0, 1000)).unwrap();
+                made += 1;
+            }
+            made
+        };
+        let (made, looks, longest_ms) = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|thread| scope.spawn(move || make(thread))).collect();
+            let (mut looks, mut longest_ms) = (0, 0);
+            while Instant::now() < end {
+                let log = wire.status().metadata_log.expect("a second place");
+                assert!(log.covered, "it can be restored from at any time");
+                (looks, longest_ms) = (looks + 1, longest_ms.max(log.behind_ms));
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            (threads.into_iter().map(|thread| thread.join().unwrap()).sum::<u64>(), looks, longest_ms)
+        });
+        wait_shipped(&cluster);
+        let more = format!("{looks} looks, behind for {longest_ms} ms at most");
+        rounds::report(&format!("shipping to a {place}"), 1, made, &more);
+    }
 }
 
 #[test]
