@@ -178,7 +178,8 @@ impl DiskStore {
         purpose: Purpose,
     ) -> Result<Writer, StoreError> {
         assert!(length > 0 && u64::from(length) <= CHUNK_SIZE_MAX, "a chunk of {length} bytes");
-        Writer::begin(&self.shared, chunk, set, length, purpose)
+        // A segment may have to be made for it.
+        self.shared.timed_write(|| Writer::begin(&self.shared, chunk, set, length, purpose))
     }
 
     /// Calls back when the chunk would survive power loss, at once when it does already. A damaged copy

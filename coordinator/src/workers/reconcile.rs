@@ -40,9 +40,10 @@ const GARBAGE_MAX: usize = 4 << 20;
 const PAUSE: Duration = Duration::from_millis(500);
 /// A datanode that could not be compared is tried again after so long.
 const RETRY: Duration = Duration::from_secs(30);
-/// For chunks that it may have lost a datanode is compared no sooner than this after the last time: after a
-/// restart of it many commits raise that doubt.
+/// For chunks that it may have lost a datanode is compared no sooner than this after the last time, and no
+/// sooner than so many times what that took: after a restart of it many commits raise that doubt.
 const DOUBT_TIME: Duration = Duration::from_secs(10);
+const DOUBT_SHARE: u32 = 20;
 
 /// When a datanode was compared last, and as what.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +52,8 @@ struct Compared {
     identity: Option<Identity>,
     doubts: u64,
     began: Instant,
+    /// How long the comparison took, or the one before while it is under way.
+    took: Duration,
     next: Instant,
 }
 
@@ -111,6 +114,9 @@ impl Worker for Reconcile {
             Ok(true) => {
                 progress.finish();
                 let Pass { node, missing, extra, .. } = pass;
+                if let Some(compared) = self.compared.get_mut(&node) {
+                    compared.took = compared.began.elapsed();
+                }
                 if missing > 0 || extra > 0 {
                     tracing::info!(node = %node, missing, extra, "inventory compared");
                 }
@@ -143,7 +149,8 @@ impl Reconcile {
         }
         let due = up.iter().filter(|(node, (identity, doubts))| {
             let is_due = |compared: &Compared| {
-                let doubted = compared.doubts != *doubts && now >= compared.began + DOUBT_TIME;
+                let wait = DOUBT_TIME.max(compared.took * DOUBT_SHARE);
+                let doubted = compared.doubts != *doubts && now >= compared.began + wait;
                 compared.identity.as_ref() != Some(identity) || compared.next <= now || doubted
             };
             self.compared.get(*node).is_none_or(is_due)
@@ -151,7 +158,9 @@ impl Reconcile {
         let longest = due.min_by_key(|(node, _)| self.compared.get(*node).map(|compared| compared.began));
         let Some((&node, (identity, doubts))) = longest else { return Ok(Next::Idle(PAUSE)) };
         let (identity, doubts) = (Some(identity.clone()), *doubts);
-        self.compared.insert(node, Compared { identity, doubts, began: now, next: now + self.every });
+        let took = self.compared.get(&node).map_or(Duration::ZERO, |compared| compared.took);
+        let next = now + self.every;
+        self.compared.insert(node, Compared { identity, doubts, began: now, took, next });
         let (end, garbage) = shared
             .read_many(|reader| Ok((crate::store::count(reader, Count::NextChunk)?, garbage_ids(reader)?)))
             .await?;
