@@ -26,6 +26,13 @@ pub fn report(subject: &str, faults: u64, acknowledged: u64, more: &str) {
     println!("\nRESULT {subject}: {faults} faults injected, {acknowledged} operations acknowledged, {more}");
 }
 
+/// As [`report`], of a run that injects no faults.
+#[track_caller]
+pub fn report_load(subject: &str, acknowledged: u64, more: &str) {
+    assert!(acknowledged > 0, "{subject}: nothing was acknowledged: this proves nothing");
+    println!("\nRESULT {subject}: {acknowledged} operations acknowledged, {more}");
+}
+
 /// Numbers that look random and are the same in every run.
 #[derive(Debug, Clone)]
 pub struct Numbers(u64);

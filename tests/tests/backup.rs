@@ -133,7 +133,7 @@ fn the_second_place_keeps_up() {
         });
         wait_shipped(&cluster);
         let more = format!("{looks} looks, behind for {longest_ms} ms at most");
-        rounds::report(&format!("shipping to a {place}"), 1, made, &more);
+        rounds::report_load(&format!("shipping to a {place}"), made, &more);
     }
 }
 
