@@ -152,7 +152,7 @@ impl Disks {
     pub(crate) async fn verified(&self, chunk: ChunkId) -> Result<(ChunkReader, u32), StoreError> {
         let (store, _) = self.find(chunk).ok_or(StoreError::NotFound(chunk))?;
         let reader = store.reader(chunk)?;
-        let work = move || verify_on_device(reader.clone()).map(|crc| (reader, crc));
+        let work = move |_: &DiskStore| verify_on_device(reader.clone()).map(|crc| (reader, crc));
         store.run(work).await?
     }
 
@@ -184,7 +184,7 @@ impl Disks {
     pub(crate) async fn verify(&self, chunk: ChunkId) -> Result<u32, StoreError> {
         let (store, _) = self.find(chunk).ok_or(StoreError::NotFound(chunk))?;
         let reader = store.reader(chunk)?;
-        store.run(move || verify_on_device(reader)).await?
+        store.run(move |_| verify_on_device(reader)).await?
     }
 
     /// Deletes chunks wherever they are; durable on return. Those that could not be, with reasons.
@@ -192,12 +192,11 @@ impl Disks {
         &self,
         chunks: Arc<[ChunkId]>,
     ) -> Result<Vec<(ChunkId, StoreError)>, StoreError> {
-        let delete = |store: &Arc<DiskStore>| {
-            let (from, chunks) = (Arc::clone(store), Arc::clone(&chunks));
-            let store = Arc::clone(store);
-            async move { store.run(move || from.delete(&chunks)).await }
-        };
-        Ok(try_join_all(self.stores.iter().map(delete)).await?.into_iter().flatten().collect())
+        let deletions = self.stores.iter().map(|store| {
+            let chunks = Arc::clone(&chunks);
+            store.run(move |store| store.delete(&chunks))
+        });
+        Ok(try_join_all(deletions).await?.into_iter().flatten().collect())
     }
 
     /// Brings chunks back from the trash; durable on return. Those that could not be, with reasons.
@@ -208,8 +207,8 @@ impl Disks {
         let mut left: BTreeMap<ChunkId, StoreError> =
             chunks.iter().map(|&chunk| (chunk, StoreError::NotFound(chunk))).collect();
         for store in &self.stores {
-            let (from, wanted) = (Arc::clone(store), left.keys().copied().collect::<Vec<ChunkId>>());
-            let failed = store.run(move || from.restore(&wanted)).await?;
+            let wanted: Vec<ChunkId> = left.keys().copied().collect();
+            let failed = store.run(move |store| store.restore(&wanted)).await?;
             let mut failed: BTreeMap<_, _> = failed.into_iter().collect();
             left.retain(|chunk, _| failed.contains_key(chunk));
             failed.retain(|_, error| !matches!(error, StoreError::NotFound(_)));
@@ -221,12 +220,7 @@ impl Disks {
     /// Empties the trash of what has been there long enough, step by step.
     pub(crate) async fn empty_trash(&self) -> Result<(), StoreError> {
         for store in &self.stores {
-            loop {
-                let from = Arc::clone(store);
-                if !store.run(move || from.empty_trash()).await? {
-                    break;
-                }
-            }
+            while store.run(DiskStore::empty_trash).await? {}
         }
         Ok(())
     }
@@ -249,11 +243,7 @@ impl Disks {
 
     /// Looks how each disk is; `known` is a file that each has.
     pub(crate) async fn check(&self, known: &'static Path) -> Result<(), StoreError> {
-        let check = |store: &Arc<DiskStore>| {
-            let (store, checked) = (Arc::clone(store), Arc::clone(store));
-            async move { store.run(move || checked.check(known)).await }
-        };
-        try_join_all(self.stores.iter().map(check)).await?;
+        try_join_all(self.stores.iter().map(|store| store.run(|store| store.check(known)))).await?;
         let recent: Vec<Recent> = self.stores.iter().map(|store| store.recent_latency()).collect();
         for (index, store) in self.stores.iter().enumerate() {
             let others = || recent.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, r)| r);

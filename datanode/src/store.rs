@@ -321,12 +321,13 @@ impl DiskStore {
         &self.shared.name
     }
 
-    /// Runs what blocks on one of the disk's threads. `Overloaded`.
+    /// Does what blocks on one of the disk's threads. `Overloaded`.
     pub(crate) async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.shared.pool.run(work).await.map_err(|_| StoreError::Overloaded)
+        let store = Arc::clone(self);
+        self.shared.run(move || work(&store)).await
     }
 
     /// The disk below.
@@ -370,6 +371,14 @@ impl Drop for DiskStore {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does what blocks on one of the disk's threads. `Overloaded`.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.pool.run(work).await.map_err(|_| StoreError::Overloaded)
     }
 
     fn lock_changes(&self) -> MutexGuard<'_, ()> {

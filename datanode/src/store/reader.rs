@@ -115,7 +115,7 @@ impl ChunkReader {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let (shared, segment) = (Arc::clone(&self.shared), Arc::clone(&self.segment));
                 let read = move || shared.timed_read(&*segment.file, &mut buffer, offset).map(|()| buffer);
-                self.shared.pool.run(read).await.map_err(|_| StoreError::Overloaded)?
+                self.shared.run(read).await?
             }
             other => other.map(|()| buffer),
         };
