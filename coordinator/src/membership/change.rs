@@ -83,9 +83,13 @@ fn holds_all(state: MemberState) -> bool {
     matches!(state, MemberState::Active | MemberState::Leaving)
 }
 
-/// Members that are to stay.
+/// Whether such a member is to stay, and takes new chunks.
+pub(super) fn stays(state: MemberState) -> bool {
+    matches!(state, MemberState::Active | MemberState::Backfilling)
+}
+
 fn keepers(next: &[Member]) -> usize {
-    next.iter().filter(|m| matches!(m.state, MemberState::Active | MemberState::Backfilling)).count()
+    next.iter().filter(|member| stays(member.state)).count()
 }
 
 /// When others are gone, members that were on their way out stay: they hold everything already, and there may
@@ -150,12 +154,9 @@ fn choose(
         sets: load.get(&entry.row.id).copied().unwrap_or(0),
     };
     let is_member = |node: NodeId| present.iter().any(|member| member.node == node);
-    let stays = |node: NodeId| {
-        let state = present.iter().find(|member| member.node == node).map(|member| member.state);
-        matches!(state, Some(MemberState::Active | MemberState::Backfilling))
-    };
+    let keeps = |node: NodeId| present.iter().any(|member| member.node == node && stays(member.state));
     let staying: Vec<Candidate> =
-        members.nodes.values().filter(|entry| stays(entry.row.id)).map(candidate).collect();
+        members.nodes.values().filter(|entry| keeps(entry.row.id)).map(candidate).collect();
     let eligible: Vec<Candidate> = members
         .nodes
         .values()
@@ -212,7 +213,7 @@ pub(crate) fn rebalance(members: &Members, bytes: &BTreeMap<ReplicaSetId, u64>, 
     let mut expected: BTreeMap<NodeId, u64> = BTreeMap::new();
     for set in members.sets.values() {
         for member in &set.members.0 {
-            if matches!(member.state, MemberState::Active | MemberState::Backfilling) {
+            if stays(member.state) {
                 *expected.entry(member.node).or_insert(0) += size(set.id);
             }
         }

@@ -8,11 +8,12 @@ use std::collections::BTreeSet;
 
 use cairn_proto::{ErrorKind, NodeId, ReplicaSetId};
 
+use super::change::stays;
 use super::selector::{Candidate, NodeSelector, SetCandidate};
 use super::state::{Members, NodeEntry, NodeState};
 use crate::context::Policy;
 use crate::error::OpError;
-use crate::store::{AdminState, Member, MemberState, ReplicaSet};
+use crate::store::{AdminState, MemberState, ReplicaSet};
 
 /// An excluded datanode with less room than this part of its capacity was excluded for lack of it.
 const FULL_PART: u64 = 10;
@@ -102,8 +103,7 @@ pub(crate) fn place(
 
 /// Members that new chunks of a set are meant for.
 fn takers(set: &ReplicaSet) -> impl Iterator<Item = NodeId> + '_ {
-    let takes = |member: &&Member| matches!(member.state, MemberState::Active | MemberState::Backfilling);
-    set.members.0.iter().filter(takes).map(|member| member.node)
+    set.members.0.iter().filter(|member| stays(member.state)).map(|member| member.node)
 }
 
 fn sets_led_by(
