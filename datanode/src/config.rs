@@ -21,6 +21,8 @@ const LABEL_LEN_MAX: usize = 64;
 const SCRUB_PERIOD_MIN: Duration = Duration::from_secs(60);
 const SCRUB_PERIOD_MAX: Duration = Duration::from_secs(365 * 86_400);
 const SCRUB_RATE_MIN: u64 = 64 << 10;
+/// Longest that a slow disk keeps its chunks.
+const DRAIN_SLOW_AFTER_MAX: Duration = Duration::from_secs(365 * 86_400);
 /// Longest stay in the trash.
 const TRASH_TIME_MAX: Duration = Duration::from_secs(365 * 86_400);
 
@@ -56,7 +58,12 @@ pub struct DatanodeConfig {
     /// Time in which the scrub reads the whole store once, 1 min to 365 days.
     #[serde(with = "humantime_serde")]
     pub scrub_period: Duration,
-    /// Bytes per second that the scrub reads at most, also when that takes longer; at least 64 KiB.
+    /// How long a disk may be slow before its chunks go to the others of this node, at most 365 days. 0: they
+    /// stay.
+    #[serde(with = "humantime_serde")]
+    pub drain_slow_after: Duration,
+    /// Bytes per second that the scrub reads at most, also when that takes longer, and that a slow disk is
+    /// drained by; at least 64 KiB.
     pub scrub_rate: ByteSize,
     /// Permits listening on an address that is not loopback, where everyone who reaches it may read
     /// and write.
@@ -78,6 +85,7 @@ impl Default for DatanodeConfig {
             sync: true,
             trash_time: Duration::from_secs(600),
             scrub_period: Duration::from_secs(14 * 86_400),
+            drain_slow_after: Duration::from_secs(600),
             scrub_rate: ByteSize::mib(32),
             insecure: false,
         }
@@ -103,6 +111,7 @@ impl Validate for DatanodeConfig {
             return Err(ConfigError::out_of_range("scrub_period", given, "at least 1min was expected"));
         }
         within("scrub_rate", self.scrub_rate, SCRUB_RATE_MIN, MEMORY_MAX)?;
+        at_most("drain_slow_after", self.drain_slow_after, DRAIN_SLOW_AFTER_MAX)?;
         at_most("trash_time", self.trash_time, TRASH_TIME_MAX)?;
         if self.labels.len() > LABELS_MAX {
             let expected = format!("at most {LABELS_MAX} labels were expected");
@@ -162,6 +171,7 @@ mod tests {
             ("memory", DatanodeConfig { memory: ByteSize::kib(1), ..good.clone() }),
             ("scrub_period", DatanodeConfig { scrub_period: Duration::ZERO, ..good.clone() }),
             ("scrub_rate", DatanodeConfig { scrub_rate: ByteSize::b(1), ..good.clone() }),
+            ("drain_slow_after", DatanodeConfig { drain_slow_after: Duration::MAX, ..good.clone() }),
             ("trash_time", DatanodeConfig { trash_time: Duration::MAX, ..good.clone() }),
             ("listen", DatanodeConfig { listen: "here".into(), ..good.clone() }),
             ("coordinator", DatanodeConfig { coordinator: "host:0".into(), ..good.clone() }),

@@ -137,10 +137,11 @@ impl Disks {
         Err(refused)
     }
 
-    /// The store that holds a chunk, a sound copy before a damaged one.
+    /// The store that holds a chunk: a sound copy before a damaged one, and one on a slow disk last of its
+    /// kind.
     pub(crate) fn find(&self, chunk: ChunkId) -> Option<(&Arc<DiskStore>, Found)> {
         let held = self.stores.iter().filter_map(|store| Some((store, store.find(chunk)?)));
-        held.min_by_key(|(_, found)| found.rank())
+        held.min_by_key(|(store, found)| (found.rank(), store.is_slow()))
     }
 
     /// The stores, one for each disk.
@@ -148,20 +149,30 @@ impl Disks {
         &self.stores
     }
 
+    /// Opens the copy that counts.
+    fn open_copy(&self, chunk: ChunkId) -> Result<(&Arc<DiskStore>, ChunkReader), StoreError> {
+        let open = || {
+            let (store, _) = self.find(chunk).ok_or(StoreError::NotFound(chunk))?;
+            Ok((store, store.reader(chunk)?))
+        };
+        match open() {
+            // It may have gone to another disk between the two looks.
+            Err(StoreError::NotFound(_)) => open(),
+            other => other,
+        }
+    }
+
     /// Verifies the copy that is held on the device, and returns it with its CRC-32C.
     pub(crate) async fn verified(&self, chunk: ChunkId) -> Result<(ChunkReader, u32), StoreError> {
-        let (store, _) = self.find(chunk).ok_or(StoreError::NotFound(chunk))?;
-        let reader = store.reader(chunk)?;
+        let (store, reader) = self.open_copy(chunk)?;
         let work = move |_: &DiskStore| verify_on_device(reader.clone()).map(|crc| (reader, crc));
         store.run(work).await?
     }
 
     /// Makes a chunk durable; returns when it is.
     pub(crate) async fn synced(&self, chunk: ChunkId) -> Result<(), StoreError> {
-        let (done, result) = tokio::sync::oneshot::channel();
-        self.sync(chunk, Box::new(move |outcome| _ = done.send(outcome)));
-        // The callback is dropped only when the store is.
-        result.await.unwrap_or(Err(StoreError::NotFound(chunk)))
+        let (store, _) = self.find(chunk).ok_or(StoreError::NotFound(chunk))?;
+        store.synced(chunk).await
     }
 
     /// Calls back when the chunk is durable.
@@ -174,16 +185,14 @@ impl Disks {
 
     /// A reader with its checksums at hand.
     pub(crate) async fn reader(&self, chunk: ChunkId) -> Result<ChunkReader, StoreError> {
-        let (store, _) = self.find(chunk).ok_or(StoreError::NotFound(chunk))?;
-        let mut reader = store.reader(chunk)?;
+        let (_, mut reader) = self.open_copy(chunk)?;
         reader.prepare().await?;
         Ok(reader)
     }
 
     /// Verifies a chunk on the device; its CRC-32C.
     pub(crate) async fn verify(&self, chunk: ChunkId) -> Result<u32, StoreError> {
-        let (store, _) = self.find(chunk).ok_or(StoreError::NotFound(chunk))?;
-        let reader = store.reader(chunk)?;
+        let (store, reader) = self.open_copy(chunk)?;
         store.run(move |_| verify_on_device(reader)).await?
     }
 

@@ -12,6 +12,7 @@ mod bad;
 mod config;
 mod copy;
 mod disks;
+mod drain;
 mod frame_queue;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

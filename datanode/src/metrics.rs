@@ -44,5 +44,7 @@ pub(crate) const COPIED: &str = "datanode_chunk_copied_total";
 pub(crate) const COPY_FAILED: &str = "datanode_chunk_copy_failed_total";
 /// Chunks made out of parts of others.
 pub(crate) const REPACKED: &str = "datanode_chunk_repacked_total";
+/// Chunks that went from a slow disk to another one of the node.
+pub(crate) const DRAINED: &str = "datanode_chunk_drained_total";
 /// Payload bytes fetched for repair.
 pub(crate) const COPIED_BYTES: &str = "datanode_chunk_copied_bytes_total";

@@ -1,6 +1,6 @@
 //! What all parts of a running datanode share.
 
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +21,9 @@ const MEMORY_UNIT: usize = 1 << 10;
 /// `RetrieveChunk` streams at once, each holding some frames; others wait, then get `Overloaded`.
 pub(crate) const READS_MAX: usize = 128;
 
+/// The work of clients may hold work in the background up for so long, a chunk.
+const GIVE_WAY_MAX: Duration = Duration::from_millis(500);
+const GIVE_WAY_STEP: Duration = Duration::from_millis(50);
 /// The sequence of the metadata rises all the time: it is recorded at most this often, and at each deletion.
 const FENCE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -108,6 +111,16 @@ impl Node {
         let units = u32::try_from(bytes.div_ceil(MEMORY_UNIT)).unwrap_or(u32::MAX).min(self.memory_total);
         // The semaphore is never closed.
         Arc::clone(&self.memory).acquire_many_owned(units).await.ok()
+    }
+
+    /// Waits a little while clients or other datanodes are being served.
+    pub(crate) async fn give_way(&self) {
+        let is_busy =
+            || self.transfers.load(Ordering::Relaxed) > 0 || self.reads.available_permits() < READS_MAX;
+        let until = clock::now() + GIVE_WAY_MAX;
+        while is_busy() && clock::now() < until {
+            clock::sleep(GIVE_WAY_STEP).await;
+        }
     }
 
     /// The highest position of the metadata that this node has seen.

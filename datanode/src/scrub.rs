@@ -6,7 +6,6 @@
 //! store and told to the coordinator. How far a pass has come is kept in `scrub.json`, so that a restart
 //! goes on with it. While clients read or write, each chunk waits a little for them.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,9 +24,6 @@ use crate::store::StoreError;
 
 /// Slowest rate of a pass: a small store is not stretched over the whole period.
 const RATE_MIN: u64 = 1 << 20;
-/// The clients' work may hold a chunk up for so long.
-const GIVE_WAY_MAX: Duration = Duration::from_millis(500);
-const GIVE_WAY_STEP: Duration = Duration::from_millis(50);
 /// How often progress is written to the disks.
 const SAVE_INTERVAL: Duration = Duration::from_secs(60);
 /// Chunks that are read from one look at the indexes.
@@ -255,7 +251,7 @@ async fn pages(node: &Arc<Node>, cursor: u64, pace: &Pace) -> bool {
     let ended = page.len() < PAGE && looked_at < LOOK_MAX;
     for (chunk, found) in page {
         pace.take(found.length.into()).await;
-        give_way(node).await;
+        node.give_way().await;
         let bad = loop {
             match node.disks.verify(chunk).await {
                 Ok(_) => break false,
@@ -278,14 +274,6 @@ async fn pages(node: &Arc<Node>, cursor: u64, pace: &Pace) -> bool {
     }
     tokio::task::yield_now().await;
     ended
-}
-
-/// Waits a little while clients read or write.
-async fn give_way(node: &Node) {
-    let until = clock::now() + GIVE_WAY_MAX;
-    while node.is_busy() && clock::now() < until {
-        clock::sleep(GIVE_WAY_STEP).await;
-    }
 }
 
 async fn load(node: &Arc<Node>) {
@@ -313,13 +301,6 @@ async fn save(node: &Arc<Node>) {
     let written = node.disks.pool().run(move || identity::write_scrub(&to.disks.raw(), &saved)).await;
     if let Ok(Err(error)) = written {
         warn!(%error, "the progress of the scrub could not be recorded");
-    }
-}
-
-impl Node {
-    /// Whether clients or other datanodes are being served.
-    fn is_busy(&self) -> bool {
-        self.transfers.load(Ordering::Relaxed) > 0 || self.reads.available_permits() < crate::node::READS_MAX
     }
 }
 

@@ -22,6 +22,7 @@ use tracing::{error, info, warn};
 
 use crate::config::DatanodeConfig;
 use crate::disks::{Disks, missing_disk};
+use crate::drain::{self, DrainOptions};
 use crate::identity::{self, Fence, Identity};
 use crate::membership::Membership;
 use crate::metalog::Shelf;
@@ -224,6 +225,8 @@ async fn start_with(
     own.spawn(trash::run(Arc::clone(&node)));
     own.spawn(watch::run(Arc::clone(&node)));
     own.spawn(scrub::run(Arc::clone(&node)));
+    let drain = DrainOptions { after: config.drain_slow_after, rate: config.scrub_rate.as_u64() };
+    own.spawn(drain::run(Arc::clone(&node), drain));
 
     let leave = CancellationToken::new();
     let membership =

@@ -208,6 +208,14 @@ impl DiskStore {
         }
     }
 
+    /// Makes a chunk durable; returns when it is.
+    pub(crate) async fn synced(&self, chunk: ChunkId) -> Result<(), StoreError> {
+        let (done, result) = tokio::sync::oneshot::channel();
+        self.sync(chunk, Box::new(move |outcome| _ = done.send(outcome)));
+        // The callback is dropped only when the store is.
+        result.await.unwrap_or(Err(StoreError::NotFound(chunk)))
+    }
+
     /// What is known about a chunk.
     pub(crate) fn find(&self, chunk: ChunkId) -> Option<Found> {
         let state = self.shared.lock();

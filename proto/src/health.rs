@@ -81,8 +81,8 @@ conditions! {
         "A disk of a datanode has no room for more chunks. They go to its other disks.",
         "Look at what else fills it. Add disks or datanodes, or delete files.";
     DiskSlow = "DISK_SLOW", false,
-        "A disk answers far slower than others, or than it used to. No new chunks are placed there while there are others.",
-        "Look at the disk (smartctl, dmesg); replace it before it fails.";
+        "A disk answers far slower than others, or than it used to. No new chunks are placed there while there are others; what it holds goes to the other disks of its datanode when it stays so (`drain_slow_after`).",
+        "Look at the disk (smartctl, dmesg); replace it before it fails. When its datanode has no other, `cairn node drain` empties it.";
     ChunksDegraded = "CHUNKS_DEGRADED", false,
         "Some chunks have fewer copies than there shall be. They are made again by themselves, the worst protected first.",
         "`cairn status` shows how far that is. It waits while too few datanodes are up or have room: bring them back, or add some.";

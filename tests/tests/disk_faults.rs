@@ -22,6 +22,8 @@ use cairn_tests::{Builder, Cluster, KIB, MIB, Wire, need_root, pattern, rpc, wai
 const LIMIT: Duration = Duration::from_secs(100);
 /// Longest that one call of an application may take meanwhile.
 const STALL_LIMIT: Duration = Duration::from_secs(8);
+/// A slow disk takes its time for what is on its way there when it becomes slow.
+const SLOW_STALL_LIMIT: Duration = Duration::from_secs(20);
 /// How long writers may take for some `fsync`, whatever happens around them.
 const PROGRESS_LIMIT: Duration = Duration::from_secs(40);
 const CHUNK: u64 = 256 * KIB;
@@ -320,10 +322,46 @@ fn a_disk_that_has_become_slow() {
         let again = || disks(&cluster)[1].chunks >= second + 20;
         wait::until_true("it to take chunks again", LIMIT, again);
     });
-    outcomes.iter().for_each(|outcome| outcome.saw_nothing(STALL_LIMIT));
+    outcomes.iter().for_each(|outcome| outcome.saw_nothing(SLOW_STALL_LIMIT));
     outcomes.iter().for_each(workload::Outcome::check);
     wait_whole(&cluster, FILES);
     assert!(disks(&cluster).iter().all(|disk| disk.fault.is_empty() && disk.writable && !disk.slow));
+}
+
+#[test]
+fn a_disk_that_stays_slow_gives_its_chunks_to_the_other() {
+    need_root();
+    let mut cluster = builder().env("CAIRN_DATANODE__DRAIN_SLOW_AFTER", "3s").second_ext4(0, DISK).start();
+    (0..FILES).for_each(|number| put(&cluster, number));
+    wait_whole(&cluster, FILES);
+    wait_both_used(&cluster);
+    let mount = cluster.mount_path();
+    let pid = cluster.node_process(0).pid();
+    let (outcomes, slow) = workload::alongside(&mount, &[workload::files, workload::pages], |control| {
+        control.wait_synced(20, PROGRESS_LIMIT);
+        let held = disks(&cluster)[1].chunks;
+        assert!(held > 20, "there is something to give away: {held} chunks");
+        let slow = Throttle::begin(&mountpoint(cluster.node_second(0)), pid, CRAWL);
+        wait::until_true("the disk to hold nothing any more", LIMIT, || {
+            read(&cluster, FILES);
+            disks(&cluster)[1].chunks == 0
+        });
+        assert!(is_told(&cluster, Condition::DiskSlow));
+        control.wait_synced(20, PROGRESS_LIMIT);
+        slow
+    });
+    outcomes.iter().for_each(|outcome| outcome.saw_nothing(SLOW_STALL_LIMIT));
+    // No copy had to be made again: the datanode has had all of its own all the time.
+    assert_eq!(sound_copies(&cluster.wire(), FILES), FILES * FILE_LENGTH.div_ceil(CHUNK) * 3);
+    outcomes.iter().for_each(workload::Outcome::check);
+    drop(slow);
+    // Without that disk everything is there too.
+    assert!(cluster.node_process(0).terminate(Duration::from_secs(30)).success());
+    cluster.kill9_node(0);
+    run(Command::new("umount").arg(mountpoint(cluster.node_second(0))));
+    cluster.start_node(0);
+    cluster.wait_formed();
+    assert_eq!(sound_copies(&cluster.wire(), FILES), FILES * FILE_LENGTH.div_ceil(CHUNK) * 3);
 }
 
 #[test]

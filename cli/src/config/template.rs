@@ -80,7 +80,14 @@ const MEANINGS: &[(&str, &str)] = &[
         "How long deleted chunks can still be brought back, unless room is short; at most 365days.",
     ),
     ("datanode.scrub_period", "Time in which every chunk is read from its disk once, 1min to 365days."),
-    ("datanode.scrub_rate", "Bytes per second that the scrub reads at most, also when it takes longer then."),
+    (
+        "datanode.scrub_rate",
+        "Bytes per second that the scrub reads at most, also when it takes longer then; a slow disk is drained by as many.",
+    ),
+    (
+        "datanode.drain_slow_after",
+        "How long a disk may be slow before its chunks go to the others of its node, at most 365days; 0s: they stay.",
+    ),
     ("datanode.insecure", "Allow listen to be reachable from other machines although nothing is encrypted."),
     (
         "client.coordinator",

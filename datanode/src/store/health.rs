@@ -128,6 +128,12 @@ impl Shared {
         result
     }
 
+    /// What a small read from the device takes, whatever may be in the cache.
+    fn time_a_read(&self, file: &dyn DiskFile) {
+        let _ = file.drop_cache(0, ALIGN);
+        let _ = self.timed_read(file, &mut [0; ALIGN as usize], 0);
+    }
+
     /// Writes, on a thread that serves others too. A device that is behind holds writes up, for seconds: from
     /// the second on they leave the thread to the others, so that a slow disk slows its own chunks only.
     pub(super) fn timed_write<T>(&self, write: impl FnOnce() -> T) -> T {
@@ -213,31 +219,31 @@ impl DiskStore {
         let file = state.segments.first_key_value().map(|(_, segment)| segment.file.clone());
         let lost = state.lost;
         drop(state);
-        if latency.syncs.slow && !lost {
-            self.time_a_write();
+        if latency.is_slow() && !lost {
+            self.time_a_probe(file.is_none());
         }
         if let (true, false, Some(file)) = (latency.reads.slow, lost, file) {
-            // Whatever else is asked of it may be in the cache.
-            let _ = file.file.drop_cache(0, ALIGN);
-            let _ = self.shared.timed_read(&*file.file, &mut [0; ALIGN as usize], 0);
+            self.shared.time_a_read(&*file.file);
         }
     }
 
-    /// What a slow disk, which gets no new chunks, takes for a small write.
-    fn time_a_write(&self) {
+    /// What a slow disk, which gets no new chunks, takes for a small write; with `read` for a small read too.
+    fn time_a_probe(&self, read: bool) {
         let shared = &self.shared;
         let path = Path::new(PROBE);
         let _ = shared.disk.unlink(path);
         let started = clock::now();
-        let done = shared
-            .disk
-            .create_new(path)
-            .and_then(|file| file.write_at(&[0; ALIGN as usize], 0).and_then(|()| file.sync()));
+        let done = shared.disk.create_new(path).and_then(|file| {
+            file.write_at(&[0; ALIGN as usize], 0).and_then(|()| file.sync()).map(|()| file)
+        });
         let took = started.elapsed();
-        let _ = shared.disk.unlink(path);
         if done.is_ok() {
             shared.lock().latency.syncs.note(took);
         }
+        if let (Ok(file), true) = (done, read) {
+            shared.time_a_read(&*file);
+        }
+        let _ = shared.disk.unlink(path);
     }
 
     /// How long syncs and reads took lately.
@@ -253,6 +259,7 @@ impl DiskStore {
         state.latency.syncs.judge(others.syncs);
         state.latency.reads.judge(others.reads);
         let latency = state.latency;
+        state.slow_since = latency.is_slow().then(|| state.slow_since.unwrap_or_else(clock::now));
         drop(state);
         let (syncs, reads) = (latency.syncs.recent, latency.reads.recent);
         match (before, latency.is_slow()) {
@@ -267,6 +274,19 @@ impl DiskStore {
     /// Whether syncs or reads take far longer than usual.
     pub(crate) fn is_slow(&self) -> bool {
         self.shared.lock().latency.is_slow()
+    }
+
+    /// How long the disk has been slow; `None` when it is not.
+    pub(crate) fn slow_for(&self) -> Option<Duration> {
+        self.shared.lock().slow_since.map(|since| since.elapsed())
+    }
+
+    /// Lets the disk be slow, from now on.
+    #[cfg(test)]
+    pub(crate) fn slow_down(&self) {
+        let mut state = self.shared.lock();
+        state.latency.syncs = Latency { recent: 10.0, usual: 0.01, slow: true };
+        state.slow_since = Some(clock::now());
     }
 
     /// Whether it is being found out whether the disk can be read.

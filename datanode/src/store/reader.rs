@@ -25,6 +25,8 @@ pub(crate) struct ChunkReader {
     segment: Arc<SegmentFile>,
     chunk: ChunkId,
     entry: Entry,
+    /// The replica set that it was stored for, once the header is read.
+    set: u64,
     crcs: Vec<u32>,
     /// The whole record, when it is small.
     record: Option<Bytes>,
@@ -51,12 +53,17 @@ impl ChunkReader {
         }
         let segment = state.segments.get(&entry.segment).ok_or(StoreError::NotFound(chunk))?;
         let segment = Arc::clone(&segment.file);
-        Ok(Self { shared: Arc::clone(shared), segment, chunk, entry, crcs: Vec::new(), record: None })
+        Ok(Self { shared: Arc::clone(shared), segment, chunk, entry, set: 0, crcs: Vec::new(), record: None })
     }
 
     /// Bytes of the chunk.
     pub(crate) fn length(&self) -> u64 {
         self.entry.length.into()
+    }
+
+    /// The replica set that it was stored for; known after [`Self::prepare`].
+    pub(crate) fn set(&self) -> u64 {
+        self.set
     }
 
     /// Fetches the checksums; needed before [`Self::read`].
@@ -79,6 +86,7 @@ impl ChunkReader {
         if !fits {
             return Err(self.damaged("its header is another record's"));
         }
+        self.set = header.set;
         self.crcs = decode_table(&head[HEADER_LEN..], &header)
             .ok_or_else(|| self.damaged("its table of checksums is damaged"))?;
         self.record = is_whole.then_some(head);

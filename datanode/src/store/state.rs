@@ -157,6 +157,8 @@ pub(super) struct State {
     /// The last reads that failed.
     pub(super) read_faults: VecDeque<Instant>,
     pub(super) latency: Latencies,
+    /// Since when the disk is slow.
+    pub(super) slow_since: Option<Instant>,
     pub(super) quarantined: u64,
     /// Bytes of the records in use, those in the trash left out.
     pub(super) used: u64,
