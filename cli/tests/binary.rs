@@ -169,3 +169,24 @@ fn errors_are_one_line_that_says_what_to_do() {
     let run = cairn(home, &[], &["frobnicate"]);
     assert_eq!(run.code(), 2);
 }
+
+#[test]
+fn every_health_code_is_explained_with_a_remedy() {
+    let home = tempfile::tempdir().expect("tempdir");
+    let all = cairn(home.path(), &[], &["explain", "--json"]);
+    assert_eq!(all.code(), 0, "{}", all.stderr());
+    let all: Vec<serde_json::Value> = serde_json::from_str(&all.stdout()).expect("JSON");
+    assert!(all.iter().any(|one| one["code"] == "DISK_FAULT" && one["error"] == true));
+    for one in &all {
+        let [code, meaning, remedy] = ["code", "meaning", "remedy"].map(|key| one[key].as_str().expect(key));
+        assert!(meaning.len() > 20 && remedy.len() > 20, "{one}");
+        // As somebody types it.
+        let told = cairn(home.path(), &[], &["explain", &code.to_lowercase()]);
+        assert_eq!(told.code(), 0, "{}", told.stderr());
+        assert!([code, meaning, remedy].iter().all(|text| told.stdout().contains(text)), "{}", told.stdout());
+    }
+    let unknown = cairn(home.path(), &[], &["explain", "DISK_EATEN"]);
+    assert_eq!((unknown.code(), unknown.stdout().as_str()), (2, ""));
+    let error = unknown.stderr();
+    assert!(error.contains("DISK_EATEN") && error.contains("DISK_FAULT"), "what there is: {error}");
+}

@@ -137,6 +137,39 @@ fn the_second_place_keeps_up() {
     }
 }
 
+/// Backups are made without anybody asking, and old ones go.
+#[test]
+fn backups_are_made_on_schedule() {
+    need_root();
+    let place = tempfile::tempdir().unwrap();
+    let shown = place.path().display().to_string();
+    let mut cluster = Cluster::builder()
+        .env("CAIRN_COORDINATOR__LOG_SHIP", &shown)
+        .env("CAIRN_COORDINATOR__BACKUP_EVERY", "1min")
+        .env("CAIRN_COORDINATOR__BACKUP_KEEP", 1)
+        .start();
+    let mut known = Known::default();
+    known.write(&cluster.mount_path(), "files", 20);
+    wait_shipped(&cluster);
+    let written = status(&cluster)["metadata_log"]["committed"].as_u64().unwrap();
+    let listed = || {
+        let names = std::fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let bases = names.filter(|name| name.to_string_lossy().starts_with("base-"));
+        bases.collect::<Vec<_>>()
+    };
+    let first = listed();
+    assert_eq!(first.len(), 1, "the one that the log begins with: {first:?}");
+    wait::until_true("another backup to take its place", Duration::from_secs(120), || {
+        let now = listed();
+        now.len() == 1 && now != first
+    });
+    known.write(&cluster.mount_path(), "later", 5);
+    wait_shipped(&cluster);
+    let restored = lose_and_restore(&mut cluster, &[&shown]);
+    assert!(restored["base_sequence"].as_u64() >= Some(written), "{restored}, {written} at the first");
+    known.check(&cluster.mount_path());
+}
+
 #[test]
 fn the_datanodes_can_keep_the_log() {
     need_root();

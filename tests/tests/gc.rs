@@ -103,6 +103,66 @@ fn room_of_deleted_and_overwritten_files_comes_back() {
     is_sound(&cluster);
 }
 
+/// Chunks are left alone for their first minute, in which they may still be written over.
+const COMPACT_LIMIT: Duration = Duration::from_secs(100);
+
+#[test]
+fn what_is_left_of_mostly_dead_chunks_goes_into_small_ones() {
+    const LENGTH: u64 = 8 * MIB;
+    const KEPT: u64 = 100_000;
+    let cluster = quick().start();
+    let mount = cluster.mount_path();
+    let path = mount.join("file");
+    synced(&path, 8, LENGTH);
+    cluster.run_ok(&["cp", "/file", "/copy"]);
+    // Of each chunk something in the middle stays.
+    let at = |chunk: u64| chunk * MIB + 300_000 + chunk * 5000;
+    let punched = |path: &Path| {
+        let file = std::fs::File::options().write(true).open(path).expect("open");
+        let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        let mut from = 0;
+        for chunk in 0..LENGTH / MIB {
+            rustix::fs::fallocate(&file, flags, from, at(chunk) - from).expect("punch");
+            from = at(chunk) + KEPT;
+        }
+        rustix::fs::fallocate(&file, flags, from, LENGTH - from).expect("punch");
+        file.sync_all().expect("fsync");
+    };
+    let mut wanted = vec![0; LENGTH as usize];
+    for chunk in 0..LENGTH / MIB {
+        let range = at(chunk) as usize..(at(chunk) + KEPT) as usize;
+        wanted[range].copy_from_slice(&pattern::bytes(8, at(chunk), KEPT as usize));
+    }
+    let check = |path: &Path| {
+        let found = std::fs::read(path).expect("read");
+        let wrong = found.iter().zip(&wanted).position(|(a, b)| a != b);
+        assert_eq!((found.len(), wrong), (wanted.len(), None), "{}", path.display());
+    };
+    [path.clone(), mount.join("copy")].iter().for_each(|path| punched(path));
+    // Who has it open goes on reading, by the layout of before.
+    let mut open = std::fs::File::open(&path).expect("open");
+    let full = disk::usage(cluster.node_data(0));
+    let wire = cluster.wire();
+    let sets = wire.list_nodes().expect("ListNodes").map.expect("map").sets.len() as u64;
+    assert!(sets < LENGTH / MIB, "what lies in one set goes into one chunk: {sets} sets");
+    for index in 0..3 {
+        until_true("the old chunks to give way to new ones", COMPACT_LIMIT, || {
+            std::thread::sleep(Duration::from_secs(1));
+            cluster.run_ok(&["worker", "start", "compact"]);
+            (1..=sets).contains(&chunks_on(&cluster, index))
+        });
+        until_true("their room to come back", GONE_LIMIT, || {
+            disk::usage(cluster.node_data(index)) < full - 6 * MIB
+        });
+    }
+    let mut found = Vec::new();
+    open.read_to_end(&mut found).expect("read");
+    assert!(found == wanted, "an open file reads something else");
+    forget(&mount);
+    [path, mount.join("copy")].iter().for_each(|path| check(path));
+    is_sound(&cluster);
+}
+
 #[test]
 fn an_open_file_and_a_copy_keep_the_chunks_of_what_was_deleted() {
     let mut cluster = quick().start();

@@ -355,40 +355,47 @@ fn apart(wire: &Wire) -> f64 {
     most - least
 }
 
-#[test]
-fn a_datanode_that_joins_gets_its_share_and_then_nothing_moves_any_more() {
-    need_root();
-    const DISK: u64 = 512 * MIB;
+const DISK: u64 = 512 * MIB;
+
+/// Four datanodes with disks of this size, on which two copies of each chunk are spread evenly.
+fn even(disks: [u64; 4]) -> Builder {
     let builder = hasty()
         .datanodes(4)
-        .later(1)
         .env("CAIRN_COORDINATOR__REPLICAS", 2)
         .env("CAIRN_COORDINATOR__GARBAGE_GRACE", "0s")
         .env("CAIRN_COORDINATOR__RECONCILE_EVERY", "1s")
         .env("CAIRN_DATANODE__SEGMENT_SIZE", "64 MiB")
         .chunk_size(MIB);
-    let mut cluster = (0..4).fold(builder, |builder, index| builder.tmpfs(index, DISK)).start();
-    let mut wire = cluster.wire();
-    // Two copies of 200 MiB on three disks of 512 MiB: each is used to a quarter.
-    let seed = 9;
+    let with = |builder: Builder, (index, bytes): (usize, u64)| builder.tmpfs(index, bytes);
+    disks.into_iter().enumerate().fold(builder, with)
+}
+
+const EVEN_SEED: u64 = 9;
+/// Two copies on three disks of 512 MiB: each is used to a quarter.
+const EVEN_LENGTH: u64 = 200 * MIB;
+
+/// Writes what is to be moved; its inode.
+fn put_much(cluster: &Cluster, wire: &Wire) -> u64 {
     let local = cluster.local().join("file");
-    pattern::write_file(&local, seed, 200 * MIB);
+    pattern::write_file(&local, EVEN_SEED, EVEN_LENGTH);
     cluster.run_ok(&["put", local.to_str().unwrap(), "/file"]);
-    let inode = wire.lookup("file").unwrap().inode;
-    cluster.start_node(3);
-    cluster.wait_formed();
-    wait::until_true("the difference to show", LIMIT, || apart(&wire) > 0.10);
-    wait::until_true("use to be even", LIMIT, || is_whole(&wire.status(), 2) && apart(&wire) <= 0.10);
+    wire.lookup("file").unwrap().inode
+}
+
+/// Use differs, becomes even, and stays as it is; every copy is there, and none where it was moved away from.
+#[track_caller]
+fn becomes_even(wire: &mut Wire, inode: u64) {
+    wait::until_true("the difference to show", LIMIT, || apart(wire) > 0.10);
+    wait::until_true("use to be even", LIMIT, || is_whole(&wire.status(), 2) && apart(wire) <= 0.10);
     // It may go on a little, but ends.
-    let mut epoch = map(&wire).epoch;
+    let mut epoch = map(wire).epoch;
     wait::until_true("moving to end", LIMIT, || {
         std::thread::sleep(Duration::from_secs(5));
-        let before = std::mem::replace(&mut epoch, map(&wire).epoch);
+        let before = std::mem::replace(&mut epoch, map(wire).epoch);
         before == epoch && is_whole(&wire.status(), 2)
     });
     wire.refresh();
-    wire.check_replicas(inode, seed, 200 * MIB, 2);
-    // Nothing is left where it was moved away from.
+    wire.check_replicas(inode, EVEN_SEED, EVEN_LENGTH, 2);
     let chunks = wire.layout(inode).unwrap().chunks;
     wait::until_true("copies that nobody counts on to be deleted", LIMIT, || {
         chunks.iter().all(|chunk| {
@@ -396,4 +403,34 @@ fn a_datanode_that_joins_gets_its_share_and_then_nothing_moves_any_more() {
             wire.holders(chunk.chunk).into_iter().collect::<BTreeSet<_>>() == members
         })
     });
+}
+
+#[test]
+fn a_datanode_that_joins_gets_its_share_and_then_nothing_moves_any_more() {
+    need_root();
+    let mut cluster = even([DISK; 4]).later(1).start();
+    let mut wire = cluster.wire();
+    let inode = put_much(&cluster, &wire);
+    cluster.start_node(3);
+    cluster.wait_formed();
+    becomes_even(&mut wire, inode);
+}
+
+#[test]
+fn a_datanode_whose_disk_fills_gives_its_share_to_the_others_the_largest_most() {
+    need_root();
+    let cluster = even([DISK, DISK, DISK, 2 * DISK]).start();
+    let mut wire = cluster.wire();
+    let inode = put_much(&cluster, &wire);
+    let used = |index: usize| node_at(&cluster, &wire, index).used;
+    wait::until_true("use to be told", LIMIT, || (0..4).map(used).sum::<u64>() >= 2 * EVEN_LENGTH);
+    let before = used(0);
+    // Somebody else's file leaves it little room.
+    let other = cluster.small_disks()[0].path().join("of-somebody-else");
+    let file = std::fs::File::create(other).unwrap();
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, DISK - before - 128 * MIB).unwrap();
+    becomes_even(&mut wire, inode);
+    let after: Vec<u64> = (0..4).map(|index| node_at(&cluster, &wire, index).used).collect();
+    assert!(after[0] < before, "{before} bytes before, {after:?} after");
+    assert!(after[1..3].iter().all(|&used| used < after[3]), "the largest has most: {after:?}");
 }
