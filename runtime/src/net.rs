@@ -9,10 +9,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
 
+mod corked;
 mod opening;
 #[cfg(feature = "sim")]
 mod simulated;
 
+pub use corked::Corked;
 pub use opening::Opening;
 #[cfg(feature = "sim")]
 use simulated::accepted;
@@ -52,9 +54,10 @@ pub async fn listen(address: &str) -> io::Result<TcpListener> {
 /// The connections of a listening socket, for `serve_with_incoming`.
 pub fn incoming(
     listener: TcpListener,
-) -> impl Stream<Item = io::Result<Opening<impl AsyncRead + AsyncWrite + Connected + Send + Unpin + 'static>>>
-{
-    accepted(listener).map(|accepted| Ok(Opening::new(accepted?, OPENING_MAX)))
+) -> impl Stream<
+    Item = io::Result<Corked<Opening<impl AsyncRead + AsyncWrite + Connected + Send + Unpin + 'static>>>,
+> {
+    accepted(listener).map(|accepted| Ok(Corked::new(Opening::new(accepted?, OPENING_MAX))))
 }
 
 #[cfg(not(feature = "sim"))]
@@ -106,13 +109,13 @@ fn endpoint_of(address: &str) -> Result<Endpoint, BadAddress> {
 
 /// Opens the TCP connection under a channel.
 #[allow(clippy::disallowed_methods)] // the one place that connects
-async fn dial(uri: Uri) -> io::Result<hyper_util::rt::TokioIo<TcpStream>> {
+async fn dial(uri: Uri) -> io::Result<hyper_util::rt::TokioIo<Corked<TcpStream>>> {
     let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(authority.as_str()))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("{authority} did not answer")))??;
     stream.set_nodelay(true)?;
-    Ok(hyper_util::rt::TokioIo::new(stream))
+    Ok(hyper_util::rt::TokioIo::new(Corked::new(stream)))
 }
 
 /// Whether everyone who can reach `address` is on this machine.
