@@ -1,5 +1,7 @@
 //! Verified blocks of chunks. Chunks never change, so nothing here is ever stale.
 
+use std::ops::RangeInclusive;
+
 use bytes::Bytes;
 use cairn_proto::ChunkId;
 use moka::policy::EvictionPolicy;
@@ -44,6 +46,11 @@ impl BlockCache {
         let data = Bytes::copy_from_slice(data);
         self.blocks.insert((chunk.get(), block), data.clone());
         data
+    }
+
+    /// Does not keep these any more: nobody is expected to come back for them.
+    pub(crate) fn forget(&self, chunk: ChunkId, blocks: RangeInclusive<u32>) {
+        blocks.for_each(|block| self.blocks.invalidate(&(chunk.get(), block)));
     }
 
     /// Bytes kept, about.

@@ -47,7 +47,7 @@ impl FileContent {
                 }
             }
         }
-        self.read_ahead(offset, len);
+        self.follow(offset, len);
         Some(Ok(join(parts)))
     }
 
@@ -92,7 +92,7 @@ impl FileContent {
             };
             waiting.push(blocks);
         }
-        self.read_ahead(offset, len);
+        self.follow(offset, len);
         let mut parts = Vec::with_capacity(pieces.len());
         for (piece, blocks) in pieces.into_iter().zip(waiting) {
             match piece {
@@ -134,19 +134,34 @@ impl FileContent {
         Ok(())
     }
 
-    fn read_ahead(&self, offset: u64, len: usize) {
+    /// Fetches ahead of a sequential reader, and drops behind it.
+    fn follow(&self, offset: u64, len: usize) {
         let engine = &self.engine;
         let limit = engine.config.read_ahead.as_u64().min(engine.budget.fetches.size() as u64 / 2);
-        let (range, parts) = {
+        let (ahead, behind) = {
             let mut state = self.lock();
             // Only what is committed can be fetched.
             let size = state.attr.size;
-            let Some(range) = state.ahead.on_read(offset, len as u64, size, limit) else { return };
+            let step = state.ahead.on_read(offset, len as u64, size, limit);
+            let parts = |range| state.extents.parts(range).into_iter().map(|part| state.with_info(part));
             (
-                range,
-                state.extents.parts(range).into_iter().map(|part| state.with_info(part)).collect::<Vec<_>>(),
+                step.ahead.map(|range| (range, parts(range).collect::<Vec<_>>())),
+                step.behind.map(|range| parts(range).collect::<Vec<_>>()),
             )
         };
+        for (part, _) in behind.into_iter().flatten() {
+            if let Part::Data(extent) = part {
+                let (first, last) = blocks_in(&extent);
+                engine.cache.forget(extent.chunk, first..=last);
+            }
+        }
+        if let Some((range, parts)) = ahead {
+            self.read_ahead(range, parts);
+        }
+    }
+
+    fn read_ahead(&self, range: ByteRange, parts: Vec<(Part, Option<ChunkInfo>)>) {
+        let engine = &self.engine;
         for (part, info) in parts {
             let fetched = match (part, info) {
                 (Part::Data(extent), Some(info)) => {
