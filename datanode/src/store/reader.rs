@@ -144,10 +144,11 @@ impl ChunkReader {
         self.damaged(&format!("reading at {offset}: {error}"))
     }
 
-    /// Sets the record aside, unless it was deleted under our hands.
+    /// Sets the record aside, unless it was deleted under our hands, for good or into the trash: then it is
+    /// the deletion's mark that does not fit.
     fn damaged(&self, what: &str) -> StoreError {
-        let here = self.shared.lock().index.get(&self.chunk.get()).is_some_and(|e| e.same_place(self.entry));
-        if here {
+        let entry = self.shared.lock().index.get(&self.chunk.get()).copied();
+        if entry.is_some_and(|entry| entry.same_place(self.entry) && !entry.trash) {
             self.shared.quarantine(self.chunk, self.entry, what)
         } else {
             StoreError::NotFound(self.chunk)

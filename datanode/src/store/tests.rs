@@ -543,6 +543,22 @@ fn faulty_with_identity() -> (tempfile::TempDir, DiskStore, Arc<Faults>) {
 }
 
 #[test]
+fn what_is_read_while_it_is_deleted_is_gone_and_not_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = open_with_trash(dir.path());
+    store(&disk, 1, &content(1, 5000)).unwrap();
+    let mut reader = disk.reader(id(1)).unwrap();
+    assert!(disk.delete(&[id(1)]).is_empty());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let read_late = runtime.block_on(reader.prepare());
+    assert!(matches!(read_late, Err(StoreError::NotFound(_))), "{read_late:?}");
+    assert!(matches!(verify_on_device(reader), Err(StoreError::NotFound(_))));
+    // It can still be brought back.
+    assert!(disk.restore(&[id(1)]).is_empty());
+    assert_eq!(read(&disk, 1).unwrap(), content(1, 5000));
+}
+
+#[test]
 fn a_full_disk_refuses_chunks_and_damages_none() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, faults) = faulty(dir.path(), (5 << 20) / 2);
