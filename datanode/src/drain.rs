@@ -20,8 +20,9 @@ use crate::node::Node;
 use crate::pace::Pace;
 use crate::store::{ChunkReader, DiskStore, Purpose, StoreError, verify_on_device};
 
-/// How often slow disks are looked for.
+/// How often slow disks are looked for; and how soon again after a pass that moved nothing.
 const INTERVAL: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_secs(60);
 /// Chunks that are deleted together: on a slow disk that takes its time.
 const PAGE: usize = 64;
 /// Chunks that are copied at once; a slow disk has others to serve.
@@ -44,10 +45,10 @@ pub(crate) async fn run(node: Arc<Node>, options: DrainOptions) {
         return;
     }
     let pace = Pace::new(options.rate);
-    let mut tick = clock::interval(INTERVAL);
+    let mut wait = INTERVAL;
     loop {
         tokio::select! {
-            _ = tick.tick() => {}
+            () = clock::sleep(wait) => wait = INTERVAL,
             () = node.stop.cancelled() => return,
         }
         for slow in node.disks.stores() {
@@ -55,22 +56,23 @@ pub(crate) async fn run(node: Arc<Node>, options: DrainOptions) {
                 continue;
             }
             tokio::select! {
-                () = drain(&node, slow, &pace) => {}
+                moved = drain(&node, slow, &pace) => if moved == 0 { wait = PAUSE },
                 () = node.stop.cancelled() => return,
             }
         }
     }
 }
 
-/// Goes through what a slow disk holds, once, for as long as it is slow and others have room.
-async fn drain(node: &Node, slow: &Arc<DiskStore>, pace: &Pace) {
+/// Goes through what a slow disk holds, once, for as long as it is slow and others have room; how many
+/// chunks were moved. Nothing can be deleted from a faulty disk, so that one is left alone.
+async fn drain(node: &Node, slow: &Arc<DiskStore>, pace: &Pace) -> usize {
     let mut next = 0;
     let mut moved_in_all = 0;
     loop {
         let page = slow.held_from(next, PAGE);
         let targets = targets(&node.disks, slow);
         let Some((last, _)) = page.last() else { break };
-        if targets.is_empty() || !slow.is_slow() {
+        if targets.is_empty() || !slow.is_slow() || !slow.health().fault.is_empty() {
             break;
         }
         next = last.get() + 1; // ids stay below 2^63
@@ -96,6 +98,7 @@ async fn drain(node: &Node, slow: &Arc<DiskStore>, pace: &Pace) {
     if moved_in_all > 0 {
         info!(disk = slow.name(), chunks = moved_in_all, "chunks of a slow disk went to the other disks");
     }
+    moved_in_all
 }
 
 /// The disks that can take chunks of a slow one, the emptiest first.
