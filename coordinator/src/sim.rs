@@ -24,6 +24,8 @@ pub struct ChunkFacts {
     pub set: u64,
     /// Bytes.
     pub length: u64,
+    /// A file uses some of them; else it is garbage, and goes.
+    pub is_used: bool,
     /// CRC-32C of all of them.
     pub crc32c: u32,
     /// Copies wanted.
@@ -64,6 +66,7 @@ impl Metadata {
                 id,
                 set,
                 length: chunk.length,
+                is_used: chunk.live > 0,
                 crc32c: chunk.crc32c,
                 replicas: of.replicas as usize,
                 holders: nodes(holders),

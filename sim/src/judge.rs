@@ -288,13 +288,18 @@ async fn judge_chunks(shared: &Shared, metadata: &Metadata, nodes: &BTreeMap<Nod
             }
         }
         if !wrong.is_empty() && wrong.len() < chunk.holders.len() {
-            bad.push(format!("chunk {}: {}", chunk.id, wrong.join(", ")));
+            bad.push((chunk.id, wrong.join(", ")));
         }
     }
+    // Repacked meanwhile, a chunk is garbage and goes.
+    match metadata.chunks() {
+        Ok(now) => bad.retain(|(id, _)| now.iter().any(|chunk| chunk.id == *id && chunk.is_used)),
+        Err(error) => return shared.violation(format_args!("metadata can not be read: {error}")),
+    }
     shared.event(format_args!("judge: {} chunks, {} with bad copies", chunks.len(), bad.len()));
-    if let Some(first) = bad.first() {
+    if let Some((first, what)) = bad.first() {
         shared.violation(format_args!(
-            "{} of {} chunks have bad copies, such as {first}",
+            "{} of {} chunks have bad copies, such as chunk {first}: {what}",
             bad.len(),
             chunks.len()
         ));
