@@ -94,7 +94,8 @@ impl Process {
         })
     }
 
-    /// As [`Self::wait_ready`]; nothing when the daemon has ended before, or says that it can not start.
+    /// As [`Self::wait_ready`]; nothing when the daemon has ended before. One that says there why it can not
+    /// start is waited for: it has more to say in its log.
     pub fn try_ready(&mut self, ready: &Path) -> Option<serde_json::Value> {
         let what = format!("{} to be ready", self.name);
         wait::until(&what, READY_LIMIT, || {
@@ -102,7 +103,7 @@ impl Process {
                 return Some(None);
             }
             let told: serde_json::Value = serde_json::from_slice(&std::fs::read(ready).ok()?).ok()?;
-            Some(told["error"].is_null().then_some(told))
+            told["error"].is_null().then_some(Some(told))
         })
     }
 
