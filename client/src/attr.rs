@@ -1,7 +1,7 @@
 //! Checked forms of what the coordinator says about inodes.
 
 use bytes::Bytes;
-use cairn_proto::{FileName, InodeId, v1};
+use cairn_proto::{InodeId, v1};
 
 use crate::error::{ClientError, Result};
 
@@ -42,17 +42,21 @@ impl Kind {
     }
 
     fn from_wire(number: i32) -> Result<Self> {
-        match v1::InodeKind::try_from(number) {
-            Ok(v1::InodeKind::File) => Ok(Self::File),
-            Ok(v1::InodeKind::Directory) => Ok(Self::Directory),
-            Ok(v1::InodeKind::Symlink) => Ok(Self::Symlink),
-            Ok(v1::InodeKind::Fifo) => Ok(Self::Fifo),
-            Ok(v1::InodeKind::Socket) => Ok(Self::Socket),
-            Ok(v1::InodeKind::CharDevice) => Ok(Self::CharDevice),
-            Ok(v1::InodeKind::BlockDevice) => Ok(Self::BlockDevice),
-            Ok(v1::InodeKind::Unspecified) | Err(_) => {
-                Err(ClientError::protocol(PEER, format_args!("inode kind {number}")))
-            }
+        let known = v1::InodeKind::try_from(number).ok().and_then(Self::known);
+        known.ok_or_else(|| ClientError::protocol(PEER, format_args!("inode kind {number}")))
+    }
+
+    /// `None`: unspecified.
+    pub(crate) fn known(kind: v1::InodeKind) -> Option<Self> {
+        match kind {
+            v1::InodeKind::File => Some(Self::File),
+            v1::InodeKind::Directory => Some(Self::Directory),
+            v1::InodeKind::Symlink => Some(Self::Symlink),
+            v1::InodeKind::Fifo => Some(Self::Fifo),
+            v1::InodeKind::Socket => Some(Self::Socket),
+            v1::InodeKind::CharDevice => Some(Self::CharDevice),
+            v1::InodeKind::BlockDevice => Some(Self::BlockDevice),
+            v1::InodeKind::Unspecified => None,
         }
     }
 }
@@ -185,51 +189,6 @@ impl Applied {
             parent: Attr::optional(result.parent)?,
             new_parent: Attr::optional(result.new_parent)?,
             replaced: Attr::optional(result.replaced)?,
-        })
-    }
-}
-
-/// A part of a directory.
-#[derive(Debug, Clone)]
-pub struct DirPage {
-    /// In the directory's order, without "." and "..".
-    pub entries: Vec<DirEntry>,
-    /// Nothing follows.
-    pub end: bool,
-    /// Of the directory itself.
-    pub directory: Attr,
-}
-
-/// One name in a directory.
-#[derive(Debug, Clone)]
-pub struct DirEntry {
-    /// The name.
-    pub name: FileName,
-    /// What it names.
-    pub inode: InodeId,
-    /// What that is.
-    pub kind: Kind,
-    /// Goes on behind this entry.
-    pub cookie: u64,
-    /// When asked for.
-    pub attr: Option<Attr>,
-}
-
-impl DirPage {
-    pub(crate) fn from_wire(page: v1::ReadDirResponse) -> Result<Self> {
-        let entry = |entry: v1::DirEntry| {
-            Ok(DirEntry {
-                kind: Kind::from_wire(entry.kind)?,
-                name: FileName::new(entry.name).map_err(|error| ClientError::protocol(PEER, error))?,
-                inode: InodeId::new(entry.inode).map_err(|error| ClientError::protocol(PEER, error))?,
-                cookie: entry.cookie,
-                attr: Attr::optional(entry.attr)?,
-            })
-        };
-        Ok(Self {
-            entries: page.entries.into_iter().map(entry).collect::<Result<_>>()?,
-            end: page.end,
-            directory: Attr::required(page.directory)?,
         })
     }
 }

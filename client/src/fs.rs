@@ -110,14 +110,14 @@ impl Files {
         let mut after = 0;
         loop {
             let page = self.coordinator().read_dir(directory, after, PAGE, true).await?;
-            let last = page.entries.last().map(|entry| entry.cookie);
-            for entry in page.entries {
+            let (last, end) = (page.last_cookie(), page.end);
+            for entry in page.into_entries() {
                 if visit(entry).is_break() {
                     return Ok(());
                 }
             }
             match last {
-                Some(last) if !page.end => after = last,
+                Some(last) if !end => after = last,
                 _ => return Ok(()),
             }
         }

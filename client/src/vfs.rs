@@ -37,15 +37,17 @@ mod handles;
 mod inodes;
 mod lately;
 mod names;
+mod pages;
 mod xattrs;
 
 pub(crate) use access::permits;
 pub use access::{MAY_EXECUTE, MAY_READ, MAY_WRITE};
-pub use directories::{DirEntries, DirEntryView, Listing};
+pub use directories::{DirEntries, DirEntryView};
 pub use error::VfsError;
 pub use files::{AllocateMode, AttrChange, OpenFlags, Opened, SeekFrom, Time, WriteOrigin};
 pub use handles::HandleId;
 pub use names::RenameMode;
+pub use pages::Listing;
 pub use xattrs::XattrMode;
 
 use handles::HandleTable;

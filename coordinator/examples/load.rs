@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_coordinator::{CoordinatorConfig, start};
+use cairn_proto::listing::Entries;
 use cairn_proto::v1;
 use cairn_proto::v1::coordinator_client::CoordinatorClient;
 use cairn_runtime::shutdown::Shutdown;
@@ -148,8 +149,9 @@ async fn main() {
             loop {
                 let request = v1::ReadDirRequest { inode, after, limit: 65_536, attributes };
                 let page = client.read_dir(request).await.unwrap().into_inner();
-                entries += page.entries.len() as u64;
-                after = page.entries.last().map_or(after, |entry| entry.cookie);
+                let listed = Entries::decode(&page.entries).unwrap();
+                entries += listed.len() as u64;
+                after = listed.last_cookie().unwrap_or(after);
                 if page.end {
                     break;
                 }

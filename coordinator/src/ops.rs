@@ -17,6 +17,7 @@ pub(crate) mod faults;
 pub(crate) mod gc;
 pub(crate) mod layout;
 mod link;
+pub(crate) mod listing;
 pub(crate) mod members;
 pub(crate) mod mend;
 pub(crate) mod open;

@@ -102,16 +102,34 @@ pub(crate) trait Reader {
         visit: &mut dyn FnMut(Row) -> Result<(), StoreError>,
     ) -> Result<(), StoreError>;
 
-    /// Entries of a directory behind cookie `after`, in the order of their cookies, each with its
-    /// inode when asked, until `visit` answers false or `limit` are visited.
+    /// Entries of a directory behind cookie `after`, in the order of their cookies, until `visit`
+    /// answers false or `limit` are visited.
     fn read_dir(
         &self,
         parent: InodeId,
         after: u64,
         limit: usize,
-        inodes: bool,
-        visit: &mut dyn FnMut(Dentry, Option<Inode>) -> bool,
+        visit: &mut dyn FnMut(DentryRef<'_>) -> bool,
     ) -> Result<(), StoreError>;
+
+    /// The same, each with its inode.
+    fn read_dir_inodes(
+        &self,
+        parent: InodeId,
+        after: u64,
+        limit: usize,
+        visit: &mut dyn FnMut(DentryRef<'_>, Inode) -> bool,
+    ) -> Result<(), StoreError>;
+}
+
+/// A dentry in a listing of its directory, borrowed from the engine: ten thousand of them are a few
+/// milliseconds of a listing, and most of that would be copies of names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DentryRef<'a> {
+    pub(crate) name: &'a [u8],
+    pub(crate) child: InodeId,
+    pub(crate) kind: Kind,
+    pub(crate) cookie: u64,
 }
 
 /// Reads as another reader does.
@@ -142,10 +160,19 @@ impl<T: ReadThrough> Reader for T {
         parent: InodeId,
         after: u64,
         limit: usize,
-        inodes: bool,
-        visit: &mut dyn FnMut(Dentry, Option<Inode>) -> bool,
+        visit: &mut dyn FnMut(DentryRef<'_>) -> bool,
     ) -> Result<(), StoreError> {
-        self.through()?.read_dir(parent, after, limit, inodes, visit)
+        self.through()?.read_dir(parent, after, limit, visit)
+    }
+
+    fn read_dir_inodes(
+        &self,
+        parent: InodeId,
+        after: u64,
+        limit: usize,
+        visit: &mut dyn FnMut(DentryRef<'_>, Inode) -> bool,
+    ) -> Result<(), StoreError> {
+        self.through()?.read_dir_inodes(parent, after, limit, visit)
     }
 }
 

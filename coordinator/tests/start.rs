@@ -3,6 +3,7 @@
 mod common;
 
 use cairn_coordinator::{CoordinatorConfig, CoordinatorError, Engine, start};
+use cairn_proto::listing::Entries;
 use cairn_proto::{ErrorKind, v1};
 use cairn_runtime::shutdown::Shutdown;
 use common::{Cluster, file};
@@ -86,9 +87,12 @@ async fn a_large_directory_is_listed_in_pages() -> Result {
             let request = v1::ReadDirRequest { inode: 1, after, limit, attributes };
             let page = client.grpc.read_dir(request).await?.into_inner();
             assert_eq!(page.directory.map(|directory| directory.size), Some(2000));
-            assert!(page.entries.iter().all(|entry| entry.attr.is_some() == attributes));
-            after = page.entries.last().map_or(after, |entry| entry.cookie);
-            names.extend(page.entries.into_iter().map(|entry| entry.name));
+            let entries = Entries::decode(&page.entries)?;
+            let inodes: Vec<_> = entries.iter().map(|entry| entry.inode.get()).collect();
+            let described: Vec<_> = page.attrs.iter().map(|attr| attr.inode).collect();
+            assert_eq!(described, if attributes { inodes } else { vec![] });
+            after = entries.last_cookie().unwrap_or(after);
+            names.extend(entries.iter().map(|entry| entry.name.to_vec()));
             if page.end {
                 break;
             }

@@ -8,6 +8,7 @@ mod error;
 pub mod health;
 mod ids;
 pub mod limits;
+pub mod listing;
 mod name;
 mod range;
 

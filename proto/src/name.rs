@@ -37,6 +37,11 @@ impl FileName {
         }
     }
 
+    /// A name that has passed the same checks elsewhere.
+    pub(crate) fn checked(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+
     /// The bytes of the name.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use cairn_proto::listing::Entries;
 use cairn_proto::v1::coordinator_client::CoordinatorClient;
 use cairn_proto::v1::data_node_client::DataNodeClient;
 use cairn_proto::v1::mutation::Op;
@@ -252,7 +253,8 @@ impl Wire {
     pub fn list_root(&self) -> Vec<String> {
         let request = v1::ReadDirRequest { inode: ROOT, after: 0, limit: 65_536, attributes: false };
         let page = self.call(self.coordinator().read_dir(request)).expect("ReadDir");
-        page.entries.iter().map(|entry| String::from_utf8_lossy(&entry.name).into_owned()).collect()
+        let entries = Entries::decode(&page.entries).expect("entries");
+        entries.iter().map(|entry| String::from_utf8_lossy(entry.name).into_owned()).collect()
     }
 
     /// Chunk ids for `bytes` in chunks of `chunk_size`, one after the other.

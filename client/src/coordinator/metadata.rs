@@ -5,9 +5,10 @@ use cairn_proto::limits::BATCH_MAX;
 use cairn_proto::{ErrorKind, FileName, InodeId, v1};
 
 use super::{Coordinator, Rpc};
-use crate::attr::{Applied, Attr, Caller, DirPage, StatFs};
+use crate::attr::{Applied, Attr, Caller, StatFs};
 use crate::error::{ClientError, Result};
 use crate::layout::Layout;
+use crate::listing::DirPage;
 use crate::session::OpenGuard;
 
 const PEER: &str = "the coordinator";
@@ -56,7 +57,7 @@ impl Coordinator {
     ) -> Result<DirPage> {
         let request = |_: &_| v1::ReadDirRequest { inode: inode.get(), after, limit, attributes };
         let send = |mut rpc: Rpc, request| async move { rpc.read_dir(request).await };
-        DirPage::from_wire(self.ask("list a directory", request, send).await?)
+        DirPage::from_wire(self.ask("list a directory", request, send).await?, after, attributes)
     }
 
     /// All extended attributes of an inode, as (name, value).

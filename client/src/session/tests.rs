@@ -50,7 +50,7 @@ async fn a_session_that_is_over_is_replaced_and_work_goes_on() -> anyhow::Result
         result?;
     }
     let page = client.coordinator().read_dir(InodeId::ROOT, 0, 1000, true).await?;
-    assert_eq!(page.entries.len(), 101);
+    assert_eq!(page.len(), 101);
     client.close().await?;
     shutdown.request();
     coordinator.wait().await?;

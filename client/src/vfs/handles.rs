@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cairn_proto::InodeId;
 
-use super::directories::DirHandle;
+use super::pages::DirHandle;
 use super::{Result, VfsError};
 use crate::{FileContent, OpenGuard, Told};
 

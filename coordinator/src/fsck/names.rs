@@ -309,7 +309,7 @@ impl DirectoryPaths {
 
 fn name_in(reader: &dyn Reader, parent: InodeId, child: InodeId) -> Result<Option<Vec<u8>>, Abort> {
     let mut found = None;
-    reader.read_dir(parent, 0, usize::MAX, false, &mut |entry, _| {
+    reader.read_dir(parent, 0, usize::MAX, &mut |entry| {
         if entry.child == child {
             found = Some(entry.name.to_vec());
         }

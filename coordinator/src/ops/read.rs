@@ -71,48 +71,6 @@ pub(crate) fn xattrs(reader: &dyn Reader, id: InodeId) -> Result<(Inode, Vec<Xat
     Ok((inode, xattrs))
 }
 
-/// A page of a directory.
-#[derive(Debug)]
-pub(crate) struct Page {
-    pub(crate) directory: Inode,
-    pub(crate) entries: Vec<(Dentry, Option<Inode>)>,
-    /// Nothing follows.
-    pub(crate) end: bool,
-}
-
-/// Entries behind a cookie, at most `limit` of them and about `bytes_max` bytes.
-pub(crate) fn read_dir(
-    reader: &dyn Reader,
-    id: InodeId,
-    after: u64,
-    limit: usize,
-    inodes: bool,
-    bytes_max: usize,
-) -> Result<Page, OpError> {
-    let directory = inode(reader, id)?;
-    if directory.kind != Kind::Directory {
-        return Err(OpError::new(ErrorKind::NotDirectory, format!("inode {id} is no directory")));
-    }
-    let expected = usize::try_from(directory.size).unwrap_or(limit).min(limit);
-    let mut entries = Vec::with_capacity(expected);
-    let mut bytes = 0;
-    let mut cut = false;
-    reader.read_dir(id, after, limit, inodes, &mut |entry, inode| {
-        bytes += entry.name.len() + ENTRY_BYTES;
-        bytes += inode.as_ref().map_or(0, |inode| inode.symlink_target.len() + ATTR_BYTES);
-        entries.push((entry, inode));
-        cut = bytes >= bytes_max;
-        !cut
-    })?;
-    let end = !cut && entries.len() < limit;
-    Ok(Page { directory, entries, end })
-}
-
-/// An entry on the wire besides its name, at most.
-const ENTRY_BYTES: usize = 48;
-/// Attributes on the wire besides a symlink's target, at most.
-const ATTR_BYTES: usize = 160;
-
 /// Room in the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Room {

@@ -6,7 +6,9 @@ use cairn_proto::{FileName, v1};
 use super::{Shared, wire};
 use crate::error::OpError;
 use crate::ops;
+use crate::ops::listing::{self, Wanted};
 use crate::slots::{self, Method};
+use crate::store::Reader;
 
 /// Entries of one page at most.
 const PAGE_ENTRIES_MAX: usize = 65_536;
@@ -50,18 +52,21 @@ pub(super) async fn read_dir(
     }
     let limit = (request.limit as usize).min(PAGE_ENTRIES_MAX);
     let v1::ReadDirRequest { after, attributes, .. } = request;
-    let read = move |reader: &dyn crate::store::Reader| {
-        let page = ops::read::read_dir(reader, id, after, limit, attributes, PAGE_BYTES_MAX)?;
-        Ok(v1::ReadDirResponse {
-            entries: page.entries.into_iter().map(wire::dir_entry).collect(),
-            end: page.end,
-            directory: Some(wire::attr(page.directory)),
-        })
-    };
+    let wanted = Wanted { directory: id, after, limit, inodes: attributes, bytes_max: PAGE_BYTES_MAX };
+    let read = move |reader: &dyn Reader| Ok(encode(listing::page(reader, wanted)?));
     // Most directories are small, whatever page is asked for.
     let small = limit <= PAGE_ENTRIES_HERE
-        || shared.read(false, |reader| ops::read::inode(reader, id))?.size <= PAGE_ENTRIES_HERE as u64;
+        || shared.read(false, |reader| listing::directory(reader, id))?.size <= PAGE_ENTRIES_HERE as u64;
     if small { shared.read(true, read) } else { shared.read_many(read).await }
+}
+
+fn encode(page: listing::Page) -> v1::ReadDirResponse {
+    v1::ReadDirResponse {
+        entries: page.entries.encode(),
+        attrs: page.inodes.into_iter().map(wire::attr).collect(),
+        end: page.end,
+        directory: Some(wire::attr(page.directory)),
+    }
 }
 
 pub(super) async fn get_xattrs(

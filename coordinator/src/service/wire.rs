@@ -18,7 +18,7 @@ use crate::ops::{
 };
 use crate::sessions::{OPENS_MAX, Open};
 use crate::slots::RequestId;
-use crate::store::{Dentry, Extent, Inode, Kind};
+use crate::store::{Extent, Inode};
 
 /// Supplementary groups of a caller (NGROUPS_MAX).
 const GROUPS_MAX: usize = 65_536;
@@ -274,22 +274,10 @@ fn file_commit(file: v1::FileCommit) -> Result<FileCommit, OpError> {
     })
 }
 
-pub(super) fn kind(kind: Kind) -> v1::InodeKind {
-    match kind {
-        Kind::File => v1::InodeKind::File,
-        Kind::Directory => v1::InodeKind::Directory,
-        Kind::Symlink => v1::InodeKind::Symlink,
-        Kind::Fifo => v1::InodeKind::Fifo,
-        Kind::Socket => v1::InodeKind::Socket,
-        Kind::CharDevice => v1::InodeKind::CharDevice,
-        Kind::BlockDevice => v1::InodeKind::BlockDevice,
-    }
-}
-
 pub(super) fn attr(inode: Inode) -> v1::Attr {
     v1::Attr {
         inode: inode.id.get(),
-        kind: kind(inode.kind).into(),
+        kind: v1::InodeKind::from(inode.kind).into(),
         mode: inode.mode,
         uid: inode.uid,
         gid: inode.gid,
@@ -305,16 +293,6 @@ pub(super) fn attr(inode: Inode) -> v1::Attr {
         parent: inode.parent,
         symlink_target: inode.symlink_target,
         has_xattrs: inode.xattrs > 0,
-    }
-}
-
-pub(super) fn dir_entry((entry, inode): (Dentry, Option<Inode>)) -> v1::DirEntry {
-    v1::DirEntry {
-        inode: entry.child.get(),
-        kind: kind(entry.kind).into(),
-        cookie: entry.cookie,
-        attr: inode.map(attr),
-        name: entry.name,
     }
 }
 

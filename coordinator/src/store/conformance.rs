@@ -56,8 +56,8 @@ fn puts(rows: impl IntoIterator<Item = Row>) -> Batch {
 fn names(reader: &(impl Reader + ?Sized), parent: u64, after: u64, limit: usize) -> Vec<String> {
     let mut names = Vec::new();
     reader
-        .read_dir(inode_id(parent), after, limit, false, &mut |entry, inode| {
-            assert_eq!(inode, None);
+        .read_dir(inode_id(parent), after, limit, &mut |entry| {
+            assert_eq!((entry.child, entry.kind), (InodeId::ROOT, Kind::Directory));
             names.push(String::from_utf8(entry.name.to_vec()).unwrap());
             true
         })
@@ -188,12 +188,31 @@ fn a_listing_follows_its_cookies() {
         assert_eq!(names(&*reader, 1, u64::MAX, 10), [""; 0]);
         let mut found = Vec::new();
         reader
-            .read_dir(InodeId::ROOT, 0, 10, true, &mut |_, inode| {
-                found.push(inode.unwrap().id);
+            .read_dir_inodes(InodeId::ROOT, 0, 10, &mut |entry, inode| {
+                found.push((entry.name.to_vec(), entry.cookie, inode.id));
                 found.len() < 2
             })
             .unwrap();
-        assert_eq!(found, [InodeId::ROOT; 2], "it ends when the visitor says so");
+        let expected = [(b"c".to_vec(), 16, InodeId::ROOT), (b"a".to_vec(), 17, InodeId::ROOT)];
+        assert_eq!(found, expected, "it ends when the visitor says so");
+        let mut visited = 0;
+        reader
+            .read_dir(InodeId::ROOT, 0, 10, &mut |_| {
+                visited += 1;
+                false
+            })
+            .unwrap();
+        assert_eq!(visited, 1);
+        let nothing = &mut |entry: crate::store::DentryRef<'_>, _: Inode| panic!("{entry:?}");
+        for after in [18, u64::MAX] {
+            reader.read_dir_inodes(InodeId::ROOT, after, 10, nothing).unwrap();
+        }
+        // An entry without its inode is damage.
+        let orphan = Dentry { child: inode_id(99), ..entry(3, "x", 16) };
+        store.writer.commit(&puts([orphan.into()])).unwrap();
+        let nothing = &mut |entry: crate::store::DentryRef<'_>, _: Inode| panic!("{entry:?}");
+        let damaged = store.writer.read_dir_inodes(inode_id(3), 0, 10, nothing).unwrap_err();
+        assert_eq!(damaged.kind(), ErrorKind::Corrupt);
         // Replaced under another cookie it moves; it is not seen twice.
         store.writer.commit(&puts([entry(1, "c", 40).into()])).unwrap();
         assert_eq!(names(&*store.writer, 1, 0, 10), ["a", "b", "c"]);

@@ -10,8 +10,8 @@ use cairn_proto::{ClusterId, InodeId};
 use cairn_runtime::bugs::{self, Bug};
 
 use super::{
-    Batch, Count, Counter, Dentry, Inode, Key, ReadThrough, Reader, Readers, Row, Scan, ScanRange, Snapshot,
-    Store, StoreError, Table, Writer, first_rows,
+    Batch, Count, Counter, DentryRef, Inode, Key, ReadThrough, Reader, Readers, Row, Scan, ScanRange,
+    Snapshot, Store, StoreError, Table, Writer, first_rows,
 };
 
 #[derive(Debug, Default, Clone)]
@@ -29,6 +29,23 @@ impl Tables {
             self.cookies.insert((entry.parent, entry.cookie), key.clone());
         }
         self.rows.entry(key.table()).or_default().insert(key, row);
+    }
+
+    /// Entries of a directory behind a cookie.
+    fn listing(&self, parent: InodeId, after: u64) -> impl Iterator<Item = DentryRef<'_>> {
+        let behind = (Bound::Excluded((parent, after)), Bound::Included((parent, u64::MAX)));
+        // A range that excludes its own end would be refused.
+        let keys = (after < u64::MAX).then(|| self.cookies.range(behind)).into_iter().flatten();
+        let rows = keys.filter_map(|(_, key)| self.rows.get(&key.table())?.get(key));
+        rows.filter_map(|row| match row {
+            Row::Dentry(entry) => Some(DentryRef {
+                name: &entry.name,
+                child: entry.child,
+                kind: entry.kind,
+                cookie: entry.cookie,
+            }),
+            _ => None,
+        })
     }
 
     fn delete(&mut self, key: &Key) {
@@ -153,16 +170,26 @@ impl Reader for Tables {
         parent: InodeId,
         after: u64,
         limit: usize,
-        inodes: bool,
-        visit: &mut dyn FnMut(Dentry, Option<Inode>) -> bool,
+        visit: &mut dyn FnMut(DentryRef<'_>) -> bool,
     ) -> Result<(), StoreError> {
-        let Some(first) = after.checked_add(1) else { return Ok(()) };
-        for (_, key) in self.cookies.range((parent, first)..=(parent, u64::MAX)).take(limit) {
-            let Some(entry) = super::find::<Dentry>(self, key)? else { continue };
-            let inode = match inodes {
-                true => super::find::<Inode>(self, &Key::Inode(entry.child))?,
-                false => None,
-            };
+        for entry in self.listing(parent, after).take(limit) {
+            if !visit(entry) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_dir_inodes(
+        &self,
+        parent: InodeId,
+        after: u64,
+        limit: usize,
+        visit: &mut dyn FnMut(DentryRef<'_>, Inode) -> bool,
+    ) -> Result<(), StoreError> {
+        for entry in self.listing(parent, after).take(limit) {
+            let key = Key::Inode(entry.child);
+            let inode = super::find(self, &key)?.ok_or_else(|| StoreError::corrupt(&key))?;
             if !visit(entry, inode) {
                 break;
             }

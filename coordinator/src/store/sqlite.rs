@@ -21,10 +21,10 @@ use cairn_runtime::disk::RealDisk;
 use rusqlite::types::ToSqlOutput;
 use rusqlite::{Connection, ErrorCode, OpenFlags, ToSql};
 
-use super::value::{Columns, RowChecksum, Value, ValueRef};
+use super::value::{Column, Columns, RowChecksum, Value, ValueRef};
 use super::{
-    Batch, Count, Dentry, Inode, Key, ReadThrough, Reader, Readers, Record, Row, Scan, ScanRange, Snapshot,
-    Store, StoreError, Table, Writer,
+    Batch, Count, DentryRef, Inode, Key, Kind, ReadThrough, Reader, Readers, Record, Row, Scan, ScanRange,
+    Snapshot, Store, StoreError, Table, Writer,
 };
 pub(crate) use sound::SoundRows;
 use sql::TableSql;
@@ -138,14 +138,21 @@ struct RowColumns<'a, 'stmt> {
 
 impl Columns for RowColumns<'_, '_> {
     fn column(&self, index: usize) -> Option<ValueRef<'_>> {
-        match self.row.get_ref(self.first + index).ok()? {
-            rusqlite::types::ValueRef::Integer(value) => Some(ValueRef::Int(value)),
-            rusqlite::types::ValueRef::Blob(value) => Some(ValueRef::Blob(value)),
-            rusqlite::types::ValueRef::Text(value) => std::str::from_utf8(value).ok().map(ValueRef::Text),
-            rusqlite::types::ValueRef::Null | rusqlite::types::ValueRef::Real(_) => None,
-        }
+        column(self.row, self.first + index)
     }
 }
+
+fn column<'row>(row: &'row rusqlite::Row<'_>, index: usize) -> Option<ValueRef<'row>> {
+    match row.get_ref(index).ok()? {
+        rusqlite::types::ValueRef::Integer(value) => Some(ValueRef::Int(value)),
+        rusqlite::types::ValueRef::Blob(value) => Some(ValueRef::Blob(value)),
+        rusqlite::types::ValueRef::Text(value) => std::str::from_utf8(value).ok().map(ValueRef::Text),
+        rusqlite::types::ValueRef::Null | rusqlite::types::ValueRef::Real(_) => None,
+    }
+}
+
+/// Room for the columns of a row.
+const NO_VALUES: [ValueRef<'static>; COLUMNS_MAX] = [ValueRef::Int(0); COLUMNS_MAX];
 
 /// A connection that reads.
 #[derive(Debug)]
@@ -168,20 +175,64 @@ impl Connected {
 
     /// Verifies and decodes the columns of one row; `None` when they do not fit their checksum.
     fn decode(&self, table: Table, row: &rusqlite::Row<'_>, first: usize) -> Option<Row> {
+        let mut values = NO_VALUES;
+        Row::decode(table, self.verify(table, row, first, &mut values)?)
+    }
+
+    /// The columns of one row, when they fit their checksum.
+    fn verify<'a, 'row>(
+        &self,
+        table: Table,
+        row: &'row rusqlite::Row<'_>,
+        first: usize,
+        values: &'a mut [ValueRef<'row>; COLUMNS_MAX],
+    ) -> Option<&'a [ValueRef<'row>]> {
         let count = self.sql(table).columns;
         // Each column is asked for once: SQLite's answers cost more than the rest of this.
-        let mut values = [ValueRef::Int(0); COLUMNS_MAX];
         let values = values.get_mut(..=count)?;
-        let columns = RowColumns { row, first };
         for (index, value) in values.iter_mut().enumerate() {
-            *value = columns.column(index)?;
+            *value = column(row, first + index)?;
         }
         let (stored, values) = values.split_last()?;
         let mut checksum = self.checksum.borrow_mut();
         checksum.begin(table.name());
         values.iter().for_each(|&value| checksum.add(value));
-        (*stored == ValueRef::Int(checksum.finish())).then_some(())?;
-        Row::decode(table, values)
+        (*stored == ValueRef::Int(checksum.finish())).then_some(values)
+    }
+
+    /// Verifies and borrows a dentry, whose columns are the first of a row.
+    fn dentry<'row>(&self, row: &'row rusqlite::Row<'_>) -> Result<DentryRef<'row>, StoreError> {
+        let mut values = NO_VALUES;
+        let verified = self.verify(Table::Dentry, row, 0, &mut values).and_then(|values| match *values {
+            [_, ValueRef::Blob(name), child, kind, cookie] => Some(DentryRef {
+                name,
+                child: InodeId::from_value(child)?,
+                kind: Kind::from_value(kind)?,
+                cookie: u64::from_value(cookie)?,
+            }),
+            _ => None,
+        });
+        verified.ok_or_else(|| self.damaged(Table::Dentry, row, 0))
+    }
+
+    /// Visits the rows of a listing until `visit` answers false.
+    fn list(
+        &self,
+        text: &str,
+        (parent, after, limit): (InodeId, u64, usize),
+        mut visit: impl FnMut(&rusqlite::Row<'_>) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        let failed = engine("list a directory");
+        let bounded = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let values = [parent.get(), after, limit as u64].map(bounded);
+        let mut statement = self.connection.prepare_cached(text).map_err(&failed)?;
+        let mut rows = statement.query(values).map_err(&failed)?;
+        while let Some(row) = rows.next().map_err(&failed)? {
+            if !visit(row)? {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Says which row is damaged, as well as its key columns still can.
@@ -250,31 +301,24 @@ impl Reader for Connected {
         parent: InodeId,
         after: u64,
         limit: usize,
-        inodes: bool,
-        visit: &mut dyn FnMut(Dentry, Option<Inode>) -> bool,
+        visit: &mut dyn FnMut(DentryRef<'_>) -> bool,
     ) -> Result<(), StoreError> {
-        let failed = engine("list a directory");
-        let text = if inodes { sql::read_dir_with_inodes() } else { sql::read_dir() };
-        let bounded = |value: u64| Value::Int(i64::try_from(value).unwrap_or(i64::MAX));
-        let values = [bounded(parent.get()), bounded(after), bounded(limit as u64)];
-        let mut statement = self.connection.prepare_cached(text).map_err(&failed)?;
-        let mut rows = statement.query(rusqlite::params_from_iter(values)).map_err(&failed)?;
+        self.list(sql::read_dir(), (parent, after, limit), |row| Ok(visit(self.dentry(row)?)))
+    }
+
+    fn read_dir_inodes(
+        &self,
+        parent: InodeId,
+        after: u64,
+        limit: usize,
+        visit: &mut dyn FnMut(DentryRef<'_>, Inode) -> bool,
+    ) -> Result<(), StoreError> {
         let behind_dentry = self.sql(Table::Dentry).columns + 1;
-        while let Some(row) = rows.next().map_err(&failed)? {
-            let entry = self.decode(Table::Dentry, row, 0).and_then(Dentry::from_row);
-            let entry = entry.ok_or_else(|| self.damaged(Table::Dentry, row, 0))?;
-            let inode = match inodes {
-                false => None,
-                true => {
-                    let inode = self.decode(Table::Inode, row, behind_dentry).and_then(Inode::from_row);
-                    Some(inode.ok_or_else(|| StoreError::corrupt(&Key::Inode(entry.child)))?)
-                }
-            };
-            if !visit(entry, inode) {
-                break;
-            }
-        }
-        Ok(())
+        self.list(sql::read_dir_with_inodes(), (parent, after, limit), |row| {
+            let entry = self.dentry(row)?;
+            let inode = self.decode(Table::Inode, row, behind_dentry).and_then(Inode::from_row);
+            Ok(visit(entry, inode.ok_or_else(|| StoreError::corrupt(&Key::Inode(entry.child)))?))
+        })
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_coordinator::{CoordinatorConfig, Running, start};
+use cairn_proto::listing::Entries;
 use cairn_proto::v1::coordinator_client::CoordinatorClient;
 use cairn_proto::{ErrorKind, v1, wire_error_of};
 use cairn_runtime::net;
@@ -268,7 +269,9 @@ impl Client {
         let request = v1::ReadDirRequest { inode, after: 0, limit: 65_536, attributes: true };
         let page = self.grpc.read_dir(request).await?.into_inner();
         assert!(page.end);
-        Ok(page.entries.iter().map(|entry| String::from_utf8_lossy(&entry.name).into_owned()).collect())
+        let entries = Entries::decode(&page.entries).unwrap();
+        assert_eq!(entries.len(), page.attrs.len());
+        Ok(entries.iter().map(|entry| String::from_utf8_lossy(entry.name).into_owned()).collect())
     }
 
     pub async fn open(&mut self, inode: u64, sequence: u64) -> Answer<v1::DownloadFileResponse> {

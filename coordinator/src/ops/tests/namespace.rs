@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cairn_proto::listing::Entries;
 use cairn_proto::{ErrorKind, InodeId};
 use proptest::prelude::*;
 
 use super::*;
+use crate::ops::listing::{self, Wanted};
 use crate::store::{Count, Counter, Dentry, FIRST_COOKIE, Inode, Key, Kind, Readers, Scan};
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
@@ -235,15 +237,33 @@ fn check(tx: &mut Tx, model: &Model) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// Versions and entries of directories, as they were last seen.
+type Seen = BTreeMap<InodeId, (u64, Vec<Dentry>)>;
+
+/// Pages of listings are kept by the version of their directory.
+fn check_versions(tx: &mut Tx, model: &Model, seen: &mut Seen) -> Result<(), TestCaseError> {
+    for &dir in model.dirs.keys() {
+        let (version, entries) = (tx.inode(dir).unwrap().version, entries(tx, dir));
+        if let Some((before, old)) = seen.get(&dir) {
+            prop_assert!(version >= *before);
+            prop_assert!(version > *before || *old == entries, "{dir} has changed, but not its version");
+        }
+        seen.insert(dir, (version, entries));
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
     fn names_behave_as_in_a_model(steps in proptest::collection::vec(step(), 1..80)) {
         let mut tx = tx();
         let mut model = Model { dirs: [(InodeId::ROOT, BTreeMap::new())].into() };
+        let mut seen = Seen::new();
         for step in &steps {
             execute(&mut tx, &mut model, step)?;
             check(&mut tx, &model)?;
+            check_versions(&mut tx, &model, &mut seen)?;
         }
     }
 
@@ -264,10 +284,14 @@ proptest! {
         let mut after = 0;
         loop {
             let reader = store.reader(true).unwrap();
-            let page = crate::ops::read::read_dir(&*reader, InodeId::ROOT, after, page, true, usize::MAX).unwrap();
+            let wanted = Wanted { directory: InodeId::ROOT, after, limit: page, inodes: true, bytes_max: usize::MAX };
+            let page = listing::page(&*reader, wanted).unwrap();
             drop(reader);
-            seen.extend(page.entries.iter().map(|(entry, _)| String::from_utf8(entry.name.to_vec()).unwrap()));
-            after = page.entries.last().map_or(after, |(entry, _)| entry.cookie);
+            let entries = Entries::decode(&page.entries.encode()).unwrap();
+            let named: Vec<_> = entries.iter().map(|entry| entry.inode).collect();
+            prop_assert_eq!(named, page.inodes.iter().map(|inode| inode.id).collect::<Vec<_>>());
+            seen.extend(entries.iter().map(|entry| String::from_utf8(entry.name.to_vec()).unwrap()));
+            after = entries.last_cookie().unwrap_or(after);
             if page.end {
                 break;
             }

@@ -1,0 +1,122 @@
+//! Pages of directories as the coordinator gives them, checked. They stay in the compact form that they
+//! travel in: a mount shows ten thousand entries to its kernel without an allocation for each.
+
+use cairn_proto::listing::{Entries, EntryRef};
+use cairn_proto::{FileName, InodeId, v1};
+
+use crate::attr::{Attr, Kind};
+use crate::error::{ClientError, Result};
+
+/// Whose wrong messages these are.
+const PEER: &str = "the coordinator";
+
+/// A part of a directory.
+#[derive(Debug, Clone)]
+pub struct DirPage {
+    /// In the directory's order, without "." and "..".
+    entries: Entries,
+    kinds: Vec<Kind>,
+    /// Of each entry, when asked for; else none at all.
+    attrs: Vec<Attr>,
+    /// Nothing follows.
+    pub end: bool,
+    /// Of the directory itself.
+    pub directory: Attr,
+}
+
+/// One name in a directory, with all that belongs to it.
+#[derive(Debug, Clone)]
+pub struct DirEntry {
+    /// The name.
+    pub name: FileName,
+    /// What it names.
+    pub inode: InodeId,
+    /// What that is.
+    pub kind: Kind,
+    /// Goes on behind this entry.
+    pub cookie: u64,
+    /// When asked for.
+    pub attr: Option<Attr>,
+}
+
+/// The same, within its page.
+#[derive(Debug, Clone, Copy)]
+pub struct DirEntryRef<'a> {
+    /// The name, a valid one.
+    pub name: &'a [u8],
+    /// What it names.
+    pub inode: InodeId,
+    /// What that is.
+    pub kind: Kind,
+    /// Goes on behind this entry.
+    pub cookie: u64,
+    /// When asked for.
+    pub attr: Option<&'a Attr>,
+}
+
+impl DirPage {
+    /// Checks the answer to a request for entries behind `after`, with or without attributes.
+    pub(crate) fn from_wire(page: v1::ReadDirResponse, after: u64, attributes: bool) -> Result<Self> {
+        let broken = |what: &dyn std::fmt::Display| ClientError::protocol(PEER, what);
+        let entries = Entries::decode(&page.entries).map_err(|error| broken(&error))?;
+        if let Some(first) = entries.first_cookie().filter(|&first| first <= after) {
+            return Err(broken(&format_args!("the cookie {first} behind {after}")));
+        }
+        let kind = |entry: EntryRef<'_>| Kind::known(entry.kind);
+        let kinds: Option<Vec<_>> = entries.iter().map(kind).collect();
+        let kinds = kinds.ok_or_else(|| broken(&"an entry of no kind"))?;
+        let attrs: Vec<_> = page.attrs.into_iter().map(Attr::from_wire).collect::<Result<_>>()?;
+        let expected = if attributes { entries.len() } else { 0 };
+        let fit = |(attr, entry): (&Attr, EntryRef<'_>)| attr.inode == entry.inode;
+        if attrs.len() != expected || !attrs.iter().zip(entries.iter()).all(fit) {
+            return Err(broken(&"attributes that do not belong to the entries beside them"));
+        }
+        let directory = Attr::required(page.directory)?;
+        Ok(Self { entries, kinds, attrs, end: page.end, directory })
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Entries from the one at `first` on.
+    pub fn iter_from(&self, first: usize) -> impl Iterator<Item = DirEntryRef<'_>> {
+        let kinds = self.kinds.get(first..).unwrap_or_default();
+        let attrs = self.attrs.get(first..).unwrap_or_default();
+        let attrs = attrs.iter().map(Some).chain(std::iter::repeat(None));
+        let entries = self.entries.iter_from(first).zip(kinds).zip(attrs);
+        entries.map(|((entry, &kind), attr)| {
+            let EntryRef { name, inode, cookie, .. } = entry;
+            DirEntryRef { name, inode, kind, cookie, attr }
+        })
+    }
+
+    /// Where entries begin that stand behind `cookie` in the directory.
+    pub fn behind(&self, cookie: u64) -> usize {
+        self.entries.behind(cookie)
+    }
+
+    /// The cookie of the last entry.
+    pub fn last_cookie(&self) -> Option<u64> {
+        self.entries.last_cookie()
+    }
+
+    /// The entries, each on its own.
+    pub fn into_entries(self) -> impl Iterator<Item = DirEntry> {
+        let Self { entries, kinds, attrs, .. } = self;
+        let mut attrs = attrs.into_iter();
+        kinds.into_iter().enumerate().filter_map(move |(index, kind)| {
+            let EntryRef { inode, cookie, .. } = entries.get(index)?;
+            Some(DirEntry { name: entries.name(index)?, inode, kind, cookie, attr: attrs.next() })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,78 @@
+use bytes::Bytes;
+use cairn_proto::listing::Builder;
+use cairn_proto::v1::InodeKind;
+
+use super::*;
+
+fn directory() -> v1::Attr {
+    v1::Attr { inode: 1, kind: InodeKind::Directory.into(), parent: 1, ..v1::Attr::default() }
+}
+
+fn attr(inode: u64) -> v1::Attr {
+    v1::Attr { inode, kind: InodeKind::File.into(), ..v1::Attr::default() }
+}
+
+/// Files "a" and "b" with cookies 16 and 20, with attributes.
+fn good() -> v1::ReadDirResponse {
+    let mut builder = Builder::default();
+    for (name, inode, cookie) in [(b"a", 7, 16), (b"b", 5, 20)] {
+        let inode = InodeId::new(inode).unwrap();
+        builder.push(EntryRef { name, inode, kind: InodeKind::File, cookie });
+    }
+    v1::ReadDirResponse {
+        entries: builder.encode(),
+        attrs: vec![attr(7), attr(5)],
+        end: true,
+        directory: Some(directory()),
+    }
+}
+
+fn is_refused(after: u64, attributes: bool, change: impl FnOnce(&mut v1::ReadDirResponse)) -> bool {
+    let mut page = good();
+    change(&mut page);
+    match DirPage::from_wire(page, after, attributes) {
+        Ok(page) => panic!("it was taken: {page:?}"),
+        Err(error) => error.kind() == cairn_proto::ErrorKind::Protocol,
+    }
+}
+
+#[test]
+fn a_page_shows_its_entries_from_any_place_and_each_on_its_own() {
+    let page = DirPage::from_wire(good(), 0, true).unwrap();
+    assert_eq!((page.len(), page.is_empty(), page.last_cookie()), (2, false, Some(20)));
+    let seen = |first| -> Vec<_> {
+        let entries = page.iter_from(first);
+        entries.map(|entry| (entry.name, entry.cookie, entry.attr.unwrap().inode == entry.inode)).collect()
+    };
+    assert_eq!(seen(0), [(&b"a"[..], 16, true), (b"b", 20, true)]);
+    assert_eq!(seen(1), [(&b"b"[..], 20, true)]);
+    assert_eq!(seen(2), []);
+    assert_eq!(seen(3), []);
+    assert_eq!([0, 16, 17, 20].map(|cookie| page.behind(cookie)), [0, 1, 1, 2]);
+    let entries: Vec<_> = page.into_entries().collect();
+    assert_eq!(entries[1].name, FileName::new(&b"b"[..]).unwrap());
+    assert_eq!((entries[1].inode.get(), entries[1].kind, entries[1].cookie), (5, Kind::File, 20));
+    assert!(entries.iter().all(|entry| entry.attr.as_ref().unwrap().inode == entry.inode));
+}
+
+#[test]
+fn a_page_of_names_has_no_attributes() {
+    let bare = v1::ReadDirResponse { attrs: Vec::new(), ..good() };
+    let page = DirPage::from_wire(bare.clone(), 15, false).unwrap();
+    assert!(page.iter_from(0).all(|entry| entry.attr.is_none()));
+    assert!(page.into_entries().all(|entry| entry.attr.is_none()));
+    let empty = v1::ReadDirResponse { entries: Bytes::new(), ..bare };
+    assert!(DirPage::from_wire(empty, 0, true).unwrap().is_empty());
+}
+
+#[test]
+fn pages_that_break_the_protocol_are_refused() {
+    assert!(is_refused(16, true, |_| ()), "an entry that is not behind the cookie");
+    assert!(is_refused(0, false, |_| ()), "attributes that nobody asked for");
+    assert!(is_refused(0, true, |page| page.attrs.truncate(1)), "too few attributes");
+    assert!(is_refused(0, true, |page| page.attrs.push(attr(9))), "too many attributes");
+    assert!(is_refused(0, true, |page| page.attrs.swap(0, 1)), "attributes of another inode");
+    assert!(is_refused(0, true, |page| page.attrs[0].mode = 0o10_000), "attributes out of range");
+    assert!(is_refused(0, true, |page| page.directory = None), "no directory");
+    assert!(is_refused(0, true, |page| page.entries = page.entries.slice(1..)), "no entries at all");
+}
