@@ -12,6 +12,8 @@ const ROWS: &str = "coordinator_rows_written_total";
 const REQUEST_SECONDS: &str = "coordinator_request_seconds";
 /// Requests refused, by method and kind of error.
 const REFUSED: &str = "coordinator_requests_refused_total";
+/// Pages of large directories that were sent, by where they came from: the store, or memory.
+const LISTINGS: &str = "coordinator_listing_pages_total";
 /// Sessions that are open.
 const SESSIONS: &str = "coordinator_sessions";
 /// Datanodes, by state.
@@ -61,6 +63,11 @@ pub(crate) fn request(method: &'static str, took: Duration) {
 /// A request was refused.
 pub(crate) fn refused(method: &'static str, kind: cairn_proto::ErrorKind) {
     metrics::counter!(REFUSED, "method" => method, "kind" => format!("{kind:?}")).increment(1);
+}
+
+/// A page of names of a large directory was sent.
+pub(crate) fn listed(from: &'static str) {
+    metrics::counter!(LISTINGS, "from" => from).increment(1);
 }
 
 /// How many sessions are open.

@@ -23,6 +23,7 @@ use crate::config::{CoordinatorConfig, Engine};
 use crate::context::{Context, Policy, Sequence};
 use crate::datanodes::Datanodes;
 use crate::executor::{Executor, Tx};
+use crate::listings::Listings;
 use crate::maintenance;
 use crate::membership::state::Members;
 use crate::membership::{Cluster, timing};
@@ -180,6 +181,7 @@ pub(crate) async fn start_on(
         readers,
         backups,
         pool,
+        listings: Listings::default(),
         shutdown: shutdown.clone(),
         gc: GcState::default(),
         fsck: Arc::new(tokio::sync::Semaphore::new(1)),

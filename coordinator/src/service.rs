@@ -2,7 +2,7 @@
 //!
 //! Single rows are read right here, on the worker thread that has the request: they come from
 //! memory in a few microseconds, and a hop to another thread would cost a lone caller several times
-//! that. Long listings and layouts go to a pool of threads.
+//! that. Long listings and layouts go to a pool of threads, unless a listing is known from before.
 
 mod backup;
 mod consistency;
@@ -33,6 +33,7 @@ use crate::context::Context;
 use crate::datanodes::Datanodes;
 use crate::error::OpError;
 use crate::executor::Executor;
+use crate::listings::Listings;
 use crate::metrics;
 use crate::store::{Reader, Readers};
 use crate::workers::Workers;
@@ -47,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) backups: Option<mpsc::Sender<BaseRequest>>,
     /// For reads of many rows.
     pub(crate) pool: Pool,
+    /// Pages of large directories.
+    pub(crate) listings: Listings,
     pub(crate) shutdown: Shutdown,
     /// What datanodes are asked about the chunks they hold.
     pub(crate) gc: GcState,

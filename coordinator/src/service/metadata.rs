@@ -5,10 +5,12 @@ use cairn_proto::{FileName, v1};
 
 use super::{Shared, wire};
 use crate::error::OpError;
+use crate::listings::{Listed, PageKey};
+use crate::metrics;
 use crate::ops;
 use crate::ops::listing::{self, Wanted};
 use crate::slots::{self, Method};
-use crate::store::Reader;
+use crate::store::{Inode, Reader};
 
 /// Entries of one page at most.
 const PAGE_ENTRIES_MAX: usize = 65_536;
@@ -54,18 +56,49 @@ pub(super) async fn read_dir(
     let v1::ReadDirRequest { after, attributes, .. } = request;
     let wanted = Wanted { directory: id, after, limit, inodes: attributes, bytes_max: PAGE_BYTES_MAX };
     let read = move |reader: &dyn Reader| Ok(encode(listing::page(reader, wanted)?));
+    if limit <= PAGE_ENTRIES_HERE {
+        return Ok(shared.read(true, read)?.into());
+    }
     // Most directories are small, whatever page is asked for.
-    let small = limit <= PAGE_ENTRIES_HERE
-        || shared.read(false, |reader| listing::directory(reader, id))?.size <= PAGE_ENTRIES_HERE as u64;
-    if small { shared.read(true, read) } else { shared.read_many(read).await }
+    let directory = shared.read(false, |reader| listing::directory(reader, id))?;
+    if directory.size <= PAGE_ENTRIES_HERE as u64 {
+        return Ok(shared.read(true, read)?.into());
+    }
+    if attributes {
+        return Ok(shared.read_many(read).await?.into());
+    }
+    let key = PageKey { directory: id, after, limit };
+    if let Some(listed) = shared.listings.get(&key, directory.version) {
+        metrics::listed("memory");
+        return Ok(Encoded { directory, listed, inodes: Vec::new() }.into());
+    }
+    metrics::listed("store");
+    let page = shared.read_many(read).await?;
+    shared.listings.keep(key, page.listed.clone());
+    Ok(page.into())
 }
 
-fn encode(page: listing::Page) -> v1::ReadDirResponse {
-    v1::ReadDirResponse {
-        entries: page.entries.encode(),
-        attrs: page.inodes.into_iter().map(wire::attr).collect(),
-        end: page.end,
-        directory: Some(wire::attr(page.directory)),
+/// A page whose entries have the form of the wire: made on the thread that reads them.
+struct Encoded {
+    directory: Inode,
+    listed: Listed,
+    inodes: Vec<Inode>,
+}
+
+fn encode(page: listing::Page) -> Encoded {
+    let listing::Page { directory, entries, inodes, end } = page;
+    let listed = Listed { version: directory.version, entries: entries.encode(), end };
+    Encoded { directory, listed, inodes }
+}
+
+impl From<Encoded> for v1::ReadDirResponse {
+    fn from(page: Encoded) -> Self {
+        Self {
+            entries: page.listed.entries,
+            attrs: page.inodes.into_iter().map(wire::attr).collect(),
+            end: page.listed.end,
+            directory: Some(wire::attr(page.directory)),
+        }
     }
 }
 

@@ -1,0 +1,165 @@
+//! Pages of large directories as they were sent, so that the next listing neither reads nor encodes
+//! the same rows again: ten thousand of them take the store a few milliseconds.
+//!
+//! A page holds for one version of its directory. Every change of an entry raises the version in the
+//! same commit, and versions never go back while a coordinator lives, so a page is exact when the
+//! directory still has the version that the page was read with. Who asks reads the directory's row
+//! first, as for any other request.
+//!
+//! Two generations: what is used moves to the young one; when that is full, the old one is dropped.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use cairn_proto::InodeId;
+
+/// Bytes of one generation: the two together are as much as the page cache of the store's writer, and
+/// hold the names of more than a million entries.
+const GENERATION_BYTES_MAX: usize = 16 << 20;
+/// What a page costs besides its bytes.
+const PAGE_OVERHEAD: usize = 128;
+
+/// Which page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct PageKey {
+    pub(crate) directory: InodeId,
+    /// The cookie that it begins behind.
+    pub(crate) after: u64,
+    /// Entries that were asked for at most.
+    pub(crate) limit: usize,
+}
+
+/// A page of names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listed {
+    /// Of the directory, in the state that the entries were read from.
+    pub(crate) version: u64,
+    /// Entries in the form of the wire.
+    pub(crate) entries: Bytes,
+    /// Nothing follows.
+    pub(crate) end: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    young: HashMap<PageKey, Listed>,
+    young_bytes: usize,
+    old: HashMap<PageKey, Listed>,
+}
+
+impl State {
+    fn take(&mut self, key: &PageKey) -> Option<Listed> {
+        if let Some(page) = self.young.remove(key) {
+            self.young_bytes -= cost(&page);
+            return Some(page);
+        }
+        self.old.remove(key)
+    }
+
+    fn insert(&mut self, key: PageKey, page: Listed) {
+        let cost = cost(&page);
+        if cost > GENERATION_BYTES_MAX {
+            return;
+        }
+        if self.young_bytes + cost > GENERATION_BYTES_MAX {
+            self.old = std::mem::take(&mut self.young);
+            self.young_bytes = 0;
+        }
+        self.young_bytes += cost;
+        self.young.insert(key, page);
+    }
+}
+
+fn cost(page: &Listed) -> usize {
+    page.entries.len() + PAGE_OVERHEAD
+}
+
+/// The pages that were sent last.
+#[derive(Debug, Default)]
+pub(crate) struct Listings(Mutex<State>);
+
+impl Listings {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A page of a directory that has this version now.
+    pub(crate) fn get(&self, key: &PageKey, version: u64) -> Option<Listed> {
+        let mut state = self.lock();
+        // One of another version is of no use to anybody who comes later.
+        let page = state.take(key).filter(|page| page.version == version)?;
+        state.insert(*key, page.clone());
+        Some(page)
+    }
+
+    /// Keeps a page.
+    pub(crate) fn keep(&self, key: PageKey, page: Listed) {
+        let mut state = self.lock();
+        // Somebody slower may bring what was read earlier.
+        let kept = state.take(&key).filter(|kept| kept.version > page.version);
+        state.insert(key, kept.unwrap_or(page));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(directory: u64, after: u64) -> PageKey {
+        PageKey { directory: InodeId::new(directory).unwrap(), after, limit: 1000 }
+    }
+
+    fn page(version: u64, bytes: usize) -> Listed {
+        Listed { version, entries: vec![7; bytes].into(), end: true }
+    }
+
+    /// Bytes kept, counted anew, and whether the sum that is kept agrees.
+    fn kept(listings: &Listings) -> usize {
+        let state = listings.lock();
+        let [young, old] = [&state.young, &state.old].map(|pages| pages.values().map(cost).sum::<usize>());
+        assert_eq!(young, state.young_bytes);
+        young + old
+    }
+
+    #[test]
+    fn a_page_is_given_for_its_own_version_alone() {
+        let listings = Listings::default();
+        listings.keep(key(2, 0), page(5, 10));
+        assert_eq!(listings.get(&key(2, 0), 5), Some(page(5, 10)));
+        assert_eq!(listings.get(&key(2, 16), 5), None);
+        assert_eq!(listings.get(&key(3, 0), 5), None);
+        assert_eq!(listings.get(&PageKey { limit: 999, ..key(2, 0) }, 5), None);
+        assert_eq!(listings.get(&key(2, 0), 6), None);
+        assert_eq!(kept(&listings), 0, "what is outdated does not stay");
+        listings.keep(key(2, 0), page(7, 10));
+        listings.keep(key(2, 0), page(6, 20));
+        assert_eq!(listings.get(&key(2, 0), 7), Some(page(7, 10)), "a late page replaces no newer one");
+    }
+
+    #[test]
+    fn what_is_kept_stays_within_its_bound() {
+        let listings = Listings::default();
+        for round in 0..300u64 {
+            let size = (round as usize * 7919 * 131) % (2 << 20);
+            listings.keep(key(round % 40 + 1, round % 3), page(round, size));
+            listings.get(&key((round * 7) % 40 + 1, round % 3), round);
+            assert!(kept(&listings) <= 2 * GENERATION_BYTES_MAX);
+        }
+        assert!(kept(&listings) > GENERATION_BYTES_MAX / 2, "it is made use of");
+        listings.keep(key(1, 77), page(1, GENERATION_BYTES_MAX));
+        assert_eq!(listings.get(&key(1, 77), 1), None, "what is larger than all is not kept");
+    }
+
+    #[test]
+    fn what_is_used_outlives_what_is_not() {
+        let listings = Listings::default();
+        listings.keep(key(1, 0), page(1, 1000));
+        listings.keep(key(2, 0), page(1, 1000));
+        for other in 100..140 {
+            listings.keep(key(other, 0), page(1, 1 << 20));
+            assert!(listings.get(&key(1, 0), 1).is_some());
+        }
+        assert_eq!(listings.get(&key(2, 0), 1), None);
+    }
+}
