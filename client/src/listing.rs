@@ -22,6 +22,8 @@ pub struct DirPage {
     pub end: bool,
     /// Of the directory itself.
     pub directory: Attr,
+    /// When the coordinator began that gave it.
+    started_ns: i64,
 }
 
 /// One name in a directory, with all that belongs to it.
@@ -72,7 +74,18 @@ impl DirPage {
             return Err(broken(&"attributes that do not belong to the entries beside them"));
         }
         let directory = Attr::required(page.directory)?;
-        Ok(Self { entries, kinds, attrs, end: page.end, directory })
+        Ok(Self { entries, kinds, attrs, end: page.end, directory, started_ns: page.started_ns })
+    }
+
+    /// Whether both show the same state of one directory: every change of an entry raises its version.
+    pub fn is_of_same_state(&self, other: &Self) -> bool {
+        let state = |page: &Self| (page.directory.inode, page.directory.version, page.started_ns);
+        state(self) == state(other)
+    }
+
+    /// Bytes of memory that a page of names takes.
+    pub fn size_bytes(&self) -> usize {
+        self.entries.size_bytes() + size_of_val::<[Kind]>(&self.kinds)
     }
 
     /// How many entries there are.

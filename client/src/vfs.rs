@@ -12,9 +12,11 @@
 //! * attributes, for at most [`ATTRIBUTES_VALID_MAX`] since the request that fetched them was sent;
 //!   what is handed out tells how much of that is left, so that two caches in a row add nothing;
 //! * extended attributes, as long as the version of their inode is the same;
-//! * symlink targets, which never change.
+//! * symlink targets, which never change;
+//! * names of large directories, for listings alone, and shown only where the coordinator has just said
+//!   that the directory is still the same.
 //!
-//! Names are not kept: whether one is there is the coordinator's to say, each time.
+//! Single names are not kept: whether one is there is the coordinator's to say, each time.
 //!
 //! Of two attributes of one inode the one with the higher version wins, so an answer that was
 //! overtaken by a change of this mount is never shown.
@@ -35,6 +37,7 @@ mod error;
 mod files;
 mod handles;
 mod inodes;
+mod kept;
 mod lately;
 mod names;
 mod pages;
@@ -52,6 +55,7 @@ pub use xattrs::XattrMode;
 
 use handles::HandleTable;
 use inodes::InodeTable;
+use kept::KeptPages;
 use lately::{ClosedLately, Removals};
 
 /// Attributes are never answered from local state for longer than this.
@@ -74,6 +78,7 @@ pub struct Vfs {
     client: Arc<Client>,
     inodes: InodeTable,
     handles: HandleTable,
+    kept_pages: KeptPages,
     closed_lately: ClosedLately,
     /// Own removals of names that are under way.
     removals: Removals,
@@ -97,6 +102,7 @@ impl Vfs {
             client,
             inodes: InodeTable::new(valid),
             handles: HandleTable::default(),
+            kept_pages: KeptPages::default(),
             closed_lately: ClosedLately::default(),
             removals: Removals::default(),
             stat_fs: Mutex::new(None),

@@ -216,6 +216,11 @@ impl Entries {
         self.rows.is_empty()
     }
 
+    /// Bytes of memory that they take.
+    pub fn size_bytes(&self) -> usize {
+        self.names.len() + size_of_val::<[Row]>(&self.rows)
+    }
+
     /// Entries from the one at `first` on.
     pub fn iter_from(&self, first: usize) -> impl Iterator<Item = EntryRef<'_>> {
         let rows = self.rows.get(first..).unwrap_or_default();

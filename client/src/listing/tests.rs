@@ -24,6 +24,7 @@ fn good() -> v1::ReadDirResponse {
         attrs: vec![attr(7), attr(5)],
         end: true,
         directory: Some(directory()),
+        started_ns: 1,
     }
 }
 
@@ -53,6 +54,22 @@ fn a_page_shows_its_entries_from_any_place_and_each_on_its_own() {
     assert_eq!(entries[1].name, FileName::new(&b"b"[..]).unwrap());
     assert_eq!((entries[1].inode.get(), entries[1].kind, entries[1].cookie), (5, Kind::File, 20));
     assert!(entries.iter().all(|entry| entry.attr.as_ref().unwrap().inode == entry.inode));
+}
+
+#[test]
+fn pages_of_one_state_have_directory_version_and_coordinator_in_common() {
+    let page = |change: &dyn Fn(&mut v1::ReadDirResponse)| {
+        let mut page = good();
+        change(&mut page);
+        DirPage::from_wire(page, 0, true).unwrap()
+    };
+    let with = |change: &dyn Fn(&mut v1::Attr)| page(&|page| change(page.directory.as_mut().unwrap()));
+    let one = page(&|_| ());
+    assert!(one.is_of_same_state(&page(&|page| page.end = false)));
+    assert!(one.is_of_same_state(&with(&|directory| directory.nlink = 7)));
+    assert!(!one.is_of_same_state(&with(&|directory| directory.version += 1)));
+    assert!(!one.is_of_same_state(&with(&|directory| directory.inode += 1)));
+    assert!(!one.is_of_same_state(&page(&|page| page.started_ns = 2)));
 }
 
 #[test]

@@ -10,15 +10,16 @@ use cairn_proto::{ErrorKind, InodeId};
 use cairn_runtime::clock;
 
 use super::handles::Handle;
+use super::kept::ENTRIES_MIN;
 use super::pages::{DirHandle, Listing, Page};
 use super::{Entry, HandleId, Result, Vfs, VfsError};
-use crate::{Attr, DirEntryRef, Kind};
+use crate::{Attr, DirEntryRef, DirPage, Kind};
 
 /// Entries of the first page with attributes: most directories are smaller.
-const FIRST_PAGE: u32 = 512;
+const FIRST_PAGE: u32 = ENTRIES_MIN as u32;
 /// The same of a directory that is known to have more. A kernel asks for attributes at the start, whoever
 /// lists; these are enough to find out whether somebody looks at them, and the names follow at once.
-const FIRST_PAGE_OF_MANY: u32 = 64;
+const FIRST_PAGE_OF_MANY: u32 = 16;
 /// Entries of each other page; with attributes about 100 bytes each on the wire, without about 15.
 const PAGE_WITH_ATTRIBUTES: u32 = 4096;
 const PAGE_OF_NAMES: u32 = 16_384;
@@ -136,21 +137,20 @@ impl Vfs {
         let limit = match listing {
             Listing::Names => PAGE_OF_NAMES,
             Listing::Attributes if after > 0 => PAGE_WITH_ATTRIBUTES,
-            Listing::Attributes if self.is_large(directory.inode) => {
-                // Both at once, since most listings of so many want no more than names.
-                self.fetch_ahead(&directory, 0, Listing::Names);
-                FIRST_PAGE_OF_MANY
-            }
-            Listing::Attributes => FIRST_PAGE,
+            Listing::Attributes => match self.inodes.last(directory.inode) {
+                Some(known) if known.size > ENTRIES_MIN as u64 => {
+                    // Both at once, since most listings of so many want no more than names.
+                    if !self.kept_pages.has_first(known.inode, known.version) {
+                        self.fetch_ahead(&directory, 0, Listing::Names, None);
+                    }
+                    FIRST_PAGE_OF_MANY
+                }
+                _ => FIRST_PAGE,
+            },
         };
         let page = self.fetch_page(&directory, after, limit, listing).await?;
         directory.show(&page);
         Ok(self.entries(&directory, page, position, 0))
-    }
-
-    /// Whether a directory had more entries than a first page when it was last seen.
-    fn is_large(&self, directory: InodeId) -> bool {
-        self.inodes.last(directory).is_some_and(|attr| attr.size > u64::from(FIRST_PAGE))
     }
 
     async fn fetch_page(
@@ -167,7 +167,9 @@ impl Vfs {
             return Err(VfsError::refused(ErrorKind::Protocol, "a directory cookie is out of range"));
         }
         self.inodes.adopt(page.directory.clone(), asked);
-        Ok(Arc::new(Page { after, listing, page, asked }))
+        let page = Arc::new(Page { after, listing, page, asked });
+        self.kept_pages.keep(&page);
+        Ok(page)
     }
 
     fn entries(
@@ -189,12 +191,23 @@ impl Vfs {
     fn fetch_next(self: &Arc<Self>, directory: &Arc<DirHandle>, page: &Page) {
         if !page.page.end {
             let listing = if page.after == 0 { Listing::Names } else { page.listing };
-            self.fetch_ahead(directory, page.last(), listing);
+            self.fetch_ahead(directory, page.last(), listing, Some(&page.page));
         }
     }
 
-    fn fetch_ahead(self: &Arc<Self>, directory: &Arc<DirHandle>, after: u64, listing: Listing) {
+    /// `shown`: the page in front, which says what state of the directory is wanted.
+    fn fetch_ahead(
+        self: &Arc<Self>,
+        directory: &Arc<DirHandle>,
+        after: u64,
+        listing: Listing,
+        shown: Option<&DirPage>,
+    ) {
         let Some(fetching) = directory.begin_ahead(after, listing) else { return };
+        let kept = shown.filter(|_| listing == Listing::Names);
+        if let Some(kept) = kept.and_then(|shown| self.kept_pages.behind(after, shown)) {
+            return directory.end_ahead(fetching, Some(kept));
+        }
         let limit = match listing {
             Listing::Names => PAGE_OF_NAMES,
             Listing::Attributes => PAGE_WITH_ATTRIBUTES,

@@ -34,7 +34,7 @@ pub(super) struct Page {
 
 impl Page {
     /// Where to go on behind cookie `after`; `None`: not in this page.
-    fn find(&self, after: u64) -> Option<usize> {
+    pub(super) fn find(&self, after: u64) -> Option<usize> {
         let at = (after >= self.after).then(|| self.page.behind(after))?;
         (at < self.page.len() || self.page.end).then_some(at)
     }
@@ -55,7 +55,8 @@ struct Ahead {
 
 impl Ahead {
     fn may_bring(&self, after: u64, listing: Listing) -> bool {
-        self.after <= after && self.listing.brings(listing)
+        let is_coming = self.arrived.has_changed().is_ok(); // its sender is there
+        is_coming && self.after <= after && self.listing.brings(listing)
     }
 }
 
@@ -140,3 +141,6 @@ impl DirHandle {
         }
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;

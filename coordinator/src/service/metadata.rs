@@ -56,26 +56,27 @@ pub(super) async fn read_dir(
     let v1::ReadDirRequest { after, attributes, .. } = request;
     let wanted = Wanted { directory: id, after, limit, inodes: attributes, bytes_max: PAGE_BYTES_MAX };
     let read = move |reader: &dyn Reader| Ok(encode(listing::page(reader, wanted)?));
+    let started_ns = shared.started_ns;
     if limit <= PAGE_ENTRIES_HERE {
-        return Ok(shared.read(true, read)?.into());
+        return Ok(shared.read(true, read)?.into_wire(started_ns));
     }
     // Most directories are small, whatever page is asked for.
     let directory = shared.read(false, |reader| listing::directory(reader, id))?;
     if directory.size <= PAGE_ENTRIES_HERE as u64 {
-        return Ok(shared.read(true, read)?.into());
+        return Ok(shared.read(true, read)?.into_wire(started_ns));
     }
     if attributes {
-        return Ok(shared.read_many(read).await?.into());
+        return Ok(shared.read_many(read).await?.into_wire(started_ns));
     }
     let key = PageKey { directory: id, after, limit };
     if let Some(listed) = shared.listings.get(&key, directory.version) {
         metrics::listed("memory");
-        return Ok(Encoded { directory, listed, inodes: Vec::new() }.into());
+        return Ok(Encoded { directory, listed, inodes: Vec::new() }.into_wire(started_ns));
     }
     metrics::listed("store");
     let page = shared.read_many(read).await?;
     shared.listings.keep(key, page.listed.clone());
-    Ok(page.into())
+    Ok(page.into_wire(started_ns))
 }
 
 /// A page whose entries have the form of the wire: made on the thread that reads them.
@@ -91,13 +92,14 @@ fn encode(page: listing::Page) -> Encoded {
     Encoded { directory, listed, inodes }
 }
 
-impl From<Encoded> for v1::ReadDirResponse {
-    fn from(page: Encoded) -> Self {
-        Self {
-            entries: page.listed.entries,
-            attrs: page.inodes.into_iter().map(wire::attr).collect(),
-            end: page.listed.end,
-            directory: Some(wire::attr(page.directory)),
+impl Encoded {
+    fn into_wire(self, started_ns: i64) -> v1::ReadDirResponse {
+        v1::ReadDirResponse {
+            entries: self.listed.entries,
+            attrs: self.inodes.into_iter().map(wire::attr).collect(),
+            end: self.listed.end,
+            directory: Some(wire::attr(self.directory)),
+            started_ns,
         }
     }
 }

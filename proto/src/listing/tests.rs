@@ -76,6 +76,8 @@ proptest! {
         prop_assert_eq!(decoded.name(expected.len()), None);
         prop_assert_eq!(decoded.behind(0), 0);
         prop_assert_eq!(decoded.behind(cookie), expected.iter().filter(|entry| entry.cookie <= cookie).count());
+        let named: usize = expected.iter().map(|entry| entry.name.len()).sum();
+        prop_assert_eq!(decoded.size_bytes(), named + expected.len() * size_of::<Row>());
         prop_assert_eq!(decoded.first_cookie(), expected.first().map(|entry| entry.cookie));
         prop_assert_eq!(decoded.last_cookie(), expected.last().map(|entry| entry.cookie));
     }
