@@ -8,10 +8,12 @@ use cairn_runtime::bugs::{Bug, planted};
 use cairn_runtime::clock;
 use cairn_runtime::config::Validate;
 use cairn_runtime::shutdown::Shutdown;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::attr::Attr;
+use crate::behind::Behind;
 use crate::config::ClientConfig;
 use crate::content::FileContent;
 use crate::coordinator::{self, Coordinator};
@@ -72,6 +74,24 @@ impl Client {
         &self.engine.coordinator
     }
 
+    /// Changes of names that were made locally and are on their way.
+    pub(crate) fn behind(&self) -> &Arc<Behind> {
+        &self.engine.behind
+    }
+
+    /// What ends background work.
+    pub(crate) fn stop(&self) -> &CancellationToken {
+        &self.engine.stop
+    }
+
+    /// Runs work to its end, also when the future that waits for it is dropped.
+    pub(crate) async fn complete<T: Send + 'static, E: From<ClientError> + Send + 'static>(
+        &self,
+        work: impl Future<Output = std::result::Result<T, E>> + Send + 'static,
+    ) -> std::result::Result<T, E> {
+        self.engine.spawn(work).await.unwrap_or(Err(ClientError::Closed.into()))
+    }
+
     /// The settings in use.
     pub fn config(&self) -> &ClientConfig {
         &self.engine.config
@@ -92,7 +112,7 @@ impl Client {
         self.engine.existing_content(inode)
     }
 
-    /// Stores and commits all buffered writes of all files; with `durable` as `fsync` does. The
+    /// Stores and commits all buffered writes of all files, and applies all changes of names; with `durable` as `fsync` does. The
     /// first error that any of them met.
     pub async fn flush_all(&self, durable: bool) -> Result<()> {
         let files = self.engine.dirty_files();
@@ -102,6 +122,9 @@ impl Client {
             if let Err(error) = file.flush().await {
                 first.get_or_insert(error);
             }
+        }
+        if let Err(error) = self.engine.behind.all_applied().await {
+            first.get_or_insert(error);
         }
         if durable && let Err(error) = self.engine.writer.sync_all(&self.engine).await {
             first.get_or_insert(error);

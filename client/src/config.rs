@@ -36,6 +36,10 @@ pub struct ClientConfig {
     pub unreachable: Unreachable,
     /// `close` promises what `fsync` promises.
     pub durable_close: bool,
+    /// Each change of names is durable when it is answered. Otherwise it is made locally, in directories
+    /// whose lease the coordinator grants, and applied some milliseconds later; `fsync` of a file or directory
+    /// waits for that.
+    pub durable_names: bool,
 }
 
 impl Default for ClientConfig {
@@ -48,6 +52,7 @@ impl Default for ClientConfig {
             write_back: Duration::from_secs(5),
             unreachable: Unreachable::Hard,
             durable_close: false,
+            durable_names: false,
         }
     }
 }

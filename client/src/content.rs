@@ -130,6 +130,11 @@ impl FileContent {
         state.overlay(state.attr.clone())
     }
 
+    /// The newest attributes known, without buffered writes.
+    pub(crate) fn attr_committed(&self) -> Attr {
+        self.lock().attr.clone()
+    }
+
     /// Attributes as seen through the buffered writes; the newest known ones when those are newer.
     pub fn attr_overlay(&self, attr: Attr) -> Attr {
         let state = self.lock();

@@ -7,6 +7,8 @@
 mod calls;
 mod metadata;
 
+pub(crate) use metadata::Granted;
+
 use std::sync::Arc;
 
 use cairn_proto::limits::MESSAGE_SIZE_MAX;

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::attr::Attr;
+use crate::behind::Behind;
 use crate::budget::Budget;
 use crate::cache::BlockCache;
 use crate::config::ClientConfig;
@@ -39,6 +40,8 @@ pub(crate) struct Engine {
     pub(crate) config: ClientConfig,
     pub(crate) chunk_size: u64,
     pub(crate) coordinator: Coordinator,
+    /// Names that were changed locally.
+    pub(crate) behind: Arc<Behind>,
     pub(crate) transport: Transport,
     pub(crate) planner: Arc<Planner>,
     pub(crate) budget: Budget,
@@ -68,6 +71,7 @@ impl Engine {
             cache: BlockCache::new(budget.cache),
             fetches: Fetches::default(),
             writer: Writer::new(),
+            behind: Arc::default(),
             dirty: Mutex::default(),
             contents: Mutex::default(),
             untold: Mutex::default(),

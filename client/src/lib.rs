@@ -5,6 +5,7 @@
 //! [`Client::content`] of the bytes of one file. Memory is bounded by [`ClientConfig::memory`].
 
 mod attr;
+mod behind;
 mod budget;
 mod cache;
 mod client;

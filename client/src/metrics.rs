@@ -61,3 +61,14 @@ pub(crate) fn memory(written: usize, fetching: usize, cached: u64) {
     gauge!("client_memory_fetching_bytes").set(fetching as f64);
     gauge!("client_memory_cache_bytes").set(cached as f64);
 }
+
+/// Changes of names that were made locally have been applied.
+pub(crate) fn applied_behind(changes: usize, took: Duration) {
+    counter!("client_local_changes_total").increment(changes as u64);
+    histogram!("client_apply_local_changes_seconds").record(took.as_secs_f64());
+}
+
+/// The coordinator refused a change that was made locally.
+pub(crate) fn behind_refused() {
+    counter!("client_local_changes_refused_total").increment(1);
+}

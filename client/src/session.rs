@@ -1,7 +1,7 @@
 //! The session: this client's registration with the coordinator and its life line.
 //!
-//! One task owns the `Session` stream. It keeps the session alive, takes map changes, tells closes,
-//! and connects again when the stream breaks:
+//! One task owns the `Session` stream. It keeps the session alive, takes map changes and recalls, tells
+//! closes and releases, and connects again when the stream breaks:
 //!
 //! ```text
 //! connecting ──Welcome──▶ serving ──broken, silent──▶ pausing (jittered) ──▶ connecting (resume)
@@ -11,6 +11,7 @@
 //!
 //! A new session has new reply slots and no plans; whoever works with the old one notices by its id.
 
+pub(crate) mod leases;
 pub(crate) mod opens;
 pub(crate) mod slots;
 
@@ -34,6 +35,7 @@ use crate::error::{ClientError, Result};
 use crate::map::MapCell;
 use crate::metrics;
 use crate::retry::{Patience, TRY_TIME, same_call_may_succeed};
+use leases::Leases;
 use opens::Opens;
 use slots::Slots;
 
@@ -71,6 +73,7 @@ pub(crate) struct Session {
     current: ArcSwapOption<Identity>,
     id: watch::Sender<Option<SessionId>>,
     pub(crate) opens: Arc<Opens>,
+    pub(crate) leases: Leases,
     renew: Notify,
     expired: watch::Sender<Option<SessionId>>,
     goodbye: CancellationToken,
@@ -93,6 +96,7 @@ impl Session {
             current: ArcSwapOption::empty(),
             id: watch::Sender::new(None),
             opens: Arc::default(),
+            leases: Leases::default(),
             renew: Notify::new(),
             expired: watch::Sender::new(None),
             goodbye: CancellationToken::new(),
@@ -178,6 +182,7 @@ impl Session {
                 Some(link) => {
                     let since = clock::now();
                     let result = self.serve(link).await;
+                    self.leases.on_broken();
                     if since.elapsed() > PAUSE_MAX * 2 {
                         pause = PAUSE_MIN;
                     }
@@ -209,14 +214,16 @@ impl Session {
             open: self.opens.list(),
             map_revision: 0,
             version: cairn_runtime::VERSION.into(),
+            leases: self.leases.list(),
         };
+        let dialled = clock::now();
         let connected = clock::timeout(TRY_TIME, self.greet(hello)).await;
         let result = connected.unwrap_or_else(|_| {
             Err(ClientError::new(ErrorKind::TimedOut, "the coordinator did not answer the hello"))
         });
         match (result, resume) {
             (Ok((link, welcome)), _) => {
-                self.welcomed(welcome)?;
+                self.welcomed(welcome, dialled, link.lease)?;
                 Ok(link)
             }
             (Err(error), Some(identity)) if error.kind() == ErrorKind::SessionExpired => {
@@ -241,7 +248,7 @@ impl Session {
         Ok((Link { outgoing, incoming, lease }, welcome))
     }
 
-    fn welcomed(&self, mut welcome: v1::Welcome) -> Result<()> {
+    fn welcomed(&self, mut welcome: v1::Welcome, dialled: Instant, lease: Duration) -> Result<()> {
         let bad = |error: cairn_proto::IdError| ClientError::protocol(PEER, error);
         let session = SessionId::from_wire(&welcome.session).map_err(bad)?;
         let cluster = ClusterId::from_wire(&welcome.cluster).map_err(bad)?;
@@ -261,6 +268,7 @@ impl Session {
             metrics::session_reconnected(resumed);
             info!(%session, resumed, "connected again");
         }
+        self.leases.on_welcome(dialled, lease, welcome.now_ns, resumed);
         if !resumed {
             let slots = Slots::new(welcome.slots.clamp(1, SLOTS_MAX));
             self.current.store(Some(Arc::new(Identity { session, cluster, slots })));
@@ -282,7 +290,14 @@ impl Session {
                 _ = beat.tick() => {
                     check_silence(heard, link.lease)?;
                     let map_revision = self.map.revision();
-                    self.send(&link, v1::session_request::Message::KeepAlive(v1::KeepAlive { map_revision })).await?;
+                    self.leases.on_keep_alive_sent();
+                    let keep_alive = v1::KeepAlive { map_revision, now_ns: 0 };
+                    self.send(&link, v1::session_request::Message::KeepAlive(keep_alive)).await?;
+                }
+                () = self.leases.released.notified() => {
+                    while let Some(released) = self.leases.take_released() {
+                        self.send(&link, v1::session_request::Message::Released(released)).await?;
+                    }
                 }
                 () = self.opens.closed.notified() => {
                     clock::sleep(CLOSES_GATHER).await;
@@ -306,7 +321,10 @@ impl Session {
         let ended = || ClientError::new(ErrorKind::Unavailable, "the coordinator ended the session stream");
         match message.ok_or_else(ended)?.message {
             Some(v1::session_response::Message::Map(map)) => self.map.adopt(Some(map)),
-            Some(v1::session_response::Message::KeepAlive(_)) => {}
+            Some(v1::session_response::Message::KeepAlive(answer)) => {
+                self.leases.on_keep_alive(answer.now_ns)
+            }
+            Some(v1::session_response::Message::Recall(recall)) => self.leases.on_recall(recall),
             Some(v1::session_response::Message::Welcome(_)) => {
                 return Err(ClientError::protocol(PEER, "a second welcome"));
             }

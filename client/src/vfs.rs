@@ -16,12 +16,13 @@
 //! * names of large directories, for listings alone, and shown only where the coordinator has just said
 //!   that the directory is still the same.
 //!
-//! Single names are not kept: whether one is there is the coordinator's to say, each time.
+//! Names are known in directories whose write lease is held ([`leased`]), and changed there without asking
+//! ([`local`]); whether one is there elsewhere is the coordinator's to say, each time.
 //!
 //! Of two attributes of one inode the one with the higher version wins, so an answer that was
 //! overtaken by a change of this mount is never shown.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,9 +30,11 @@ use cairn_proto::{ErrorKind, FileName, InodeId};
 use cairn_runtime::clock::{self, Instant};
 use tokio::runtime::Handle as Runtime;
 
+use crate::session::Session;
 use crate::{Attr, Caller, Client, Coordinator, StatFs};
 
 mod access;
+mod apply;
 mod directories;
 mod error;
 mod files;
@@ -39,6 +42,8 @@ mod handles;
 mod inodes;
 mod kept;
 mod lately;
+mod leased;
+mod local;
 mod names;
 mod pages;
 mod xattrs;
@@ -49,7 +54,7 @@ pub use directories::{DirEntries, DirEntryView};
 pub use error::VfsError;
 pub use files::{AllocateMode, AttrChange, OpenFlags, Opened, SeekFrom, Time, WriteOrigin};
 pub use handles::HandleId;
-pub use names::RenameMode;
+pub use names::{NewNode, RenameMode};
 pub use pages::Listing;
 pub use xattrs::XattrMode;
 
@@ -57,6 +62,8 @@ use handles::HandleTable;
 use inodes::InodeTable;
 use kept::KeptPages;
 use lately::{ClosedLately, Removals};
+use leased::Leased;
+use local::Found;
 
 /// Attributes are never answered from local state for longer than this.
 pub const ATTRIBUTES_VALID_MAX: Duration = Duration::from_secs(1);
@@ -77,6 +84,7 @@ pub struct Entry {
 pub struct Vfs {
     client: Arc<Client>,
     inodes: InodeTable,
+    leased: Leased,
     handles: HandleTable,
     kept_pages: KeptPages,
     closed_lately: ClosedLately,
@@ -98,9 +106,11 @@ impl Vfs {
     /// [`ATTRIBUTES_VALID_MAX`]. Call inside a tokio runtime: background work runs there.
     pub fn new(client: Arc<Client>, valid: Duration) -> Arc<Self> {
         let valid = valid.min(ATTRIBUTES_VALID_MAX);
-        Arc::new(Self {
+        let session = Arc::clone(client.coordinator().session());
+        let vfs = Arc::new(Self {
+            inodes: InodeTable::new(valid, Arc::clone(&session)),
+            leased: Leased::new(!client.config().durable_names),
             client,
-            inodes: InodeTable::new(valid),
             handles: HandleTable::default(),
             kept_pages: KeptPages::default(),
             closed_lately: ClosedLately::default(),
@@ -108,7 +118,17 @@ impl Vfs {
             stat_fs: Mutex::new(None),
             valid,
             runtime: Runtime::current(),
-        })
+        });
+        if vfs.leased.is_enabled() {
+            session.leases.begin_use();
+            vfs.lose_leases(); // none yet: notes the session that they will belong to
+            let (behind, stop) = (Arc::clone(vfs.client.behind()), vfs.client.stop().clone());
+            let this = Arc::downgrade(&vfs);
+            let (coordinator, weak) = (vfs.coordinator().clone(), Weak::clone(&this));
+            vfs.runtime.spawn(apply::apply_all(weak, coordinator, Arc::clone(&behind), stop.clone()));
+            vfs.runtime.spawn(apply::answer_recalls(this, session, behind, stop));
+        }
+        vfs
     }
 
     /// The client below.
@@ -125,8 +145,47 @@ impl Vfs {
         self.client.coordinator()
     }
 
+    fn session(&self) -> &Arc<Session> {
+        self.client.coordinator().session()
+    }
+
+    /// A name in a directory, when it, or its absence, is known here.
+    pub fn try_lookup(
+        self: &Arc<Self>,
+        parent: InodeId,
+        name: &FileName,
+        caller: &Caller,
+    ) -> Option<Result<Entry>> {
+        match self.lookup_locally(parent, name, caller).now()? {
+            Ok(Found::Entry(entry)) => Some(Ok(entry)),
+            Ok(Found::Inode(_)) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+
     /// Finds a name in a directory.
-    pub async fn lookup(&self, parent: InodeId, name: &FileName, caller: &Caller) -> Result<Entry> {
+    pub async fn lookup(
+        self: &Arc<Self>,
+        parent: InodeId,
+        name: &FileName,
+        caller: &Caller,
+    ) -> Result<Entry> {
+        match self.locally(|| self.lookup_locally(parent, name, caller)).await {
+            Some(Ok(Found::Entry(entry))) => return Ok(entry),
+            Some(Ok(Found::Inode(inode))) => {
+                let found = self.getattr(inode).await;
+                let gone = |error: VfsError| match error.kind() {
+                    ErrorKind::StaleHandle => {
+                        VfsError::refused(ErrorKind::NotFound, "it has just been removed")
+                    }
+                    _ => error,
+                };
+                return found.map_err(gone);
+            }
+            Some(Err(error)) => return Err(error),
+            None => {}
+        }
+        self.client.behind().applied(parent).await?;
         let asked = clock::now();
         let attr = self.coordinator().lookup(parent, name, caller).await?;
         Ok(self.inodes.adopt(attr, asked))
@@ -134,6 +193,7 @@ impl Vfs {
 
     /// Finds the directory above a directory; the root is its own.
     pub async fn lookup_parent(&self, directory: InodeId, caller: &Caller) -> Result<Entry> {
+        self.client.behind().applied(directory).await?;
         let asked = clock::now();
         let attr = self.coordinator().parent_of(directory, caller).await?;
         Ok(self.inodes.adopt(attr, asked))
@@ -151,6 +211,7 @@ impl Vfs {
 
     /// Attributes, fetched.
     pub async fn getattr(&self, inode: InodeId) -> Result<Entry> {
+        self.client.behind().applied(inode).await?;
         let asked = clock::now();
         let attr = self.coordinator().get_attr(inode).await?;
         Ok(self.inodes.adopt(attr, asked))

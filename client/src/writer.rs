@@ -194,6 +194,7 @@ async fn store_and_commit_once(
     engine: &Arc<Engine>,
     flights: &[Arc<Flight>],
 ) -> Result<Vec<Result<Landing>>> {
+    flights.iter().for_each(|flight| engine.behind.hurry(flight.file.inode()));
     let durable = flights.iter().any(|flight| flight.durable);
     let drafts = cut::cut(flights.iter().map(|flight| &flight.runs[..]), engine.chunk_size);
     let drafts: Vec<_> = drafts.into_iter().map(content_of).collect();
@@ -201,6 +202,8 @@ async fn store_and_commit_once(
         try_join_all(drafts.iter().map(|(content, _)| store::store(engine, content, durable))).await?;
     for flight in flights {
         flight.wait_for_previous().await;
+        // It may have been made here a moment ago.
+        engine.behind.applied(flight.file.inode()).await?;
     }
     let outcomes = commit(engine, flights, &drafts, &stored).await?;
     for (index, outcome) in outcomes.iter().enumerate() {

@@ -96,7 +96,7 @@ impl Setup {
 }
 
 /// A change of the directory, by its number; `false`: there is no such.
-async fn change(t: &Setup, by: &Vfs, number: usize, round: usize) -> Result<bool, VfsError> {
+async fn change(t: &Setup, by: &Arc<Vfs>, number: usize, round: usize) -> Result<bool, VfsError> {
     let (large, other, me) = (t.large, t.other, &t.me);
     let file = |index: usize| name(&format!("f{}", index + round * 100));
     let new = |what: &str| name(&format!("{what}{round}"));

@@ -22,7 +22,7 @@ type Client = CoordinatorClient<Channel>;
 fn create(parent: u64, name: String, kind: v1::InodeKind) -> v1::Mutation {
     let op =
         v1::Create { parent, name: name.into(), kind: kind.into(), mode: 0o755, ..v1::Create::default() };
-    v1::Mutation { op: Some(v1::mutation::Op::Create(op)) }
+    v1::Mutation { op: Some(v1::mutation::Op::Create(op)), ..v1::Mutation::default() }
 }
 
 struct Load {
@@ -38,7 +38,8 @@ impl Load {
         mutations: Vec<v1::Mutation>,
     ) -> Vec<v1::MutationResult> {
         let id = Some(v1::RequestId { session: self.session.clone(), slot, sequence });
-        let request = v1::ApplyRequest { id, mutations, credentials: Some(v1::Credentials::default()) };
+        let credentials = Some(v1::Credentials::default());
+        let request = v1::ApplyRequest { id, mutations, credentials, ..v1::ApplyRequest::default() };
         self.client.apply(request).await.unwrap().into_inner().results
     }
 }
@@ -83,6 +84,7 @@ async fn main() {
         listen: "127.0.0.1:0".into(),
         data: directory.path().join("meta"),
         lease: Duration::from_secs(600),
+        garbage_grace: Duration::from_secs(1200),
         ..CoordinatorConfig::default()
     };
     let running = start(config, shutdown.clone()).await.unwrap();
@@ -134,8 +136,12 @@ async fn main() {
         move |caller: u32, _| {
             let mut client = client.clone();
             let credentials = Some(v1::Credentials::default());
-            let request =
-                v1::LookupRequest { parent: dirs[caller as usize], name: "1.0".into(), credentials };
+            let request = v1::LookupRequest {
+                parent: dirs[caller as usize],
+                name: "1.0".into(),
+                credentials,
+                session: Bytes::new(),
+            };
             async move { drop(client.lookup(request).await.unwrap()) }
         }
     };
@@ -147,7 +153,8 @@ async fn main() {
         for &inode in dirs.iter() {
             let mut after = 0;
             loop {
-                let request = v1::ReadDirRequest { inode, after, limit: 65_536, attributes };
+                let request =
+                    v1::ReadDirRequest { inode, after, limit: 65_536, attributes, session: Bytes::new() };
                 let page = client.read_dir(request).await.unwrap().into_inner();
                 let listed = Entries::decode(&page.entries).unwrap();
                 entries += listed.len() as u64;

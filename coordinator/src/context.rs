@@ -7,6 +7,7 @@ use cairn_proto::limits::{CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MIN};
 
 use crate::archive::queue::Shipping;
 use crate::config::CoordinatorConfig;
+use crate::leases::Leases;
 use crate::membership::Cluster;
 use crate::sessions::Sessions;
 
@@ -75,6 +76,7 @@ impl Sequence {
 pub(crate) struct Context {
     pub(crate) policy: Policy,
     pub(crate) sessions: Sessions,
+    pub(crate) leases: Leases,
     pub(crate) cluster: Cluster,
     pub(crate) sequence: Sequence,
     /// The way of commits to the second place.

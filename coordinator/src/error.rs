@@ -1,6 +1,6 @@
 //! Why a request was refused.
 
-use cairn_proto::{ErrorKind, IdError, NameError, WireError};
+use cairn_proto::{ErrorKind, IdError, InodeId, NameError, WireError};
 
 use crate::store::StoreError;
 
@@ -13,6 +13,10 @@ pub(crate) enum OpError {
     /// The store could not read or write.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Other sessions hold write leases on these directories. Nothing was changed; the service waits
+    /// until they have given them back, and tries again.
+    #[error("other sessions hold leases on directories {0:?}")]
+    Leased(Vec<InodeId>),
 }
 
 impl OpError {
@@ -28,6 +32,7 @@ impl OpError {
         match self {
             Self::Refused { kind, .. } => *kind,
             Self::Store(error) => error.kind(),
+            Self::Leased(_) => ErrorKind::Unavailable,
         }
     }
 

@@ -22,6 +22,7 @@ use uuid::Uuid;
 use crate::archive::queue::Shipping;
 use crate::context::{Context, Policy, Sequence};
 use crate::executor::Tx;
+use crate::leases::Leases;
 use crate::membership::Cluster;
 use crate::membership::state::{Members, Timing};
 use crate::sessions::Sessions;
@@ -39,6 +40,7 @@ fn new_tx() -> Option<Tx> {
     let context = Context {
         policy: Policy::default(),
         sessions: Sessions::new(Duration::from_secs(10), vec![], &[]),
+        leases: Leases::new(Duration::from_secs(10), []),
         cluster: Cluster::new(opened.cluster, opened.term, members),
         sequence: Sequence::new(0),
         shipping: Arc::new(Shipping::off()),

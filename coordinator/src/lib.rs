@@ -27,6 +27,7 @@ mod executor;
 mod fsck;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod leases;
 mod listings;
 mod maintenance;
 mod membership;

@@ -16,6 +16,12 @@ const REFUSED: &str = "coordinator_requests_refused_total";
 const LISTINGS: &str = "coordinator_listing_pages_total";
 /// Sessions that are open.
 const SESSIONS: &str = "coordinator_sessions";
+/// Write leases that sessions hold.
+const LEASES: &str = "coordinator_leases";
+/// Write leases asked back because another session needed them.
+const RECALLED: &str = "coordinator_leases_recalled_total";
+/// Sessions ended because they did not give a lease back.
+const FENCED: &str = "coordinator_sessions_fenced_total";
 /// Datanodes, by state.
 const NODES: &str = "coordinator_datanodes";
 
@@ -73,6 +79,21 @@ pub(crate) fn listed(from: &'static str) {
 /// How many sessions are open.
 pub(crate) fn sessions(count: usize) {
     metrics::gauge!(SESSIONS).set(count as f64);
+}
+
+/// How many write leases are held.
+pub(crate) fn leases(count: usize) {
+    metrics::gauge!(LEASES).set(count as f64);
+}
+
+/// Leases were asked back.
+pub(crate) fn recalled(leases: u64) {
+    metrics::counter!(RECALLED).increment(leases);
+}
+
+/// A session was ended because it did not give a lease back.
+pub(crate) fn session_fenced() {
+    metrics::counter!(FENCED).increment(1);
 }
 
 /// How many datanodes are up, suspect and down.

@@ -6,6 +6,7 @@
 
 pub(crate) mod access;
 mod allocate;
+pub(crate) mod batch;
 mod chunks;
 mod clone_range;
 pub(crate) mod commit;
@@ -26,6 +27,7 @@ pub(crate) mod read;
 pub(crate) mod reconcile;
 mod remove;
 mod rename;
+pub(crate) mod reserve;
 mod rmdir;
 pub(crate) mod rollback;
 mod setattr;

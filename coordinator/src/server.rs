@@ -23,6 +23,7 @@ use crate::config::{CoordinatorConfig, Engine};
 use crate::context::{Context, Policy, Sequence};
 use crate::datanodes::Datanodes;
 use crate::executor::{Executor, Tx};
+use crate::leases::Leases;
 use crate::listings::Listings;
 use crate::maintenance;
 use crate::membership::state::Members;
@@ -32,7 +33,7 @@ use crate::sessions::{NOBODY, Sessions};
 use crate::store::memory::MemoryStore;
 use crate::store::shipped::ShippedWriter;
 use crate::store::sqlite::{self, SqliteOptions};
-use crate::store::{self, Count, Orphan, Scan, Store, StoreError, Table};
+use crate::store::{self, Count, Orphan, Scan, Session, Store, StoreError, Table};
 use crate::workers::compact::Compact;
 use crate::workers::gc::{Gc, GcState};
 use crate::workers::placement::PlacementWorker;
@@ -241,7 +242,7 @@ fn open(config: &CoordinatorConfig, memory: &MemoryStore) -> Result<Opened, Stor
         None => Shipping::off(),
     });
     let orphans: Vec<Orphan> = store::list(&*writer, &Scan::all(Table::Orphan))?;
-    let sessions = store::list(&*writer, &Scan::all(Table::Session))?;
+    let sessions: Vec<Session> = store::list(&*writer, &Scan::all(Table::Session))?;
     let members = Members::new(
         timing(config.suspect_after, config.down_after, config.lost_after),
         store::list(&*writer, &Scan::all(Table::Datanode))?,
@@ -251,6 +252,7 @@ fn open(config: &CoordinatorConfig, memory: &MemoryStore) -> Result<Opened, Stor
     );
     let context = Arc::new(Context {
         policy: Policy::new(config),
+        leases: Leases::new(config.lease, sessions.iter().map(|session| session.id)),
         sessions: Sessions::new(config.lease, sessions, &orphans),
         cluster: Cluster::new(cluster, term, members),
         sequence: Sequence::new(sequence),

@@ -5,6 +5,7 @@
 //! that. Long listings and layouts go to a pool of threads, unless a listing is known from before.
 
 mod backup;
+mod coherence;
 mod consistency;
 mod content;
 #[cfg(feature = "fuzzing")]
@@ -159,6 +160,13 @@ impl Coordinator for Service {
 
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
         answer("Apply", metadata::apply(&self.0, request.into_inner())).await
+    }
+
+    async fn reserve_inodes(
+        &self,
+        request: Request<v1::ReserveInodesRequest>,
+    ) -> Result<Response<v1::ReserveInodesResponse>, Status> {
+        answer("ReserveInodes", metadata::reserve_inodes(&self.0, request.into_inner())).await
     }
 
     async fn upload_file(

@@ -117,6 +117,11 @@ impl Sessions {
         self.lock().live.len()
     }
 
+    /// How the session has introduced itself; empty when it is over.
+    pub(crate) fn description(&self, session: SessionId) -> String {
+        self.lock().live.get(&session).map(|live| live.description.clone()).unwrap_or_default()
+    }
+
     pub(crate) fn list(&self) -> Vec<SessionView> {
         let view = |(&id, live): (&SessionId, &Live)| SessionView {
             id,

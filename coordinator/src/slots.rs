@@ -125,8 +125,8 @@ pub(crate) fn once<R: Message + Default>(
             Ok(reply)
         }
         Err(error) => {
-            // The store's own failures may pass; the same request may then be tried again.
-            if !matches!(error, OpError::Store(_)) {
+            // The store's own failures and leases of others pass; the same request is then tried again.
+            if !matches!(error, OpError::Store(_) | OpError::Leased(_)) {
                 tx.slots.remember(id, Outcome::Refused(error.to_wire()));
             }
             Err(error)

@@ -23,7 +23,8 @@ type Rows = Vec<(String, u64, v1::InodeKind, u64)>;
 async fn names(client: &mut Client, inode: u64, limit: u32) -> Result<(Rows, u64)> {
     let (mut rows, mut after) = (Rows::new(), 0);
     loop {
-        let request = v1::ReadDirRequest { inode, after, limit, attributes: false };
+        let request =
+            v1::ReadDirRequest { inode, after, limit, attributes: false, ..v1::ReadDirRequest::default() };
         let page = client.grpc.read_dir(request).await?.into_inner();
         let entries = Entries::decode(&page.entries)?;
         let name = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
@@ -41,7 +42,13 @@ async fn names(client: &mut Client, inode: u64, limit: u32) -> Result<(Rows, u64
 
 /// The same from the rows of the store, which pages with attributes always come from.
 async fn truth(client: &mut Client, inode: u64) -> Result<(Rows, u64)> {
-    let request = v1::ReadDirRequest { inode, after: 0, limit: 65_536, attributes: true };
+    let request = v1::ReadDirRequest {
+        inode,
+        after: 0,
+        limit: 65_536,
+        attributes: true,
+        ..v1::ReadDirRequest::default()
+    };
     let page = client.grpc.read_dir(request).await?.into_inner();
     let entries = Entries::decode(&page.entries)?;
     let rows = entries.iter().zip(&page.attrs).map(|(entry, attr)| {
@@ -61,7 +68,7 @@ fn rename(from: (u64, &str), to: (u64, &str), exchange: bool) -> v1::Mutation {
         no_replace: false,
         exchange,
     };
-    v1::Mutation { op: Some(Op::Rename(rename)) }
+    v1::Mutation { op: Some(Op::Rename(rename)), ..v1::Mutation::default() }
 }
 
 /// How many pages came from memory, and how many from the store.
@@ -124,7 +131,7 @@ async fn a_directory_that_was_listed_before_is_never_shown_as_it_was() -> Result
     let changes: Vec<(&str, v1::Mutation)> = vec![
         ("create", file(large, "new")),
         ("mkdir", dir(large, "dir")),
-        ("link", v1::Mutation { op: Some(Op::Link(link)) }),
+        ("link", v1::Mutation { op: Some(Op::Link(link)), ..v1::Mutation::default() }),
         ("unlink", unlink(large, "f0")),
         ("rename within", rename((large, "f1"), (large, "renamed"), false)),
         ("rename over another", rename((large, "f2"), (large, "f5"), false)),
@@ -140,7 +147,7 @@ async fn a_directory_that_was_listed_before_is_never_shown_as_it_was() -> Result
             t.one.apply(vec![dir(large, "from")]).await?;
             rename((large, "from"), (large, "f8"), false)
         }),
-        ("rmdir", v1::Mutation { op: Some(Op::Rmdir(rmdir)) }),
+        ("rmdir", v1::Mutation { op: Some(Op::Rmdir(rmdir)), ..v1::Mutation::default() }),
     ];
     for (what, change) in changes {
         // Listed before, so that pages are at hand.
@@ -171,8 +178,14 @@ async fn a_page_is_read_from_the_store_once_for_each_state() -> Result {
     assert_eq!(pages(&t.cluster).await?, [13, 2]);
     // Attributes of the directory itself are those of now, also beside entries from memory.
     let mode = v1::SetAttr { inode: large, mode: Some(0o700), ..v1::SetAttr::default() };
-    t.one.apply(vec![v1::Mutation { op: Some(Op::SetAttr(mode)) }]).await?;
-    let request = v1::ReadDirRequest { inode: large, after: 0, limit: 65_536, attributes: false };
+    t.one.apply(vec![v1::Mutation { op: Some(Op::SetAttr(mode)), ..v1::Mutation::default() }]).await?;
+    let request = v1::ReadDirRequest {
+        inode: large,
+        after: 0,
+        limit: 65_536,
+        attributes: false,
+        ..v1::ReadDirRequest::default()
+    };
     let page = t.two.grpc.read_dir(request).await?.into_inner();
     assert_eq!(page.directory.unwrap_or_default().mode, 0o700);
     t.cluster.stop().await

@@ -3,7 +3,7 @@
 mod common;
 
 use cairn_proto::{ErrorKind, v1, wire_error_of};
-use common::{Cluster, Datanode, create, dir, file, unlink};
+use common::{Cluster, Datanode, create, dir, file, mutation, unlink};
 use v1::mutation::Op;
 
 type Result<T = ()> = anyhow::Result<T>;
@@ -284,7 +284,7 @@ async fn bad_input_gets_an_error_and_nothing_else() -> Result {
             ..v1::Create::default()
         };
         change(&mut op);
-        v1::Mutation { op: Some(Op::Create(op)) }
+        mutation(Op::Create(op))
     };
     let table = [
         ("no parent", bad(0, b"x", |_| {}), ErrorKind::InvalidArgument),
@@ -314,53 +314,41 @@ async fn bad_input_gets_an_error_and_nothing_else() -> Result {
         ),
         (
             "both flags",
-            v1::Mutation {
-                op: Some(Op::Rename(v1::Rename {
-                    parent: 1,
-                    name: "a".into(),
-                    new_parent: 1,
-                    new_name: "b".into(),
-                    no_replace: true,
-                    exchange: true,
-                })),
-            },
+            mutation(Op::Rename(v1::Rename {
+                parent: 1,
+                name: "a".into(),
+                new_parent: 1,
+                new_name: "b".into(),
+                no_replace: true,
+                exchange: true,
+            })),
             ErrorKind::InvalidArgument,
         ),
         (
             "size past the end",
-            v1::Mutation {
-                op: Some(Op::SetAttr(v1::SetAttr {
-                    inode: 1,
-                    size: Some(1 << 63),
-                    ..v1::SetAttr::default()
-                })),
-            },
+            mutation(Op::SetAttr(v1::SetAttr { inode: 1, size: Some(1 << 63), ..v1::SetAttr::default() })),
             ErrorKind::FileTooLarge,
         ),
         (
             "time without time",
-            v1::Mutation {
-                op: Some(Op::SetAttr(v1::SetAttr {
-                    inode: 1,
-                    atime: Some(v1::TimeChange { to: None }),
-                    ..v1::SetAttr::default()
-                })),
-            },
+            mutation(Op::SetAttr(v1::SetAttr {
+                inode: 1,
+                atime: Some(v1::TimeChange { to: None }),
+                ..v1::SetAttr::default()
+            })),
             ErrorKind::InvalidArgument,
         ),
         (
             "allocate past the end",
-            v1::Mutation {
-                op: Some(Op::Allocate(v1::Allocate {
-                    inode: 1,
-                    offset: u64::MAX,
-                    length: u64::MAX,
-                    ..v1::Allocate::default()
-                })),
-            },
+            mutation(Op::Allocate(v1::Allocate {
+                inode: 1,
+                offset: u64::MAX,
+                length: u64::MAX,
+                ..v1::Allocate::default()
+            })),
             ErrorKind::FileTooLarge,
         ),
-        ("nothing", v1::Mutation { op: None }, ErrorKind::InvalidArgument),
+        ("nothing", v1::Mutation::default(), ErrorKind::InvalidArgument),
     ];
     for (what, mutation, expected) in table {
         let result = client.apply(vec![mutation]).await?;
@@ -373,7 +361,7 @@ async fn bad_input_gets_an_error_and_nothing_else() -> Result {
     }
     let none = client.apply(vec![]).await;
     assert_eq!(client.error(none), ErrorKind::InvalidArgument);
-    let many = client.apply(vec![v1::Mutation { op: None }; 4097]).await;
+    let many = client.apply(vec![v1::Mutation::default(); 4097]).await;
     assert_eq!(client.error(many), ErrorKind::InvalidArgument);
     let bad_id = v1::RequestId { session: vec![1, 2, 3].into(), slot: 0, sequence: 1 };
     let no_session = client.apply_as(bad_id, vec![file(1, "x")]).await;

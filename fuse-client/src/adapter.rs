@@ -10,11 +10,12 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use cairn_client::vfs::{
-    AttrChange, DirEntries, Entry, HandleId, Listing, Opened, RenameMode, Result, SeekFrom, Vfs, WriteOrigin,
+    AttrChange, DirEntries, Entry, HandleId, Listing, NewNode, Opened, RenameMode, Result, SeekFrom, Vfs,
+    WriteOrigin,
 };
 use cairn_client::{Caller, StatFs};
 use cairn_proto::limits::NAME_MAX;
-use cairn_proto::{ErrorKind, SymlinkTarget};
+use cairn_proto::{ErrorKind, FileName, InodeId, SymlinkTarget};
 use cairn_runtime::clock;
 use cairn_runtime::telemetry::RequestId;
 use fuser::{
@@ -131,12 +132,22 @@ impl Adapter {
         }));
     }
 
-    /// Answers a request that makes an inode.
-    fn make<F>(&self, asked: Asked, reply: ReplyEntry, work: impl FnOnce(Arc<Vfs>) -> F)
-    where
-        F: Future<Output = Result<Entry>> + Send + 'static,
-    {
-        self.later(asked, reply, work(Arc::clone(&self.vfs)), answer_entry);
+    /// Makes an inode and answers with it.
+    fn make(
+        &self,
+        asked: Asked,
+        reply: ReplyEntry,
+        (parent, name): (InodeId, FileName),
+        new: NewNode,
+        mode: u32,
+        caller: Caller,
+    ) {
+        if let Some(made) = self.vfs.try_make(parent, &name, &new, mode, &caller) {
+            return self.now(asked, reply, made, answer_entry);
+        }
+        let vfs = Arc::clone(&self.vfs);
+        let work = async move { vfs.make(parent, &name, &new, mode, &caller).await };
+        self.later(asked, reply, work, answer_entry);
     }
 
     /// Answers a request with success alone.
@@ -248,8 +259,11 @@ impl Filesystem for Adapter {
         let asked = self.asked(Op::Lookup, request, parent);
         let parent = decode!(reply, encode::inode(parent));
         let name = decode!(reply, encode::name(name));
-        let vfs = Arc::clone(&self.vfs);
         // The kernel has checked that the caller may search the directory.
+        if let Some(known) = self.vfs.try_lookup(parent, &name, &Caller::root()) {
+            return self.now(asked, reply, known, answer_entry);
+        }
+        let vfs = Arc::clone(&self.vfs);
         let work = async move { vfs.lookup(parent, &name, &Caller::root()).await };
         self.later(asked, reply, work, answer_entry);
     }
@@ -293,6 +307,9 @@ impl Filesystem for Adapter {
         let (atime, mtime) = (atime.map(encode::time), mtime.map(encode::time));
         let change = AttrChange { mode, uid, gid, size, atime, mtime };
         let (handle, caller) = (fh.map(|fh| HandleId(fh.0)), self.callers.with_groups(request));
+        if let Some(done) = self.vfs.try_setattr(inode, change, &caller) {
+            return self.now(asked, reply, done, answer_attr);
+        }
         let vfs = Arc::clone(&self.vfs);
         let work = async move { vfs.setattr(inode, change, handle, &caller).await };
         self.later(asked, reply, work, answer_attr);
@@ -324,11 +341,7 @@ impl Filesystem for Adapter {
         let name = decode!(reply, encode::name(name));
         let kind = decode!(reply, encode::kind_of(mode));
         let caller = self.callers.with_groups(request);
-        self.make(
-            asked,
-            reply,
-            |vfs| async move { vfs.mknod(parent, &name, kind, mode, rdev, &caller).await },
-        );
+        self.make(asked, reply, (parent, name), NewNode::Other(kind, rdev), mode, caller);
     }
 
     fn mkdir(
@@ -344,7 +357,7 @@ impl Filesystem for Adapter {
         let parent = decode!(reply, encode::inode(parent));
         let name = decode!(reply, encode::name(name));
         let caller = self.callers.with_groups(request);
-        self.make(asked, reply, |vfs| async move { vfs.mkdir(parent, &name, mode, &caller).await });
+        self.make(asked, reply, (parent, name), NewNode::Directory, mode, caller);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -352,6 +365,9 @@ impl Filesystem for Adapter {
         let parent = decode!(reply, encode::inode(parent));
         let name = decode!(reply, encode::name(name));
         let caller = self.callers.with_groups(request);
+        if let Some(done) = self.vfs.try_unlink(parent, &name, &caller) {
+            return self.now(asked, reply, done, |reply, ()| reply.ok());
+        }
         self.perform(asked, reply, |vfs| async move { vfs.unlink(parent, &name, &caller).await });
     }
 
@@ -360,6 +376,9 @@ impl Filesystem for Adapter {
         let parent = decode!(reply, encode::inode(parent));
         let name = decode!(reply, encode::name(name));
         let caller = self.callers.with_groups(request);
+        if let Some(done) = self.vfs.try_rmdir(parent, &name, &caller) {
+            return self.now(asked, reply, done, |reply, ()| reply.ok());
+        }
         self.perform(asked, reply, |vfs| async move { vfs.rmdir(parent, &name, &caller).await });
     }
 
@@ -372,7 +391,7 @@ impl Filesystem for Adapter {
             .map_err(|error| errno(cairn_client::vfs::VfsError::from(error).kind()));
         let target = decode!(reply, target);
         let caller = self.callers.with_groups(request);
-        self.make(asked, reply, |vfs| async move { vfs.symlink(parent, &name, &target, &caller).await });
+        self.make(asked, reply, (parent, name), NewNode::Symlink(target), 0o777, caller);
     }
 
     fn rename(
@@ -397,6 +416,10 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let caller = self.callers.with_groups(request);
+        let (from, to) = ((parent, &name), (new_parent, &new_name));
+        if let Some(done) = self.vfs.try_rename(from, to, mode, &caller) {
+            return self.now(asked, reply, done, |reply, ()| reply.ok());
+        }
         self.perform(asked, reply, |vfs| async move {
             vfs.rename(parent, &name, new_parent, &new_name, mode, &caller).await
         });
@@ -408,7 +431,9 @@ impl Filesystem for Adapter {
         let parent = decode!(reply, encode::inode(newparent));
         let name = decode!(reply, encode::name(newname));
         let caller = self.callers.with_groups(request);
-        self.make(asked, reply, |vfs| async move { vfs.link(inode, parent, &name, &caller).await });
+        let vfs = Arc::clone(&self.vfs);
+        let work = async move { vfs.link(inode, parent, &name, &caller).await };
+        self.later(asked, reply, work, answer_entry);
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -439,13 +464,16 @@ impl Filesystem for Adapter {
         let parent = decode!(reply, encode::inode(parent));
         let name = decode!(reply, encode::name(name));
         let (vfs, caller) = (Arc::clone(&self.vfs), self.callers.with_groups(request));
-        let work =
-            async move { vfs.create_open(parent, &name, mode, encode::open_flags(flags), &caller).await };
-        self.later(asked, reply, work, move |reply, opened| {
+        let (opening, answer) = (encode::open_flags(flags), move |reply: ReplyCreate, opened: Opened| {
             let (entry, handle) = (&opened.entry, FileHandle(opened.handle.0));
             let flags = fopen_flags(&opened, flags);
             reply.created(&entry.valid, &encode::attr(&entry.attr), GENERATION, handle, flags);
         });
+        if let Some(made) = self.vfs.try_create_open(parent, &name, mode, opening, &caller) {
+            return self.now(asked, reply, made, answer);
+        }
+        let work = async move { vfs.create_open(parent, &name, mode, opening, &caller).await };
+        self.later(asked, reply, work, answer);
     }
 
     fn read(
@@ -584,8 +612,8 @@ impl Filesystem for Adapter {
 
     fn fsyncdir(&self, request: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let asked = self.asked(Op::Fsync, request, ino);
-        let done = self.vfs.fsyncdir(HandleId(fh.0));
-        self.now(asked, reply, done, |reply, ()| reply.ok());
+        let handle = HandleId(fh.0);
+        self.perform(asked, reply, |vfs| async move { vfs.fsyncdir(handle).await });
     }
 
     fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {

@@ -206,8 +206,9 @@ impl Wire {
     pub fn apply_as(&self, op: Op, uid: u32) -> Result<v1::MutationResult, WireError> {
         let request = v1::ApplyRequest {
             id: Some(self.next_id()),
-            mutations: vec![v1::Mutation { op: Some(op) }],
+            mutations: vec![v1::Mutation { op: Some(op), ..v1::Mutation::default() }],
             credentials: Some(v1::Credentials { uid, gid: uid, groups: vec![] }),
+            want_leases: false,
         };
         let mut results = self.call(self.coordinator().apply(request))?.results;
         assert_eq!(results.len(), 1, "one result for one mutation");
@@ -246,12 +247,14 @@ impl Wire {
             parent: ROOT,
             name: Bytes::copy_from_slice(name.as_bytes()),
             credentials: Some(v1::Credentials::default()),
+            session: self.session.clone(),
         };
         Ok(self.call(self.coordinator().lookup(request))?.attr.expect("attributes"))
     }
 
     pub fn list_root(&self) -> Vec<String> {
-        let request = v1::ReadDirRequest { inode: ROOT, after: 0, limit: 65_536, attributes: false };
+        let session = self.session.clone();
+        let request = v1::ReadDirRequest { inode: ROOT, after: 0, limit: 65_536, attributes: false, session };
         let page = self.call(self.coordinator().read_dir(request)).expect("ReadDir");
         let entries = Entries::decode(&page.entries).expect("entries");
         entries.iter().map(|entry| String::from_utf8_lossy(entry.name).into_owned()).collect()

@@ -126,6 +126,11 @@ pub fn alongside<T>(
     (outcomes, given)
 }
 
+/// Makes what was renamed and removed in a directory survive.
+pub fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
 /// Makes file after file, each synced.
 pub fn files(mount: &Path, control: &Control) -> Outcome {
     let directory = mount.join("files");

@@ -81,6 +81,7 @@ fn what_was_acknowledged_is_there_after_the_coordinators_disk_is_lost() {
     known.write(&cluster.mount_path(), "after", 30);
     std::fs::rename(cluster.mount_path().join("before/file-3"), cluster.mount_path().join("renamed"))
         .unwrap();
+    cairn_tests::workload::sync_directory(&cluster.mount_path()).unwrap();
     let moved = known.0.remove(Path::new("before/file-3")).unwrap();
     known.0.insert("renamed".into(), moved);
     // The last thing before the end: acknowledged, so in the place, without a wait.
@@ -232,11 +233,16 @@ fn changes_wait_for_a_place_that_is_away() {
     cluster.wait_formed();
     known.check(&cluster.mount_path());
     let mount = cluster.mount_path();
+    let (apart, is_apart) = std::sync::mpsc::channel();
     let writer = std::thread::spawn(move || {
+        // Else a process that is started meanwhile would wait to close the writer's file, too.
+        cairn_tests::workload::keep_files_apart();
+        apart.send(()).unwrap();
         let mut known = Known::default();
         known.write(&mount, "waits", 1);
         known
     });
+    is_apart.recv().unwrap();
     wait::until_true("the health code", Duration::from_secs(60), || {
         let status = status(&cluster);
         let codes = status["health"].as_array().unwrap();

@@ -68,7 +68,8 @@ fn read(name: &str, length: u32) -> Call {
 /// A call whose header claims an encoding; what it would unpack to does not matter.
 fn encoded(encoding: &'static str) -> Call {
     Box::new(move |wire, coordinator, _| {
-        let mut request = tonic::Request::new(v1::GetAttrRequest { inode: 1 });
+        let mut request =
+            tonic::Request::new(v1::GetAttrRequest { inode: 1, ..v1::GetAttrRequest::default() });
         request.metadata_mut().insert("grpc-encoding", encoding.parse().expect("header"));
         let address = coordinator.to_owned();
         wire.block_on(async move {

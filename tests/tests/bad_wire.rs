@@ -49,16 +49,19 @@ fn reads_of_names_and_attributes() {
     let lookup = |parent: u64, name: Bytes, groups: usize| {
         move |wire: &Wire| {
             let credentials = Some(v1::Credentials { uid: 0, gid: 0, groups: vec![5; groups] });
-            wire.call(wire.coordinator().lookup(v1::LookupRequest { parent, name, credentials })).map(drop)
+            let request = v1::LookupRequest { parent, name, credentials, session: Bytes::new() };
+            wire.call(wire.coordinator().lookup(request)).map(drop)
         }
     };
     for id in BAD_IDS {
         rows.push(row(format!("Lookup in {id}"), &[InvalidArgument], lookup(id, name(b"a"), 0)));
         rows.push(row(format!("GetAttr of {id}"), &[InvalidArgument], move |wire| {
-            wire.call(wire.coordinator().get_attr(v1::GetAttrRequest { inode: id })).map(drop)
+            let request = v1::GetAttrRequest { inode: id, session: Bytes::new() };
+            wire.call(wire.coordinator().get_attr(request)).map(drop)
         }));
         rows.push(row(format!("GetXattrs of {id}"), &[InvalidArgument], move |wire| {
-            wire.call(wire.coordinator().get_xattrs(v1::GetXattrsRequest { inode: id })).map(drop)
+            let request = v1::GetXattrsRequest { inode: id, session: Bytes::new() };
+            wire.call(wire.coordinator().get_xattrs(request)).map(drop)
         }));
         rows.push(row(format!("ReadDir of {id}"), &[InvalidArgument], move |wire| {
             let request = v1::ReadDirRequest { inode: id, limit: 10, ..v1::ReadDirRequest::default() };
@@ -330,8 +333,12 @@ fn batches_and_request_ids() {
     let mut rows = Vec::new();
     let good = |wire: &Wire| v1::ApplyRequest {
         id: Some(wire.next_id()),
-        mutations: vec![v1::Mutation { op: Some(Op::Create(create(name(b"batch")))) }],
+        mutations: vec![v1::Mutation {
+            op: Some(Op::Create(create(name(b"batch")))),
+            ..v1::Mutation::default()
+        }],
         credentials: Some(v1::Credentials::default()),
+        want_leases: false,
     };
     type Change = fn(&mut v1::ApplyRequest);
     let changes: &[(&str, &'static [ErrorKind], Change)] = &[
@@ -352,6 +359,16 @@ fn batches_and_request_ids() {
         ("4,097 mutations", &[InvalidArgument], |r| r.mutations = vec![r.mutations[0].clone(); 4097]),
         ("a mutation of no kind", &[InvalidArgument, Protocol], |r| r.mutations[0].op = None),
         ("no credentials", &[InvalidArgument], |r| r.credentials = None),
+        ("a time before 1970", &[InvalidArgument], |r| r.mutations[0].at_ns = -1),
+        ("an inode id that nobody reserved", &[InvalidArgument], |r| {
+            r.mutations[0].op = Some(Op::Create(v1::Create { inode: PAST, ..create(name(b"batch")) }));
+        }),
+        ("an inode id that is in use", &[InvalidArgument], |r| {
+            r.mutations[0].op = Some(Op::Create(v1::Create { inode: ROOT, ..create(name(b"batch")) }));
+        }),
+        ("a lease on a file", &[InvalidArgument], |r| {
+            r.mutations[0].op = Some(Op::Create(v1::Create { lease: true, ..create(name(b"batch")) }));
+        }),
         ("70,000 groups", &[InvalidArgument], |r| {
             r.credentials = Some(v1::Credentials { groups: vec![1; 70_000], ..v1::Credentials::default() });
         }),
@@ -365,6 +382,16 @@ fn batches_and_request_ids() {
             error.map_or(Ok(()), Err)
         }));
     }
+    let reserve = |session: &'static [u8], count: u32| {
+        move |wire: &Wire| {
+            let request = v1::ReserveInodesRequest { session: Bytes::from_static(session), count };
+            wire.call(wire.coordinator().reserve_inodes(request)).map(drop)
+        }
+    };
+    rows.push(row("ReserveInodes of none", &[InvalidArgument], reserve(&[1; 16], 0)));
+    rows.push(row("ReserveInodes of 2^32 - 1", &[InvalidArgument], reserve(&[1; 16], u32::MAX)));
+    rows.push(row("ReserveInodes of no session", &[InvalidArgument], reserve(&[], 1)));
+    rows.push(row("ReserveInodes of a session that is not", &[SessionExpired], reserve(&[1; 16], 1)));
     rows.push(row("ConfirmUpload of 4,097 files", &[InvalidArgument], |wire| {
         let file = v1::FileCommit { inode: ROOT, ..v1::FileCommit::default() };
         let files = vec![file; 4097];

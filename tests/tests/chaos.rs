@@ -164,7 +164,10 @@ fn run_client(record: &Record, root: &Path, me: usize) {
         let path = path_of(root, me, file);
         let exists = record.history(me, file).states.last().is_some_and(Option::is_some);
         let done = if exists && numbers.below(6) == 0 {
-            record.change(me, file, None, || fs::remove_file(&path))
+            record.change(me, file, None, || {
+                fs::remove_file(&path)?;
+                workload::sync_directory(root)
+            })
         } else {
             let temporary = root.join(format!("temporary-{me}"));
             let write = || -> io::Result<()> {
@@ -172,7 +175,11 @@ fn run_client(record: &Record, root: &Path, me: usize) {
                 out.write_all_at(&content(me, file, sequence), 0)?;
                 out.sync_all()
             };
-            write().and_then(|()| record.change(me, file, Some(sequence), || fs::rename(&temporary, &path)))
+            let replace = || -> io::Result<()> {
+                fs::rename(&temporary, &path)?;
+                workload::sync_directory(root)
+            };
+            write().and_then(|()| record.change(me, file, Some(sequence), replace))
         };
         let own = done.and_then(|()| look(record, root, me, file));
         let other = (me + 1) % CLIENTS;

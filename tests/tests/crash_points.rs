@@ -59,11 +59,13 @@ fn work(directory: &Path, files: u64, began: &AtomicU64) -> (Kept, Option<io::Er
                 1 => {
                     let second = directory.join(format!("old-{number}"));
                     fs::rename(&first, &second)?;
+                    workload::sync_directory(directory)?;
                     kept.acknowledged += 1;
                     kept.files.push((second, number, length));
                 }
                 2 => {
                     fs::remove_file(&first)?;
+                    workload::sync_directory(directory)?;
                     kept.acknowledged += 1;
                     kept.gone.push(first);
                 }

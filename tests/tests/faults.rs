@@ -195,7 +195,7 @@ fn what_was_synced_survives_that_everything_is_killed_at_once() {
 }
 
 #[test]
-fn a_deleted_and_a_renamed_file_stay_so_when_everything_is_killed() {
+fn a_deleted_and_a_renamed_file_stay_so_when_the_directory_was_synced_and_everything_is_killed() {
     let mut cluster = Cluster::builder().start();
     let mount = cluster.mount_path();
     for name in ["gone", "old", "stays"] {
@@ -204,6 +204,7 @@ fn a_deleted_and_a_renamed_file_stay_so_when_everything_is_killed() {
     }
     std::fs::remove_file(mount.join("gone")).expect("unlink");
     std::fs::rename(mount.join("old"), mount.join("new")).expect("rename");
+    workload::sync_directory(&mount).expect("fsync of the directory");
     cluster.kill9_all();
     cluster.restart();
     let mut names: Vec<_> = std::fs::read_dir(&mount)
@@ -254,6 +255,7 @@ fn fill(mut cluster: Cluster, must_fill: bool) {
     // Names can still be changed, files removed; and everything survives a restart of all.
     std::fs::rename(mount.join("before"), mount.join("after")).expect("rename");
     std::fs::create_dir(mount.join("directory")).expect("mkdir");
+    workload::sync_directory(&mount).expect("fsync of the directory");
     cluster.kill9_all();
     cluster.restart();
     outcome.check();

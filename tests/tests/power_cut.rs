@@ -28,11 +28,11 @@ const PAGE: usize = 4096;
 enum Stage {
     /// Written under its first name and synced.
     Written,
-    /// Renamed.
+    /// Renamed, and the directory synced.
     Renamed,
     /// One page replaced and synced.
     Replaced,
-    /// Removed.
+    /// Removed, and the directory synced.
     Removed,
 }
 
@@ -101,6 +101,7 @@ fn write_files(mount: &Path, writer: u64, manifest: &Mutex<Manifest>, stop: &Ato
                 }
                 Stage::Renamed => {
                     fs::rename(&first, &second).expect("rename");
+                    workload::sync_directory(mount).expect("fsync of the directory");
                     path.clone_from(&second);
                 }
                 Stage::Replaced => {
@@ -108,7 +109,10 @@ fn write_files(mount: &Path, writer: u64, manifest: &Mutex<Manifest>, stop: &Ato
                     file.write_all_at(&page_of(number), 0).expect("write");
                     file.sync_data().expect("fdatasync");
                 }
-                Stage::Removed => fs::remove_file(&path).expect("unlink"),
+                Stage::Removed => {
+                    fs::remove_file(&path).expect("unlink");
+                    workload::sync_directory(mount).expect("fsync of the directory");
+                }
             }
             note(index, &|progress| progress.acknowledged += 1);
         }

@@ -61,6 +61,7 @@ fn files_come_back_by_name_with_old_metadata_and_by_number_without() {
     std::fs::File::options().write(true).open(mount.join("sparse")).unwrap().set_len(1 << 20).unwrap();
     std::fs::hard_link(mount.join("a/small"), mount.join("linked")).unwrap();
     std::os::unix::fs::symlink("a/small", mount.join("symlink")).unwrap();
+    cairn_tests::workload::sync_directory(&mount).unwrap();
     let backup = cluster.path().join("metadata.cairn");
     cluster.run_ok(&["coordinator", "backup", &backup.display().to_string()]);
     let database = cluster.path().join("meta.db");

@@ -45,6 +45,10 @@ pub struct MountArgs {
     /// `close` waits until data would survive power loss, as `fsync` does.
     #[arg(long)]
     pub durable_close: bool,
+    /// Each change of names (create, rename, unlink, ...) is durable when it is answered. Otherwise changes are
+    /// made locally, under leases, and applied some milliseconds later; `fsync` waits for them.
+    #[arg(long)]
+    pub durable_names: bool,
     /// Where to serve /metrics, /healthz and /readyz [default: nowhere].
     #[arg(long, value_name = "HOST:PORT")]
     pub metrics_listen: Option<String>,

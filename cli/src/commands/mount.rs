@@ -46,6 +46,7 @@ fn flags(args: &MountArgs, directory: &Path) -> Flags {
         .set("client.unreachable", "--unreachable", args.unreachable.as_deref())
         .set("client.memory", "--memory", args.memory)
         .switch("client.durable_close", "--durable-close", args.durable_close)
+        .switch("client.durable_names", "--durable-names", args.durable_names)
 }
 
 /// Both sections that a mount uses, judged.
@@ -194,6 +195,7 @@ fn background_line(
         ("--protect", args.protect),
         ("--nonempty", args.nonempty),
         ("--durable-close", args.durable_close),
+        ("--durable-names", args.durable_names),
         ("--quiet", global.quiet),
     ];
     line.extend(switches.iter().filter(|(_, given)| *given).map(|(flag, _)| (*flag).into()));

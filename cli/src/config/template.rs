@@ -102,6 +102,10 @@ const MEANINGS: &[(&str, &str)] = &[
         "While the cluster does not answer: hard waits, soft=SECONDS fails with EIO after that time.",
     ),
     ("client.durable_close", "Whether close waits until data would survive power loss, as fsync does."),
+    (
+        "client.durable_names",
+        "Whether each change of names is durable when it is answered, rather than milliseconds later.",
+    ),
     ("mount.mountpoint", "The directory to mount at; cairn mount takes it as its argument."),
     ("mount.allow_other", "Let other users in; permission bits decide what they may do."),
     ("mount.read_only", "Refuse every change."),

@@ -60,6 +60,14 @@ impl FileContent {
         .await
     }
 
+    /// Runs `change` with all buffered writes committed, and none coming between.
+    pub(crate) async fn change_locally<T: Send + 'static>(
+        &self,
+        change: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T> {
+        self.exclusively(async move |_| Ok(change())).await
+    }
+
     /// fallocate(2), after all buffered writes. `op.inode` is filled in.
     pub async fn allocate(&self, op: v1::Allocate, caller: &Caller) -> Result<Attr> {
         let op = v1::Allocate { inode: self.inode.get(), ..op };
@@ -94,6 +102,7 @@ impl FileContent {
             if length == 0 {
                 return Ok(0);
             }
+            this.engine.behind.applied(source.inode).await?;
             let op = v1::CloneRange {
                 source: source.inode.get(),
                 source_offset,
@@ -136,6 +145,7 @@ impl FileContent {
     }
 
     async fn apply(&self, op: Op, caller: &Caller) -> Result<Attr> {
+        self.engine.behind.applied(self.inode).await?;
         self.engine.coordinator.apply(op, caller).await?.into_attr()
     }
 

@@ -12,6 +12,8 @@ use crate::retry::same_call_may_succeed;
 
 /// Extents in one answer of the coordinator.
 const LAYOUT_EXTENTS: u32 = 1024;
+/// Bytes of a file that is fetched when it is opened: two blocks.
+const SHORT: u64 = 128 << 10;
 /// How often a layout that names deleted chunks is fetched anew.
 const STALE_MAX: usize = 3;
 
@@ -126,12 +128,32 @@ impl FileContent {
         }
         // Up to the end of the file, as far as one answer goes.
         let length = i64::MAX as u64 - range.start();
+        self.engine.behind.applied(self.inode).await?;
         let coordinator = &self.engine.coordinator;
         let layout = coordinator.layout(self.inode, range.start(), length, LAYOUT_EXTENTS).await?;
         let mut state = self.lock();
         state.adopt(&layout.attr, false);
         state.learn(&layout);
         Ok(())
+    }
+
+    /// Begins to fetch a file that is sure to be read soon, when it is short and its layout is known: the bytes are
+    /// then on their way before the reader asks.
+    pub(crate) fn fetch_if_short(&self) {
+        let parts = {
+            let state = self.lock();
+            let size = state.size();
+            if size > SHORT || state.is_dirty() {
+                return;
+            }
+            let parts = ByteRange::between(0, size).map(|all| state.extents.parts(all)).unwrap_or_default();
+            parts.into_iter().map(|part| state.with_info(part)).collect::<Vec<_>>()
+        };
+        for part in parts {
+            if let (Part::Data(extent), Some(info)) = part {
+                Fetches::ahead(&self.engine, extent.chunk, &info, blocks_in(&extent));
+            }
+        }
     }
 
     /// Fetches ahead of a sequential reader, and drops behind it.

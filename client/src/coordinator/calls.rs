@@ -8,6 +8,7 @@ use cairn_runtime::telemetry::RequestId;
 use tonic::{Response, Status};
 
 use super::{Coordinator, Rpc};
+use crate::behind::Pending;
 use crate::error::{ClientError, Result};
 use crate::metrics;
 use crate::retry::{Patience, same_call_may_succeed};
@@ -172,11 +173,13 @@ impl Coordinator {
         &self,
         mutations: Vec<v1::Mutation>,
         credentials: v1::Credentials,
+        want_leases: bool,
     ) -> Result<v1::ApplyResponse> {
         let request = |_: &Identity, id| v1::ApplyRequest {
             id: Some(id),
             mutations: mutations.clone(),
             credentials: Some(credentials.clone()),
+            want_leases,
         };
         self.mutate("change metadata", request, |mut rpc, request| async move { rpc.apply(request).await })
             .await
@@ -188,18 +191,41 @@ impl Coordinator {
         create: v1::Create,
         sequence: u64,
         credentials: v1::Credentials,
+        want_leases: bool,
     ) -> Result<v1::ApplyResponse> {
         let request = |identity: &Identity, id| {
             let open = v1::OpenRegistration { session: identity.session.to_wire(), sequence };
             let create = v1::Create { open: Some(open), ..create.clone() };
+            let op = Some(v1::mutation::Op::Create(create));
             v1::ApplyRequest {
                 id: Some(id),
-                mutations: vec![v1::Mutation { op: Some(v1::mutation::Op::Create(create)) }],
+                mutations: vec![v1::Mutation { op, ..v1::Mutation::default() }],
                 credentials: Some(credentials.clone()),
+                want_leases,
             }
         };
         self.mutate("create a file", request, |mut rpc, request| async move { rpc.apply(request).await })
             .await
+    }
+
+    /// `Apply` of mutations that were performed under leases, exactly once in each session.
+    pub(crate) async fn send_behind(&self, batch: &[Pending]) -> Result<Vec<v1::MutationResult>> {
+        let request = |identity: &Identity, id| {
+            let session = identity.session.to_wire();
+            v1::ApplyRequest {
+                id: Some(id),
+                mutations: batch.iter().map(|pending| pending.to_wire(&session)).collect(),
+                credentials: None,
+                want_leases: false,
+            }
+        };
+        let send = |mut rpc: Rpc, request| async move { rpc.apply(request).await };
+        let answer: v1::ApplyResponse = self.mutate("apply what was done locally", request, send).await?;
+        if answer.results.len() != batch.len() {
+            let what = format!("{} results for {} mutations", answer.results.len(), batch.len());
+            return Err(ClientError::protocol("the coordinator", what));
+        }
+        Ok(answer.results)
     }
 
     /// `ConfirmUpload`, exactly once. The caller makes sure that it runs to its end.

@@ -4,12 +4,16 @@ use bytes::Bytes;
 use cairn_proto::limits::BATCH_MAX;
 use cairn_proto::{ErrorKind, FileName, InodeId, v1};
 
+use cairn_runtime::clock;
+
 use super::{Coordinator, Rpc};
 use crate::attr::{Applied, Attr, Caller, StatFs};
 use crate::error::{ClientError, Result};
 use crate::layout::Layout;
 use crate::listing::DirPage;
-use crate::session::OpenGuard;
+use crate::retry::TRY_TIME;
+use crate::session::leases::Era;
+use crate::session::{Identity, OpenGuard};
 
 const PEER: &str = "the coordinator";
 /// Extents that come along with an open: two gigabytes of full chunks.
@@ -29,10 +33,11 @@ impl Coordinator {
     }
 
     async fn lookup_bytes(&self, parent: InodeId, name: Bytes, caller: &Caller) -> Result<Attr> {
-        let request = |_: &_| v1::LookupRequest {
+        let request = |identity: &Identity| v1::LookupRequest {
             parent: parent.get(),
             name: name.clone(),
             credentials: Some(caller.to_wire()),
+            session: identity.session.to_wire(),
         };
         let send = |mut rpc: Rpc, request| async move { rpc.lookup(request).await };
         let answer: v1::LookupResponse = self.ask("look up a name", request, send).await?;
@@ -41,7 +46,10 @@ impl Coordinator {
 
     /// Attributes of an inode.
     pub async fn get_attr(&self, inode: InodeId) -> Result<Attr> {
-        let request = |_: &_| v1::GetAttrRequest { inode: inode.get() };
+        let request = |identity: &Identity| v1::GetAttrRequest {
+            inode: inode.get(),
+            session: identity.session.to_wire(),
+        };
         let send = |mut rpc: Rpc, request| async move { rpc.get_attr(request).await };
         let answer: v1::GetAttrResponse = self.ask("get attributes", request, send).await?;
         Attr::required(answer.attr)
@@ -55,14 +63,23 @@ impl Coordinator {
         limit: u32,
         attributes: bool,
     ) -> Result<DirPage> {
-        let request = |_: &_| v1::ReadDirRequest { inode: inode.get(), after, limit, attributes };
+        let request = |identity: &Identity| v1::ReadDirRequest {
+            inode: inode.get(),
+            after,
+            limit,
+            attributes,
+            session: identity.session.to_wire(),
+        };
         let send = |mut rpc: Rpc, request| async move { rpc.read_dir(request).await };
         DirPage::from_wire(self.ask("list a directory", request, send).await?, after, attributes)
     }
 
     /// All extended attributes of an inode, as (name, value).
     pub async fn xattrs(&self, inode: InodeId) -> Result<Vec<(Bytes, Bytes)>> {
-        let request = |_: &_| v1::GetXattrsRequest { inode: inode.get() };
+        let request = |identity: &Identity| v1::GetXattrsRequest {
+            inode: inode.get(),
+            session: identity.session.to_wire(),
+        };
         let send = |mut rpc: Rpc, request| async move { rpc.get_xattrs(request).await };
         let answer: v1::GetXattrsResponse = self.ask("get extended attributes", request, send).await?;
         Ok(answer.xattrs.into_iter().map(|xattr| (xattr.name, xattr.value)).collect())
@@ -103,9 +120,11 @@ impl Coordinator {
             return Err(ClientError::new(ErrorKind::InvalidArgument, message));
         }
         let expected = ops.len();
-        let mutations = ops.into_iter().map(|op| v1::Mutation { op: Some(op) }).collect();
+        let mutation = |op| v1::Mutation { op: Some(op), ..v1::Mutation::default() };
+        let mutations = ops.into_iter().map(mutation).collect();
         let (this, credentials) = (self.clone(), caller.to_wire());
-        let answer = self.complete(async move { this.send_apply(mutations, credentials).await }).await?;
+        let answer =
+            self.complete(async move { this.send_apply(mutations, credentials, false).await }).await?;
         if answer.results.len() != expected {
             let what = format!("{} results for {expected} mutations", answer.results.len());
             return Err(ClientError::protocol(PEER, what));
@@ -116,34 +135,64 @@ impl Coordinator {
     /// Registers an open of a file: fresh attributes and the first extents. The open ends when the
     /// guard is dropped.
     pub async fn open(&self, inode: InodeId) -> Result<(OpenGuard, Layout)> {
-        let this = self.clone();
-        // In a task of its own, so that an open that the coordinator may have registered is closed
-        // again when the caller goes away.
-        self.complete(async move {
-            let session = &this.shared.session;
-            let sequence = session.opens.next_sequence();
-            let guard = session.hold(inode, sequence);
-            let layout = this.fetch_layout(inode, (0, i64::MAX as u64), OPEN_EXTENTS, Some(sequence)).await?;
-            Ok((guard, layout))
-        })
-        .await
+        let session = &self.shared.session;
+        let sequence = session.opens.next_sequence();
+        // No task of its own, which would cost a lone caller a wake-up.
+        let opening = Opening { guard: Some(session.hold(inode, sequence)), tasks: &self.shared };
+        let layout = self.fetch_layout(inode, (0, i64::MAX as u64), OPEN_EXTENTS, Some(sequence)).await;
+        let guard = opening.answered();
+        Ok((guard.ok_or(ClientError::Closed)?, layout?))
+    }
+
+    /// One mutation, exactly once, for a client that works under leases: with those that it was granted.
+    /// The caller makes sure that it runs to its end.
+    pub(crate) async fn apply_for_leases(
+        &self,
+        op: v1::mutation::Op,
+        caller: &Caller,
+        want_leases: bool,
+    ) -> Result<Granted> {
+        let era = self.shared.session.leases.era();
+        let mutation = v1::Mutation { op: Some(op), ..v1::Mutation::default() };
+        let answer = self.send_apply(vec![mutation], caller.to_wire(), want_leases).await?;
+        Granted::from_answer(answer, era)
     }
 
     /// Creates a file and opens it. `create.open` is filled in; `create.exclusive` as the caller says.
     pub async fn create_open(&self, create: v1::Create, caller: &Caller) -> Result<(OpenGuard, Applied)> {
-        let (this, credentials) = (self.clone(), caller.to_wire());
+        let (this, caller) = (self.clone(), caller.clone());
         self.complete(async move {
-            let session = &this.shared.session;
-            let sequence = session.opens.next_sequence();
-            let answer = this.send_create(create, sequence, credentials).await?;
-            let result = answer.results.into_iter().next();
-            let result = result.ok_or_else(|| ClientError::protocol(PEER, "no result"))?;
-            let applied = Applied::from_wire(result)?;
-            let attr = applied.attr.as_ref();
-            let inode = attr.ok_or_else(|| ClientError::protocol(PEER, "no attributes"))?.inode;
-            Ok((session.hold(inode, sequence), applied))
+            let (guard, granted) = this.create_open_for_leases(create, &caller, false).await?;
+            Ok((guard, granted.applied))
         })
         .await
+    }
+
+    /// [`Self::create_open`] with the leases that were granted, when they are wanted. The caller makes sure
+    /// that it runs to its end.
+    pub(crate) async fn create_open_for_leases(
+        &self,
+        create: v1::Create,
+        caller: &Caller,
+        want_leases: bool,
+    ) -> Result<(OpenGuard, Granted)> {
+        let session = &self.shared.session;
+        let era = session.leases.era();
+        let sequence = session.opens.next_sequence();
+        let answer = self.send_create(create, sequence, caller.to_wire(), want_leases).await?;
+        let granted = Granted::from_answer(answer, era)?;
+        let attr = granted.applied.attr.as_ref();
+        let inode = attr.ok_or_else(|| ClientError::protocol(PEER, "no attributes"))?.inode;
+        Ok((session.hold(inode, sequence), granted))
+    }
+
+    /// Ids for inodes that this client makes itself.
+    pub(crate) async fn reserve_inodes(&self, count: u32) -> Result<std::ops::Range<u64>> {
+        let request =
+            |identity: &Identity| v1::ReserveInodesRequest { session: identity.session.to_wire(), count };
+        let send = |mut rpc: Rpc, request| async move { rpc.reserve_inodes(request).await };
+        let answer: v1::ReserveInodesResponse = self.ask("reserve inode ids", request, send).await?;
+        Ok(answer.first..answer.first.saturating_add(answer.count.into()))
     }
 
     /// The extents of `[offset, offset + length)`, at most `extents_max` (1 to 65536) of them.
@@ -158,13 +207,14 @@ impl Coordinator {
         extents_max: u32,
         open: Option<u64>,
     ) -> Result<Layout> {
-        let request = |identity: &crate::session::Identity| v1::DownloadFileRequest {
+        let request = |identity: &Identity| v1::DownloadFileRequest {
             inode: inode.get(),
             offset,
             length: length.min((i64::MAX as u64).saturating_sub(offset)),
             extents_max,
             open: open.map(|sequence| v1::OpenRegistration { session: identity.session.to_wire(), sequence }),
             map_revision: self.shared.map.revision(),
+            session: identity.session.to_wire(),
         };
         let send = |mut rpc: Rpc, request| async move { rpc.download_file(request).await };
         let mut answer: v1::DownloadFileResponse = self.ask("get a layout", request, send).await?;
@@ -184,5 +234,48 @@ impl Coordinator {
     pub async fn get_status(&self) -> Result<v1::GetStatusResponse> {
         let send = |mut rpc: Rpc, request| async move { rpc.get_status(request).await };
         self.ask("get the status", |_: &_| v1::GetStatusRequest {}, send).await
+    }
+}
+
+/// An open on its way. When its caller goes away before the answer, it is closed once the request can not be
+/// under way any more: a close that overtakes its open would be forgotten.
+struct Opening<'a> {
+    guard: Option<OpenGuard>,
+    tasks: &'a super::Shared,
+}
+
+impl Opening<'_> {
+    fn answered(mut self) -> Option<OpenGuard> {
+        self.guard.take()
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        if let Some(guard) = self.guard.take() {
+            let close_later = async move {
+                clock::sleep(TRY_TIME).await;
+                drop(guard);
+            };
+            drop(self.tasks.tasks.spawn_on(close_later, &self.tasks.runtime));
+        }
+    }
+}
+
+/// What a mutation gave, and the leases that came with it.
+#[derive(Debug)]
+pub(crate) struct Granted {
+    pub(crate) applied: Applied,
+    pub(crate) leases: Vec<v1::Lease>,
+    /// When it was asked.
+    pub(crate) era: Era,
+}
+
+impl Granted {
+    fn from_answer(answer: v1::ApplyResponse, era: Era) -> Result<Self> {
+        let result = answer.results.into_iter().next();
+        let mut result = result.ok_or_else(|| ClientError::protocol(PEER, "no result"))?;
+        let leases = std::mem::take(&mut result.leases);
+        Ok(Self { applied: Applied::from_wire(result)?, leases, era })
     }
 }

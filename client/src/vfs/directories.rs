@@ -94,9 +94,10 @@ impl Vfs {
         self.handles.remove(handle);
     }
 
-    /// fsync(2) of a directory: its changes were durable when they were answered.
-    pub fn fsyncdir(&self, handle: HandleId) -> Result<()> {
-        self.handles.directory(handle).map(drop)
+    /// fsync(2) of a directory: what was changed here is durable.
+    pub async fn fsyncdir(&self, handle: HandleId) -> Result<()> {
+        self.handles.directory(handle)?;
+        Ok(self.client.behind().all_applied().await?)
     }
 
     /// Entries from `position` (0: the start, else `next` of an entry), when they are at hand.
@@ -162,6 +163,7 @@ impl Vfs {
     ) -> Result<Arc<Page>> {
         let asked = clock::now();
         let attributes = listing == Listing::Attributes;
+        self.client.behind().applied(directory.inode).await?;
         let page = self.coordinator().read_dir(directory.inode, after, limit, attributes).await?;
         if page.last_cookie().is_some_and(|last| last > i64::MAX as u64 - DOTS) {
             return Err(VfsError::refused(ErrorKind::Protocol, "a directory cookie is out of range"));

@@ -10,9 +10,10 @@ use cairn_runtime::bugs::{Bug, planted};
 use cairn_runtime::clock;
 
 use super::handles::{FileHandle, FileRef, Handle, Mode};
+use super::local::Made;
 use super::names::create_of;
 use super::{Entry, HandleId, MAY_READ, MAY_WRITE, Result, Vfs, VfsError, access};
-use crate::{Caller, FileContent, Kind, OpenGuard};
+use crate::{Applied, Caller, ClientError, FileContent, Kind, OpenGuard};
 
 /// How open(2) was called, as far as a file system minds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -120,19 +121,36 @@ pub enum SeekFrom {
 }
 
 impl Vfs {
+    /// [`Self::create_open`], when that needs nobody: the name is free, and the directory leased.
+    pub fn try_create_open(
+        self: &Arc<Self>,
+        parent: InodeId,
+        name: &FileName,
+        mode: u32,
+        flags: OpenFlags,
+        caller: &Caller,
+    ) -> Option<Result<Opened>> {
+        let create = file_to_create(parent, name, mode, flags);
+        let made = self.create_locally(&create, Kind::File, true, caller).now()?;
+        Some(made.and_then(|made| self.open_made(made, flags)))
+    }
+
     /// Creates a file (or opens the one that is there, unless `flags.exclusive`) and opens it.
     pub async fn create_open(
-        &self,
+        self: &Arc<Self>,
         parent: InodeId,
         name: &FileName,
         mode: u32,
         flags: OpenFlags,
         caller: &Caller,
     ) -> Result<Opened> {
+        let create = file_to_create(parent, name, mode, flags);
+        let local = self.locally(|| self.create_locally(&create, Kind::File, true, caller)).await;
+        if let Some(made) = local {
+            return made.and_then(|made| self.open_made(made, flags));
+        }
         let asked = clock::now();
-        let create = v1::Create { exclusive: flags.exclusive, ..create_of(parent, name, Kind::File, mode) };
-        let (guard, applied) = self.coordinator().create_open(create, caller).await?;
-        self.adopt_parents(&applied, asked);
+        let (guard, applied) = self.send_create_open(create, caller).await?;
         let attr = applied.into_attr()?;
         // Without O_EXCL this may be a file that somebody else made a moment ago.
         if attr.uid != caller.uid {
@@ -144,9 +162,39 @@ impl Vfs {
         self.finish_open(guard, content, entry, flags, truncate, caller).await
     }
 
+    async fn send_create_open(
+        self: &Arc<Self>,
+        create: v1::Create,
+        caller: &Caller,
+    ) -> Result<(OpenGuard, Applied)> {
+        let (vfs, caller) = (Arc::clone(self), caller.clone());
+        self.client
+            .complete(async move {
+                let parent = InodeId::new(create.parent).map_err(ClientError::from)?;
+                let under_way = vfs.prepare(&[parent]).await?;
+                let (asked, wanted) = (clock::now(), vfs.wants_lease(parent));
+                let op = Op::Create(create.clone());
+                match vfs.coordinator().create_open_for_leases(create, &caller, wanted).await {
+                    Ok((guard, granted)) => Ok((guard, vfs.sent(&op, Ok(granted), under_way, asked)?)),
+                    Err(error) => {
+                        Err(vfs.sent(&op, Err(error), under_way, asked).err().unwrap_or_else(closed))
+                    }
+                }
+            })
+            .await
+    }
+
+    /// A file that was made here a moment ago.
+    fn open_made(&self, made: Made, flags: OpenFlags) -> Result<Opened> {
+        let guard = made.guard.ok_or_else(closed)?;
+        let content = self.client.content(made.entry.attr.inode, &made.entry.attr);
+        Ok(self.insert_open(guard, content, made.entry, flags))
+    }
+
     /// Opens a file: asks for its attributes and layout as they are now, and truncates it when
     /// `flags` say so. Permission is the caller's business (the kernel has checked it).
     pub async fn open(&self, inode: InodeId, flags: OpenFlags, caller: &Caller) -> Result<Opened> {
+        self.client.behind().applied(inode).await?;
         let asked = clock::now();
         let (guard, layout) = self.coordinator().open(inode).await?;
         let attr = layout.attr.clone();
@@ -161,7 +209,11 @@ impl Vfs {
             content.refresh(&attr, Some(layout));
         }
         let entry = self.inodes.adopt(attr, asked);
-        let opened = self.finish_open(guard, content, entry, flags, flags.truncate, caller).await?;
+        let opened =
+            self.finish_open(guard, Arc::clone(&content), entry, flags, flags.truncate, caller).await?;
+        if flags.read && !flags.write && !opened.pages_good {
+            content.fetch_if_short();
+        }
         Ok(Opened { attributes_changed, ..opened })
     }
 
@@ -174,13 +226,23 @@ impl Vfs {
         truncate: bool,
         caller: &Caller,
     ) -> Result<Opened> {
-        let inode = entry.attr.inode;
         if truncate {
             let asked = clock::now();
             let extra = v1::SetAttr { via_handle: true, ..v1::SetAttr::default() };
             let attr = content.truncate(0, caller, extra).await?;
             entry = self.inodes.adopt_own(attr, asked);
         }
+        Ok(self.insert_open(guard, content, entry, flags))
+    }
+
+    fn insert_open(
+        &self,
+        guard: OpenGuard,
+        content: Arc<FileContent>,
+        entry: Entry,
+        flags: OpenFlags,
+    ) -> Opened {
+        let inode = entry.attr.inode;
         let pages_good = self.inodes.opened(inode, &content, entry.attr.version);
         // The overlay counts from here on, so that earlier writes of this mount that are not yet
         // committed show in the size.
@@ -189,7 +251,7 @@ impl Vfs {
         let told = content.told();
         let file = FileHandle { inode, content, mode, sync, told, guard };
         let handle = self.handles.insert(Handle::File(file));
-        Ok(Opened { handle, entry, pages_good, attributes_changed: false })
+        Opened { handle, entry, pages_good, attributes_changed: false }
     }
 
     /// Reads what is in memory. The answer is shorter than `len` only at the end of the file.
@@ -252,22 +314,33 @@ impl Vfs {
     /// What [`Self::flush`] gives when nothing is left to do.
     pub fn try_flush(&self, handle: HandleId) -> Option<Result<()>> {
         match self.handles.file(handle, "be closed") {
-            Ok(file) if file.mode.writes() && file.content.needs_flush(&file.told) => None,
+            Ok(file) if file.mode.writes() && self.needs_flush(&file) => None,
             Ok(_) => Some(Ok(())),
             Err(error) => Some(Err(error)),
         }
     }
 
+    fn needs_flush(&self, file: &FileHandle) -> bool {
+        let unnamed = self.client.config().durable_close && self.client.behind().is_pending(file.inode);
+        unnamed || file.content.needs_flush(&file.told)
+    }
+
     /// close(2) of one descriptor: what was written is what other mounts see.
     pub async fn flush(&self, handle: HandleId) -> Result<()> {
         let file = self.handles.file(handle, "be closed")?;
-        Ok(file.content.flush_for(&file.told).await?)
+        file.content.flush_for(&file.told).await?;
+        if self.client.config().durable_close {
+            self.client.behind().applied(file.inode).await?;
+        }
+        Ok(())
     }
 
     /// fsync(2): what was written survives.
     pub async fn fsync(&self, handle: HandleId) -> Result<()> {
         let file = self.handles.file(handle, "be synced")?;
-        Ok(file.content.fsync_for(&file.told).await?)
+        file.content.fsync_for(&file.told).await?;
+        // Its name, too.
+        Ok(self.client.behind().applied(file.inode).await?)
     }
 
     /// The last descriptor of an open is gone. Writes that are still buffered (a mapping's) are
@@ -292,24 +365,57 @@ impl Vfs {
         });
     }
 
+    /// [`Self::setattr`], when that needs nobody.
+    pub fn try_setattr(
+        self: &Arc<Self>,
+        inode: InodeId,
+        change: AttrChange,
+        caller: &Caller,
+    ) -> Option<Result<Entry>> {
+        self.set_attr_locally(inode, change, caller).now()
+    }
+
     /// Changes attributes; `handle` is the open file that a change of size came with.
     pub async fn setattr(
-        &self,
+        self: &Arc<Self>,
         inode: InodeId,
         change: AttrChange,
         handle: Option<HandleId>,
         caller: &Caller,
     ) -> Result<Entry> {
+        let content = self.inodes.content(inode).or_else(|| self.client.existing_content(inode));
+        if let Some(done) = self.set_attr_under_lease(inode, content.as_ref(), change, caller).await? {
+            return Ok(done);
+        }
         let via_handle = handle.is_some_and(|handle| self.writable(handle).is_ok());
         let set = set_attr_of(inode, change, via_handle);
+        self.client.behind().applied(inode).await?;
         let asked = clock::now();
-        let content = self.inodes.content(inode).or_else(|| self.client.existing_content(inode));
         let attr = match (content, change.size) {
             (Some(content), Some(size)) => content.truncate(size, caller, set).await?,
             (Some(content), None) => content.set_attr(caller, set).await?,
             (None, _) => self.coordinator().apply(Op::SetAttr(set), caller).await?.into_attr()?,
         };
         Ok(self.inodes.adopt_own(attr, asked))
+    }
+
+    /// `None`: no lease covers the inode, or the change is the coordinator's to make.
+    async fn set_attr_under_lease(
+        self: &Arc<Self>,
+        inode: InodeId,
+        content: Option<&Arc<FileContent>>,
+        change: AttrChange,
+        caller: &Caller,
+    ) -> Result<Option<Entry>> {
+        let dirty = content.filter(|content| content.is_dirty() && change.size.is_none());
+        let done = match dirty {
+            None => self.locally(|| self.set_attr_locally(inode, change, caller)).await,
+            Some(content) => {
+                let (vfs, caller) = (Arc::clone(self), caller.clone());
+                content.change_locally(move || vfs.set_attr_settled(inode, change, &caller).now()).await?
+            }
+        };
+        done.transpose()
     }
 
     /// fallocate(2). `length` is at least 1.
@@ -394,7 +500,7 @@ fn end_of(offset: u64, length: u64) -> Result<u64> {
     end.ok_or_else(|| VfsError::refused(ErrorKind::FileTooLarge, "a file has at most 2^63 - 1 bytes"))
 }
 
-fn set_attr_of(inode: InodeId, change: AttrChange, via_handle: bool) -> v1::SetAttr {
+pub(super) fn set_attr_of(inode: InodeId, change: AttrChange, via_handle: bool) -> v1::SetAttr {
     v1::SetAttr {
         inode: inode.get(),
         mode: change.mode.map(|mode| mode & 0o7777),
@@ -413,4 +519,12 @@ fn time_of(time: Time) -> v1::TimeChange {
         Time::At(ns) => v1::time_change::To::AtNs(ns),
     };
     v1::TimeChange { to: Some(to) }
+}
+
+fn file_to_create(parent: InodeId, name: &FileName, mode: u32, flags: OpenFlags) -> v1::Create {
+    v1::Create { exclusive: flags.exclusive, ..create_of(parent, name, Kind::File, mode) }
+}
+
+fn closed() -> VfsError {
+    ClientError::Closed.into()
 }

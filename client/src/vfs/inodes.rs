@@ -2,7 +2,8 @@
 //!
 //! A cache in two generations: what is used moves to the young one; when that is full, the old one
 //! is dropped. Losing an entry costs a request, never correctness, since inode ids are the
-//! cluster's own. Open inodes are kept apart, and counted.
+//! cluster's own. Open inodes are kept apart, and counted. So are *pinned* ones, which a lease covers:
+//! nobody else can change them, and what is known here may be newer than what the coordinator knows.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use cairn_proto::InodeId;
 use cairn_runtime::clock::{self, Instant};
 
 use super::Entry;
+use crate::session::Session;
 use crate::{Attr, FileContent};
 
 /// Inodes in one generation; about 300 bytes each.
@@ -41,6 +43,7 @@ struct Open {
 
 #[derive(Default)]
 struct State {
+    pinned: HashMap<InodeId, Known>,
     young: HashMap<InodeId, Known>,
     old: HashMap<InodeId, Known>,
     open: HashMap<InodeId, Open>,
@@ -48,6 +51,9 @@ struct State {
 
 impl State {
     fn get(&mut self, inode: InodeId) -> Option<&mut Known> {
+        if self.pinned.contains_key(&inode) {
+            return self.pinned.get_mut(&inode);
+        }
         if let Some(known) = self.old.remove(&inode) {
             self.insert(inode, known);
         }
@@ -72,11 +78,12 @@ impl State {
 pub(super) struct InodeTable {
     state: Mutex<State>,
     valid: Duration,
+    session: Arc<Session>,
 }
 
 impl InodeTable {
-    pub(super) fn new(valid: Duration) -> Self {
-        Self { state: Mutex::default(), valid }
+    pub(super) fn new(valid: Duration, session: Arc<Session>) -> Self {
+        Self { state: Mutex::default(), valid, session }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -86,13 +93,68 @@ impl InodeTable {
     /// Attributes that may still be shown.
     pub(super) fn fresh(&self, inode: InodeId) -> Option<Entry> {
         let mut state = self.lock();
+        if state.pinned.contains_key(&inode) && !self.session.leases.are_trusted() {
+            return None;
+        }
         let known = state.get(inode)?;
-        let valid = known.until.saturating_duration_since(clock::now());
+        let valid = self.left(known.until, clock::now());
         if valid.is_zero() {
             return None;
         }
         let attr = known.attr.clone();
         Some(Entry { attr: state.overlay(attr), valid })
+    }
+
+    /// How long something may be shown that is valid until then.
+    fn left(&self, until: Instant, now: Instant) -> Duration {
+        until.saturating_duration_since(now).min(self.valid)
+    }
+
+    /// From here on a lease covers the inode, whose attributes are these.
+    pub(super) fn pin(&self, attr: Attr) -> Entry {
+        let mut state = self.lock();
+        let inode = attr.inode;
+        let before = state.young.remove(&inode).or_else(|| state.old.remove(&inode));
+        let mut known = before.unwrap_or_else(|| Known::new(attr.clone(), forever()));
+        known.take(attr, forever(), true);
+        let attr = known.attr.clone();
+        state.pinned.insert(inode, known);
+        Entry { attr: state.overlay(attr), valid: self.valid }
+    }
+
+    /// The lease is over: the attributes are asked for before they are shown again.
+    pub(super) fn unpin(&self, inode: InodeId) {
+        let mut state = self.lock();
+        if let Some(known) = state.pinned.remove(&inode) {
+            state.insert(inode, Known { until: clock::now(), ..known });
+        }
+    }
+
+    /// The attributes of a pinned inode, without what is buffered of its content.
+    pub(super) fn pinned(&self, inode: InodeId) -> Option<Attr> {
+        self.lock().pinned.get(&inode).map(|known| known.attr.clone())
+    }
+
+    /// An own change of a pinned inode that the coordinator will make in the same way. `content`: that of the
+    /// inode, when there is one. `None`: it is not pinned.
+    pub(super) fn change(
+        &self,
+        inode: InodeId,
+        content: Option<&FileContent>,
+        change: impl FnOnce(&mut Attr),
+    ) -> Option<Attr> {
+        let mut state = self.lock();
+        let known = state.pinned.get_mut(&inode)?;
+        let committed = content.map(FileContent::attr_committed);
+        let newer = committed.filter(|attr| attr.version > known.attr.version);
+        let mut attr = newer.unwrap_or_else(|| known.attr.clone());
+        change(&mut attr);
+        attr.version += 1;
+        known.take(attr.clone(), forever(), true);
+        if let Some(content) = content {
+            content.refresh_own(&attr);
+        }
+        Some(attr)
     }
 
     /// The attributes seen last, however old.
@@ -112,8 +174,11 @@ impl InodeTable {
     }
 
     fn take(&self, attr: Attr, asked: Instant, own: bool) -> Entry {
-        let until = asked + self.valid;
+        let mut until = asked + self.valid;
         let mut state = self.lock();
+        if state.pinned.contains_key(&attr.inode) {
+            until = forever();
+        }
         if let Some(open) = state.open.get(&attr.inode) {
             if own {
                 open.content.refresh_own(&attr);
@@ -132,7 +197,7 @@ impl InodeTable {
             }
             None => (attr, until),
         };
-        let valid = until.saturating_duration_since(clock::now());
+        let valid = self.left(until, clock::now());
         Entry { attr: state.overlay(attr), valid }
     }
 
@@ -152,7 +217,7 @@ impl InodeTable {
             }
             _ => (attr.clone(), until),
         };
-        Entry { attr: state.overlay(attr), valid: until.saturating_duration_since(now) }
+        Entry { attr: state.overlay(attr), valid: self.left(until, now) }
     }
 
     /// Whether this mount took the last name of an inode.
@@ -183,6 +248,16 @@ impl InodeTable {
     /// Makes sure that attributes are fetched before they are shown again.
     pub(super) fn expire(&self, inode: InodeId) {
         if let Some(known) = self.lock().get(inode) {
+            known.until = clock::now();
+        }
+    }
+
+    /// [`Self::expire`], unless a lease covers the inode.
+    pub(super) fn expire_unpinned(&self, inode: InodeId) {
+        let mut state = self.lock();
+        if !state.pinned.contains_key(&inode)
+            && let Some(known) = state.get(inode)
+        {
             known.until = clock::now();
         }
     }
@@ -270,4 +345,9 @@ impl Known {
         self.attr = attr;
         self.until = self.until.max(until);
     }
+}
+
+/// For what nobody else can change.
+fn forever() -> Instant {
+    clock::now() + Duration::from_secs(365 * 24 * 3600)
 }

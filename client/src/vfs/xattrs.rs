@@ -76,6 +76,7 @@ impl Vfs {
         if let Some(known) = self.inodes.xattrs(inode) {
             return Ok(known);
         }
+        self.client.behind().applied(inode).await?;
         let all = Arc::new(self.coordinator().xattrs(inode).await?);
         // Fetched after the attributes: when they changed in between, the version that is kept
         // with the values is too low, and they are fetched again.
@@ -102,7 +103,7 @@ impl Vfs {
             create: mode == XattrMode::Create,
             replace: mode == XattrMode::Replace,
         };
-        self.change(Op::SetXattr(set), caller).await?;
+        self.change(inode, Op::SetXattr(set), caller).await?;
         Ok(())
     }
 
@@ -112,12 +113,13 @@ impl Vfs {
             return Err(no_acls());
         }
         let remove = v1::RemoveXattr { inode: inode.get(), name: Bytes::copy_from_slice(name) };
-        self.change(Op::RemoveXattr(remove), caller).await?;
+        self.change(inode, Op::RemoveXattr(remove), caller).await?;
         Ok(())
     }
 
     /// Applies a mutation of one inode alone.
-    pub(super) async fn change(&self, op: Op, caller: &Caller) -> Result<Attr> {
+    pub(super) async fn change(&self, inode: InodeId, op: Op, caller: &Caller) -> Result<Attr> {
+        self.client.behind().applied(inode).await?;
         let asked = clock::now();
         let attr = self.coordinator().apply(op, caller).await?.into_attr()?;
         Ok(self.inodes.adopt_own(attr, asked).attr)

@@ -15,6 +15,8 @@ use crate::store::{
     Batch, Count, Counter, Inode, Key, Kind, Orphan, Record, Row, Scan, ScanRange, StoreError, Table, Writer,
 };
 
+/// A client's idea of this clock may be ahead by so much; what it says to be later happens now.
+const CLOCKS_APART_NS: i64 = 1_000_000_000;
 /// Rows remembered from earlier groups. As the only writer the executor may trust them.
 const CACHE_ROWS: usize = 16_384;
 
@@ -27,6 +29,10 @@ pub(crate) struct Tx {
     undo: Vec<(Key, Option<Option<Row>>)>,
     cache: HashMap<Key, Option<Row>>,
     now_ns: i64,
+    /// When the mutation under way was performed, if that is told.
+    at_ns: Option<i64>,
+    /// Directories that the group removes; with the commit their leases end.
+    pub(crate) removed_directories: Vec<InodeId>,
     /// Inodes without names whose extents are still to be removed, step by step.
     pub(crate) reap: BTreeSet<InodeId>,
     /// Datanodes that may lack a chunk of this group although they said that they have it.
@@ -43,6 +49,8 @@ impl Tx {
             undo: Vec::new(),
             cache: HashMap::new(),
             now_ns: clock::wall_ns(),
+            at_ns: None,
+            removed_directories: Vec::new(),
             reap: BTreeSet::new(),
             doubted: BTreeSet::new(),
             slots: SlotCache::default(),
@@ -50,9 +58,23 @@ impl Tx {
         }
     }
 
-    /// The time of the job under way, ns since the epoch. Never runs backwards.
+    /// The time of what is under way, ns since the epoch, as files show it: that of the job, or the one
+    /// given to [`Self::at`].
     pub(crate) fn now_ns(&self) -> i64 {
+        self.at_ns.unwrap_or(self.now_ns)
+    }
+
+    /// The time of the job under way, for what is kept for a time. Never runs backwards.
+    pub(crate) fn job_ns(&self) -> i64 {
         self.now_ns
+    }
+
+    /// Runs a part of a job as performed at `at_ns`, unless that is still to come.
+    pub(crate) fn at<T>(&mut self, at_ns: Option<i64>, run: impl FnOnce(&mut Self) -> T) -> T {
+        self.at_ns = at_ns.filter(|&at_ns| at_ns <= self.now_ns.saturating_add(CLOCKS_APART_NS));
+        let result = run(self);
+        self.at_ns = None;
+        result
     }
 
     /// Rows that the group has changed.
@@ -98,6 +120,7 @@ impl Tx {
     /// Writes the changes of the group, and the number of this commit with them.
     pub(crate) fn commit(&mut self) -> Result<(), StoreError> {
         let mut pending = std::mem::take(&mut self.pending);
+        let removed = std::mem::take(&mut self.removed_directories);
         if pending.is_empty() {
             self.context.sessions.clear_condemned();
             return Ok(());
@@ -124,6 +147,7 @@ impl Tx {
         } else {
             self.context.sequence.set(sequence.value);
             self.context.cluster.publish();
+            self.context.leases.remove(&removed);
         }
         self.context.sessions.clear_condemned();
         committed

@@ -50,7 +50,14 @@ impl Bench {
         let root = Caller::default();
         let run = |tx: &mut Tx, op: Mutation| tx.attempt(|tx| apply(tx, &op, &root)).unwrap();
         let mkdir = |parent, text| {
-            Mutation::Create(Create { parent, name: name(text), new: NewInode::Directory, mode: 0o755 })
+            Mutation::Create(Create {
+                parent,
+                name: name(text),
+                new: NewInode::Directory,
+                mode: 0o755,
+                id: None,
+                lease: false,
+            })
         };
         let dir = run(&mut tx, mkdir(InodeId::ROOT, "dir")).inode.unwrap();
         run(&mut tx, mkdir(dir.id, "below"));

@@ -89,6 +89,8 @@ impl Trial {
                 name: FileName::new(Bytes::from_static(name.as_bytes())).ok()?,
                 new,
                 mode: 0o644,
+                id: None,
+                lease: false,
             };
             let made = tx.attempt(|tx| ops::apply(tx, &Mutation::Create(create), &Caller::default()));
             *file = made.ok()?.inode?.id;

@@ -24,20 +24,20 @@ pub fn run(data: &[u8]) {
 
 fn apply(data: &[u8]) {
     let Ok(request) = v1::ApplyRequest::decode(data) else { return };
-    let _ = check::request_id(request.id);
-    let caller = check::caller(request.credentials).unwrap_or_default();
-    let Ok(mutations) = check::mutations(request.mutations) else { return };
+    let _ = check::request_id(request.id.clone());
+    let Ok(batch) = check::batch(request) else { return };
     let Some(mut tx) = new_tx() else { return };
     let root = Caller::default();
     for (name, new) in [("d", NewInode::Directory), ("f", NewInode::File { exclusive: true, open: None })] {
         let Ok(name) = cairn_proto::FileName::new(bytes::Bytes::from_static(name.as_bytes())) else { return };
-        let create = Create { parent: cairn_proto::InodeId::ROOT, name, new, mode: 0o777 };
+        let parent = cairn_proto::InodeId::ROOT;
+        let create = Create { parent, name, new, mode: 0o777, id: None, lease: false };
         let made = tx.attempt(|tx| ops::apply(tx, &Mutation::Create(create), &root));
         assert!(made.is_ok(), "{made:?}");
     }
-    for mutation in mutations.into_iter().flatten() {
-        let _ = tx.attempt(|tx| ops::apply(tx, &mutation, &caller));
-    }
+    let session = cairn_proto::SessionId::from_uuid(uuid::Uuid::from_u128(1));
+    let done = tx.attempt(|tx| ops::batch::run(tx, session, &batch));
+    assert_eq!(done.map(|results| results.len()).ok(), Some(batch.steps.len()), "nobody is in the way");
     let inodes = tx.list::<crate::store::Inode>(&Scan::all(Table::Inode)).unwrap_or_default();
     assert_eq!(super::extents::counter(&mut tx, crate::store::Count::Inodes), inodes.len() as u64);
     assert!(tx.commit().is_ok());

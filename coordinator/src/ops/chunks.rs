@@ -85,7 +85,7 @@ pub(super) fn discard(tx: &mut Tx, chunk: &Chunk) -> Result<(), OpError> {
 
 /// Queues a chunk that datanodes hold for nothing.
 fn throw_away(tx: &mut Tx, chunk: ChunkId, replica_set: ReplicaSetId) -> Result<(), OpError> {
-    let not_before_ns = tx.now_ns().saturating_add(tx.context.policy.garbage_ns);
+    let not_before_ns = tx.job_ns().saturating_add(tx.context.policy.garbage_ns);
     tx.put(Garbage { not_before_ns, chunk, replica_set });
     tx.count(Count::Garbage, 1)?;
     Ok(())

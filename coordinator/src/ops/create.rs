@@ -7,7 +7,7 @@ use super::access::{Caller, EXECUTE, SET_GROUP_ID, WRITE, inherited_group_mode};
 use super::{Applied, OpenBy, Target, directory};
 use crate::error::OpError;
 use crate::executor::Tx;
-use crate::store::{Count, FIRST_COOKIE, Inode, Kind};
+use crate::store::{Count, Counter, FIRST_COOKIE, Inode, Key, Kind};
 
 /// A new inode and its name.
 #[derive(Debug, Clone)]
@@ -17,6 +17,10 @@ pub(crate) struct Create {
     pub(crate) new: NewInode,
     /// Permission bits, umask applied.
     pub(crate) mode: u32,
+    /// The id to take, one of those that were reserved.
+    pub(crate) id: Option<InodeId>,
+    /// Directories only: with a write lease on the new one.
+    pub(crate) lease: bool,
 }
 
 /// What is to be made.
@@ -94,8 +98,20 @@ fn register(tx: &mut Tx, op: &Create, inode: &Inode) -> Result<(), OpError> {
     }
 }
 
+/// `InvalidArgument`: the id was never given out, or is in use.
+fn reserved(tx: &mut Tx, id: InodeId) -> Result<InodeId, OpError> {
+    let next = tx.find::<Counter>(&Key::Counter(Count::NextInode))?.map_or(1, |row| row.value);
+    if id.get() >= next || tx.get(&Key::Inode(id))?.is_some() {
+        return Err(OpError::invalid(format!("inode id {id} is not reserved, or in use")));
+    }
+    Ok(id)
+}
+
 fn new_inode(tx: &mut Tx, op: &Create, parent: &Inode, caller: &Caller) -> Result<Inode, OpError> {
-    let id = InodeId::new(tx.take_ids(Count::NextInode, 1)?)?;
+    let id = match op.id {
+        Some(id) => reserved(tx, id)?,
+        None => InodeId::new(tx.take_ids(Count::NextInode, 1)?)?,
+    };
     let now_ns = tx.now_ns();
     let kind = op.new.kind();
     // mkdir(2): a set-group-ID directory gives its group to what is made in it, and the bit itself

@@ -20,6 +20,7 @@ pub(crate) fn begin_session(tx: &mut Tx, id: SessionId, description: String) -> 
 /// `only_overdue` it goes on if it has shown itself meanwhile. Returns whether it ended.
 pub(crate) fn end_session(tx: &mut Tx, id: SessionId, only_overdue: bool) -> Result<bool, OpError> {
     let Some(orphans) = tx.context.sessions.end(id, only_overdue) else { return Ok(false) };
+    tx.context.leases.end(id);
     tx.slots.end(id);
     tx.delete(Key::Session(id));
     let slots: Vec<Slot> = tx.list(&Scan::between(Key::Slot(id, 0), Key::Slot(id, u32::MAX)))?;

@@ -28,7 +28,7 @@ pub(super) fn drop_name(tx: &mut Tx, mut inode: Inode) -> Result<Inode, OpError>
     if holders.is_empty() {
         delete(tx, inode.clone())?;
     } else {
-        let since_ns = tx.now_ns();
+        let since_ns = tx.job_ns();
         for session in holders {
             tx.put(Orphan { inode: inode.id, session, since_ns });
         }
@@ -62,7 +62,7 @@ fn holders(tx: &mut Tx, inode: InodeId, limit: usize) -> Result<Vec<Orphan>, OpE
 /// Removes an inode that nobody names or holds: at once when it has few extents, else in steps.
 fn delete(tx: &mut Tx, inode: Inode) -> Result<(), OpError> {
     if !step(tx, inode.clone())? {
-        tx.put(Orphan { inode: inode.id, session: NOBODY, since_ns: tx.now_ns() });
+        tx.put(Orphan { inode: inode.id, session: NOBODY, since_ns: tx.job_ns() });
         tx.reap.insert(inode.id);
     }
     Ok(())

@@ -16,6 +16,7 @@ use crate::archive::queue::Shipping;
 use crate::context::{Context, Policy, Sequence};
 use crate::error::OpError;
 use crate::executor::Tx;
+use crate::leases::Leases;
 use crate::membership::Cluster;
 use crate::membership::state::{Members, Timing};
 use crate::sessions::Sessions;
@@ -34,6 +35,7 @@ pub(crate) fn tx_on(store: &MemoryStore, wrap: impl FnOnce(Box<dyn Writer>) -> B
     let context = Context {
         policy: Policy::default(),
         sessions: Sessions::new(Duration::from_secs(10), vec![], &[]),
+        leases: Leases::new(Duration::from_secs(10), []),
         cluster: Cluster::new(opened.cluster, opened.term, members),
         sequence: Sequence::new(count(&*opened.writer, Count::Sequence).unwrap()),
         shipping: Arc::new(Shipping::off()),
@@ -75,7 +77,13 @@ fn create(
     mode: u32,
     caller: &Caller,
 ) -> Result<Applied, OpError> {
-    tx.attempt(|tx| apply(tx, &Mutation::Create(Create { parent, name: name(text), new, mode }), caller))
+    tx.attempt(|tx| {
+        apply(
+            tx,
+            &Mutation::Create(Create { parent, name: name(text), new, mode, id: None, lease: false }),
+            caller,
+        )
+    })
 }
 
 fn make_dir(tx: &mut Tx, parent: InodeId, text: &str, mode: u32, caller: &Caller) -> Inode {

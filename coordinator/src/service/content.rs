@@ -3,6 +3,7 @@
 use cairn_proto::limits::LIST_MAX;
 use cairn_proto::{ByteRange, ErrorKind, FileName, v1};
 
+use super::coherence::Look;
 use super::{Shared, wire};
 use crate::error::OpError;
 use crate::ops::layout::{Layout, layout};
@@ -58,7 +59,7 @@ pub(super) async fn confirm_upload(
         .run(move |tx| {
             slots::once(tx, &id, Method::ConfirmUpload, |tx| {
                 let results = ops::commit::confirm(tx, &decoded?)?;
-                Ok(v1::ConfirmUploadResponse { results: results.into_iter().map(wire::result).collect() })
+                Ok(v1::ConfirmUploadResponse { results: results.into_iter().map(wire::committed).collect() })
             })
         })
         .await
@@ -78,14 +79,25 @@ pub(super) async fn download_file(
         n if n <= LIST_MAX => n,
         n => return Err(OpError::invalid(format!("{n} extents; at most {LIST_MAX} are possible"))),
     };
+    let asker = match &request.open {
+        Some(open) if request.session.is_empty() => open.session.clone(),
+        _ => request.session,
+    };
     let open = request.open.map(wire::open_by).transpose()?;
+    let mut look = Look::begin(shared, &asker, None).await?;
     // First the registration, then the look: an unlink in between finds the holder.
     if let Some(OpenBy { session, sequence }) = open {
         shared.context.sessions.register(session, Open { inode, sequence })?;
     }
     let read = move |reader: &dyn crate::store::Reader| layout(reader, inode, range, extents_max);
-    let found =
-        if extents_max <= EXTENTS_HERE { shared.read(true, read) } else { shared.read_many(read).await };
+    let found = loop {
+        let found =
+            if extents_max <= EXTENTS_HERE { shared.read(true, read) } else { shared.read_many(read).await };
+        let shown = found.as_ref().ok().filter(|found| found.inode.is_directory()).map(|_| inode);
+        if look.stands(shown.into_iter()).await? {
+            break found;
+        }
+    };
     let found = found.and_then(|found| still_there(shared, found, open));
     if let (Err(_), Some(OpenBy { session, sequence })) = (&found, open) {
         shared.context.sessions.close(session, &[Open { inode, sequence }]);

@@ -4,7 +4,7 @@ use cairn_proto::v1;
 
 use crate::error::OpError;
 
-pub(crate) use super::wire::{caller, confirm, mutations, opens, plan, request_id};
+pub(crate) use super::wire::{batch, confirm, opens, plan, request_id};
 
 /// What a registration is checked for.
 pub(crate) fn registration(request: v1::RegisterDataNodeRequest) -> Result<(), OpError> {

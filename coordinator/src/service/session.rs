@@ -1,4 +1,5 @@
-//! The life line of a mounted client: hello, keep-alive, closes, changes of the map, goodbye.
+//! The life line of a mounted client: hello, keep-alive, closes, leases asked back and given back,
+//! changes of the map, goodbye.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::{Replies, Shared, refuse, wire};
+use crate::context::Context;
 use crate::error::OpError;
+use crate::leases::{self, Recalls};
 use crate::ops;
 
 /// Slots that a session may use; as many requests it can have under way.
@@ -21,6 +24,8 @@ const HELLO_TIME: Duration = Duration::from_secs(5);
 const SEND_TIME: Duration = Duration::from_secs(10);
 /// Answers under way to one client.
 const ANSWERS: usize = 16;
+/// Leases asked back in one message.
+const RECALLS_MAX: usize = 4096;
 /// Longest description, bytes.
 const DESCRIPTION_MAX: usize = 1024;
 
@@ -35,12 +40,11 @@ pub(super) async fn open(
     let Some(v1::session_request::Message::Hello(hello)) = first.and_then(|request| request.message) else {
         return Err(OpError::invalid("the first message of a session is its hello"));
     };
-    let welcome = greet(&shared, hello).await?;
-    let session = SessionId::from_wire(&welcome.session)?;
+    let (line, welcome) = greet(&shared, hello).await?;
     let revision = welcome.map.as_ref().map_or(0, |map| map.revision);
     let (answers, stream) = mpsc::channel(ANSWERS);
     let _ = answers.try_send(Ok(response(v1::session_response::Message::Welcome(welcome))));
-    let life = Life { shared: Arc::clone(&shared), session, requests, answers, revision };
+    let life = Life { shared: Arc::clone(&shared), session: line.session, line, requests, answers, revision };
     shared.shutdown.spawn(life.run());
     Ok(Box::pin(ReceiverStream::new(stream)))
 }
@@ -49,7 +53,30 @@ fn response(message: v1::session_response::Message) -> v1::SessionResponse {
     v1::SessionResponse { message: Some(message) }
 }
 
-async fn greet(shared: &Shared, hello: v1::ClientHello) -> Result<v1::Welcome, OpError> {
+/// The leases of a session have a stream, until this is dropped.
+struct Line {
+    context: Arc<Context>,
+    session: SessionId,
+    stream: leases::Stream,
+}
+
+impl Line {
+    /// `SessionExpired`: the session has ended meanwhile.
+    fn new(shared: &Shared, session: SessionId, stream: leases::Stream) -> Result<Self, OpError> {
+        let line = Self { context: Arc::clone(&shared.context), session, stream };
+        // Had it ended just before its leases got the stream, nobody would end these.
+        line.context.sessions.check(session).inspect_err(|_| line.context.leases.end(session))?;
+        Ok(line)
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.context.leases.detach(self.session, &self.stream);
+    }
+}
+
+async fn greet(shared: &Shared, hello: v1::ClientHello) -> Result<(Line, v1::Welcome), OpError> {
     if hello.description.len() > DESCRIPTION_MAX {
         let message =
             format!("a description of {} bytes; {DESCRIPTION_MAX} are possible", hello.description.len());
@@ -57,27 +84,31 @@ async fn greet(shared: &Shared, hello: v1::ClientHello) -> Result<v1::Welcome, O
     }
     let resumed = !hello.session.is_empty();
     let opens = wire::opens(hello.open)?;
-    let session = if resumed {
+    let leases = wire::leased(&hello.leases)?;
+    let line = if resumed {
         let session = SessionId::from_wire(&hello.session)?;
         let dropped = shared.context.sessions.resume(session, &opens)?;
+        let line = Line::new(shared, session, shared.context.leases.resume(session, &leases))?;
         release(shared, session, dropped).await?;
         tracing::info!(session = %session, description = hello.description, "session goes on");
-        session
+        line
     } else {
         let session = SessionId::from_uuid(random::uuid());
         let description = hello.description.clone();
         shared.executor.run(move |tx| ops::open::begin_session(tx, session, description)).await?;
         tracing::info!(session = %session, description = hello.description, version = hello.version, "session opened");
-        session
+        Line::new(shared, session, shared.context.leases.attach(session))?
     };
-    Ok(v1::Welcome {
-        session: session.to_wire(),
+    let welcome = v1::Welcome {
+        session: line.session.to_wire(),
         lease_ms: u64::try_from(shared.context.sessions.lease().as_millis()).unwrap_or(u64::MAX),
         cluster: shared.context.cluster.id().to_wire(),
         map: Some(v1::ClusterMap::clone(&shared.context.cluster.map())),
         slots: SLOTS,
         resumed,
-    })
+        now_ns: clock::wall_ns(),
+    };
+    Ok((line, welcome))
 }
 
 async fn release(
@@ -95,6 +126,7 @@ async fn release(
 struct Life {
     shared: Arc<Shared>,
     session: SessionId,
+    line: Line,
     requests: Streaming<v1::SessionRequest>,
     answers: mpsc::Sender<Result<v1::SessionResponse, Status>>,
     /// Of the map that the client has from this stream.
@@ -124,6 +156,7 @@ impl Life {
                     Ok(()) => self.send_map().await,
                     Err(_) => Ok(Next::Close),
                 },
+                () = self.line.stream.wake.notified() => self.send_recalls().await,
                 () = clock::sleep(lease) => {
                     self.shared.context.sessions.check(self.session).map(|()| Next::Listen)
                 }
@@ -146,12 +179,18 @@ impl Life {
             Some(Message::KeepAlive(_)) => {
                 self.shared.context.sessions.renew(self.session)?;
                 let map_revision = self.revision;
-                self.send(v1::session_response::Message::KeepAlive(v1::KeepAlive { map_revision })).await
+                let answer = v1::KeepAlive { map_revision, now_ns: clock::wall_ns() };
+                self.send(v1::session_response::Message::KeepAlive(answer)).await
             }
             Some(Message::Closed(closed)) => {
                 let closed = wire::opens(closed.files)?;
                 let orphans = self.shared.context.sessions.close(self.session, &closed);
                 release(&self.shared, self.session, orphans).await?;
+                Ok(Next::Listen)
+            }
+            Some(Message::Released(released)) => {
+                let grants = wire::grants(&released.leases)?;
+                self.shared.context.leases.give_back(self.session, &self.line.stream, &grants);
                 Ok(Next::Listen)
             }
             Some(Message::Goodbye(_)) => {
@@ -162,6 +201,18 @@ impl Life {
             }
             Some(Message::Hello(_)) => Err(OpError::invalid("a session says hello once")),
             None => Err(OpError::invalid("a message that this build does not know")),
+        }
+    }
+
+    async fn send_recalls(&mut self) -> Result<Next, OpError> {
+        match self.shared.context.leases.take_recalls(self.session, &self.line.stream, RECALLS_MAX) {
+            Recalls::Ask(grants) if grants.is_empty() => Ok(Next::Listen),
+            Recalls::Ask(grants) => {
+                let leases = grants.into_iter().map(wire::lease).collect();
+                self.send(v1::session_response::Message::Recall(v1::Recall { leases })).await
+            }
+            Recalls::Superseded => Ok(Next::Close),
+            Recalls::Over => self.shared.context.sessions.check(self.session).map(|()| Next::Close),
         }
     }
 

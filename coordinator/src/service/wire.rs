@@ -2,6 +2,7 @@
 //! here: ids, names, enum values, ranges, sizes of lists.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use cairn_proto::limits::{BATCH_MAX, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, FILE_SIZE_MAX, LIST_MAX};
 use cairn_proto::{
@@ -9,7 +10,9 @@ use cairn_proto::{
 };
 
 use crate::error::OpError;
+use crate::leases::{Grant, LEASES_OF_SESSION_MAX};
 use crate::ops::access::Caller;
+use crate::ops::batch::{Batch, Done, Step};
 use crate::ops::commit::{Confirm, FileCommit, NewExtent, StoredChunk};
 use crate::ops::plan::PlanRequest;
 use crate::ops::{
@@ -41,7 +44,10 @@ fn check_count(what: &str, count: usize, min: usize, max: usize) -> Result<(), O
 }
 
 pub(crate) fn caller(credentials: Option<v1::Credentials>) -> Result<Caller, OpError> {
-    let credentials = credentials.ok_or_else(|| missing("credentials"))?;
+    credentials.ok_or_else(|| missing("credentials")).and_then(checked_caller)
+}
+
+fn checked_caller(credentials: v1::Credentials) -> Result<Caller, OpError> {
     check_count("supplementary groups", credentials.groups.len(), 0, GROUPS_MAX)?;
     Ok(Caller { uid: credentials.uid, gid: credentials.gid, groups: credentials.groups })
 }
@@ -53,6 +59,27 @@ pub(crate) fn request_id(id: Option<v1::RequestId>) -> Result<RequestId, OpError
 
 pub(super) fn inode_id(id: u64) -> Result<InodeId, OpError> {
     Ok(InodeId::new(id)?)
+}
+
+/// The session on whose behalf something is read; empty: nobody's.
+pub(super) fn asker(session: &bytes::Bytes) -> Result<Option<SessionId>, OpError> {
+    Ok(if session.is_empty() { None } else { Some(SessionId::from_wire(session)?) })
+}
+
+/// Directories that a session says it holds leases on.
+pub(super) fn leased(inodes: &[u64]) -> Result<Vec<InodeId>, OpError> {
+    check_count("leases", inodes.len(), 0, LEASES_OF_SESSION_MAX)?;
+    inodes.iter().map(|&inode| inode_id(inode)).collect()
+}
+
+/// Leases that a session gives back.
+pub(super) fn grants(leases: &[v1::Lease]) -> Result<Vec<Grant>, OpError> {
+    check_count("leases", leases.len(), 0, LEASES_OF_SESSION_MAX)?;
+    leases.iter().map(|lease| Ok(Grant { inode: inode_id(lease.inode)?, number: lease.grant })).collect()
+}
+
+pub(super) fn lease(grant: Grant) -> v1::Lease {
+    v1::Lease { inode: grant.inode.get(), grant: grant.number }
 }
 
 fn range(start: u64, length: u64) -> Result<ByteRange, OpError> {
@@ -76,15 +103,29 @@ pub(crate) fn opens(files: Vec<v1::OpenFile>) -> Result<Vec<Open>, OpError> {
     files.into_iter().map(|file| Ok(Open { inode: inode_id(file.inode)?, sequence: file.sequence })).collect()
 }
 
-/// The mutations of a batch; a bad one gets its error and stops no other.
-pub(crate) fn mutations(batch: Vec<v1::Mutation>) -> Result<Vec<Result<Mutation, OpError>>, OpError> {
-    check_count("mutations", batch.len(), 1, BATCH_MAX)?;
-    Ok(batch.into_iter().map(mutation).collect())
+/// A batch of mutations; a bad one gets its error and stops no other.
+pub(crate) fn batch(request: v1::ApplyRequest) -> Result<Batch, OpError> {
+    let v1::ApplyRequest { mutations, credentials, want_leases, .. } = request;
+    check_count("mutations", mutations.len(), 1, BATCH_MAX)?;
+    let caller = credentials.map(checked_caller).transpose()?.map(Arc::new);
+    let step = |mutation| step(mutation, caller.as_ref()).map_err(|error| error.to_wire());
+    Ok(Batch { steps: mutations.into_iter().map(step).collect(), want_leases })
 }
 
-fn mutation(mutation: v1::Mutation) -> Result<Mutation, OpError> {
+/// `caller`: of the batch, for those that do not name their own.
+fn step(step: v1::Mutation, caller: Option<&Arc<Caller>>) -> Result<Step, OpError> {
+    let own = step.credentials.map(checked_caller).transpose()?.map(Arc::new);
+    let caller = own.or_else(|| caller.cloned()).ok_or_else(|| missing("credentials"))?;
+    if step.at_ns < 0 {
+        return Err(OpError::invalid(format!("a mutation at {} ns", step.at_ns)));
+    }
+    let at_ns = (step.at_ns != 0).then_some(step.at_ns);
+    Ok(Step { mutation: mutation(step.op)?, caller, at_ns })
+}
+
+fn mutation(op: Option<v1::mutation::Op>) -> Result<Mutation, OpError> {
     use v1::mutation::Op;
-    Ok(match mutation.op.ok_or_else(|| OpError::invalid("a mutation that this build does not know"))? {
+    Ok(match op.ok_or_else(|| OpError::invalid("a mutation that this build does not know"))? {
         Op::Create(op) => Mutation::Create(create(op)?),
         Op::Link(op) => Mutation::Link {
             inode: inode_id(op.inode)?,
@@ -127,6 +168,9 @@ fn create(op: v1::Create) -> Result<Create, OpError> {
     if op.open.is_some() && kind != InodeKind::File {
         return Err(OpError::invalid("only files are opened as they are made"));
     }
+    if op.lease && kind != InodeKind::Directory {
+        return Err(OpError::invalid("only directories have write leases"));
+    }
     let new = match kind {
         InodeKind::Unspecified => return Err(missing("kind")),
         InodeKind::File => {
@@ -139,7 +183,14 @@ fn create(op: v1::Create) -> Result<Create, OpError> {
         InodeKind::CharDevice => NewInode::CharDevice { rdev: op.rdev },
         InodeKind::BlockDevice => NewInode::BlockDevice { rdev: op.rdev },
     };
-    Ok(Create { parent: inode_id(op.parent)?, name: FileName::new(op.name)?, new, mode: mode(op.mode)? })
+    Ok(Create {
+        parent: inode_id(op.parent)?,
+        name: FileName::new(op.name)?,
+        new,
+        mode: mode(op.mode)?,
+        id: (op.inode != 0).then(|| inode_id(op.inode)).transpose()?,
+        lease: op.lease,
+    })
 }
 
 fn rename(op: v1::Rename) -> Result<Rename, OpError> {
@@ -305,16 +356,22 @@ pub(super) fn extent(extent: &Extent) -> v1::Extent {
     }
 }
 
-/// The outcome of one mutation or one file's commit.
-pub(super) fn result(result: Result<Applied, OpError>) -> v1::MutationResult {
+/// The outcome of one file's commit.
+pub(super) fn committed(result: Result<Applied, OpError>) -> v1::MutationResult {
+    self::result(result.map(|applied| Done { applied, leases: Vec::new() }))
+}
+
+/// The outcome of one mutation.
+pub(super) fn result(result: Result<Done, OpError>) -> v1::MutationResult {
     match result {
-        Ok(applied) => v1::MutationResult {
+        Ok(Done { applied, leases }) => v1::MutationResult {
             error: 0,
             message: String::new(),
             attr: applied.inode.map(attr),
             parent: applied.parent.map(attr),
             new_parent: applied.new_parent.map(attr),
             replaced: applied.replaced.map(attr),
+            leases: leases.into_iter().map(lease).collect(),
         },
         Err(error) => v1::MutationResult {
             error: error.kind().number(),

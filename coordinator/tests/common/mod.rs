@@ -2,6 +2,8 @@
 #![allow(dead_code, unreachable_pub)] // each test file uses a part
 #![allow(clippy::unwrap_used)]
 
+pub mod mount;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -235,7 +237,8 @@ impl Client {
         mutations: Vec<v1::Mutation>,
     ) -> Answer<Vec<v1::MutationResult>> {
         let credentials = Some(v1::Credentials::default());
-        let request = v1::ApplyRequest { id: Some(id), mutations, credentials };
+        let request =
+            v1::ApplyRequest { id: Some(id), mutations, credentials, ..v1::ApplyRequest::default() };
         Ok(self.grpc.apply(request).await?.into_inner().results)
     }
 
@@ -244,12 +247,14 @@ impl Client {
             parent,
             name: Bytes::copy_from_slice(name.as_bytes()),
             credentials: Some(v1::Credentials::default()),
+            session: self.session.clone(),
         };
         Ok(self.grpc.lookup(request).await?.into_inner().attr.unwrap())
     }
 
     pub async fn get_attr(&mut self, inode: u64) -> Answer<v1::Attr> {
-        Ok(self.grpc.get_attr(v1::GetAttrRequest { inode }).await?.into_inner().attr.unwrap())
+        let request = v1::GetAttrRequest { inode, session: self.session.clone() };
+        Ok(self.grpc.get_attr(request).await?.into_inner().attr.unwrap())
     }
 
     pub async fn until_gone(&mut self, inode: u64) -> anyhow::Result<()> {
@@ -266,7 +271,8 @@ impl Client {
     }
 
     pub async fn list(&mut self, inode: u64) -> Answer<Vec<String>> {
-        let request = v1::ReadDirRequest { inode, after: 0, limit: 65_536, attributes: true };
+        let session = self.session.clone();
+        let request = v1::ReadDirRequest { inode, after: 0, limit: 65_536, attributes: true, session };
         let page = self.grpc.read_dir(request).await?.into_inner();
         assert!(page.end);
         let entries = Entries::decode(&page.entries).unwrap();
@@ -354,11 +360,15 @@ async fn keep_alive(requests: mpsc::Sender<v1::SessionRequest>, mut answers: Str
     }
 }
 
+pub fn mutation(op: Op) -> v1::Mutation {
+    v1::Mutation { op: Some(op), ..v1::Mutation::default() }
+}
+
 pub fn create(parent: u64, name: &str, kind: v1::InodeKind) -> v1::Mutation {
     let mode = if kind == v1::InodeKind::Directory { 0o755 } else { 0o644 };
     let name = Bytes::copy_from_slice(name.as_bytes());
     let op = v1::Create { parent, name, kind: kind.into(), mode, exclusive: true, ..v1::Create::default() };
-    v1::Mutation { op: Some(Op::Create(op)) }
+    mutation(Op::Create(op))
 }
 
 pub fn file(parent: u64, name: &str) -> v1::Mutation {
@@ -371,7 +381,7 @@ pub fn dir(parent: u64, name: &str) -> v1::Mutation {
 
 pub fn unlink(parent: u64, name: &str) -> v1::Mutation {
     let name = Bytes::copy_from_slice(name.as_bytes());
-    v1::Mutation { op: Some(Op::Unlink(v1::Unlink { parent, name })) }
+    mutation(Op::Unlink(v1::Unlink { parent, name }))
 }
 
 /// A chunk that all members of its set have stored.

@@ -186,6 +186,7 @@ macro_rules! not_here {
 
 not_here! {
     lookup(LookupRequest) -> LookupResponse;
+    reserve_inodes(ReserveInodesRequest) -> ReserveInodesResponse;
     get_attr(GetAttrRequest) -> GetAttrResponse;
     read_dir(ReadDirRequest) -> ReadDirResponse;
     get_xattrs(GetXattrsRequest) -> GetXattrsResponse;

@@ -387,7 +387,14 @@ fn a_batch_goes_on_behind_a_mutation_that_fails() {
     let results = tx
         .attempt(|tx| {
             let twice = [("f", false), ("g", true)].map(|(text, fine)| {
-                let op = Create { parent: ROOT, name: name(text), new: plain_file(), mode: 0o644 };
+                let op = Create {
+                    parent: ROOT,
+                    name: name(text),
+                    new: plain_file(),
+                    mode: 0o644,
+                    id: None,
+                    lease: false,
+                };
                 assert_eq!(apply(tx, &Mutation::Create(op), &root()).is_ok(), fine);
             });
             Ok(twice.len())

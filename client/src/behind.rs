@@ -1,0 +1,247 @@
+//! Write-behind of names: mutations that were performed locally, under leases, and are applied at
+//! the coordinator in their order, in batches, in the background.
+//!
+//! Whoever asks the coordinator about an inode first waits until what is pending on it has been
+//! applied. [`crate::vfs`] fills the queue and empties it; the data path only waits.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use cairn_proto::{InodeId, v1};
+use cairn_runtime::clock;
+use tokio::sync::{Notify, watch};
+
+use crate::error::{ClientError, Result};
+use crate::session::OpenGuard;
+
+/// Mutations that may be pending: of small files some seconds of work for the coordinator, a few MiB here.
+const PENDING_MAX: usize = 16_384;
+/// Mutations in one batch: enough to share a transaction, few enough that an answer stays quick.
+const BATCH_MAX: usize = 512;
+/// Mutations are gathered for so long, unless somebody waits for them.
+const GATHER: Duration = Duration::from_millis(2);
+/// That many are not gathered any longer.
+const GATHER_MAX: usize = 256;
+
+/// One mutation on its way.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) op: v1::mutation::Op,
+    /// When it was performed, by the coordinator's clock.
+    pub(crate) at_ns: i64,
+    pub(crate) caller: Arc<v1::Credentials>,
+    /// The inodes that it changes.
+    pub(crate) concerns: Vec<InodeId>,
+    /// A file that is open since its creation: the number of the open, and what keeps its close from being
+    /// told before the open.
+    pub(crate) open: Option<(u64, OpenGuard)>,
+}
+
+impl Pending {
+    /// As it travels; `session` is the one of an open.
+    pub(crate) fn to_wire(&self, session: &bytes::Bytes) -> v1::Mutation {
+        let mut op = self.op.clone();
+        if let (v1::mutation::Op::Create(create), Some((sequence, _))) = (&mut op, &self.open) {
+            create.open = Some(v1::OpenRegistration { session: session.clone(), sequence: *sequence });
+        }
+        let credentials = Some(v1::Credentials::clone(&self.caller));
+        v1::Mutation { op: Some(op), at_ns: self.at_ns, credentials }
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Oldest first; the batch under way is not among them.
+    queue: VecDeque<Pending>,
+    /// Number of the newest mutation ever taken.
+    newest: u64,
+    /// Inode → the newest mutation that concerns it.
+    last_of: HashMap<InodeId, u64>,
+    last_at_ns: i64,
+}
+
+/// How far the queue is.
+#[derive(Debug, Default, Clone)]
+struct Progress {
+    /// All mutations up to this number have been applied.
+    applied: u64,
+    /// Why the next ones can not be at the moment.
+    trouble: Option<ClientError>,
+}
+
+/// The queue of one client.
+#[derive(Debug, Default)]
+pub(crate) struct Behind {
+    state: Mutex<State>,
+    progress: watch::Sender<Progress>,
+    /// There is something to do, or somebody waits for it.
+    filled: Notify,
+    urgent: Notify,
+}
+
+impl Behind {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether another mutation may be performed now.
+    pub(crate) fn has_room(&self) -> bool {
+        self.lock().queue.len() < PENDING_MAX && self.progress.borrow().trouble.is_none()
+    }
+
+    /// The time of the next mutation: that of the coordinator's clock, never before the one of the last.
+    pub(crate) fn at(&self, now_ns: i64) -> i64 {
+        let mut state = self.lock();
+        state.last_at_ns = state.last_at_ns.max(now_ns);
+        state.last_at_ns
+    }
+
+    pub(crate) fn push(&self, pending: Pending) {
+        let mut state = self.lock();
+        state.newest += 1;
+        let newest = state.newest;
+        for &inode in &pending.concerns {
+            state.last_of.insert(inode, newest);
+        }
+        state.queue.push_back(pending);
+        let len = state.queue.len();
+        drop(state);
+        match len {
+            1 => self.filled.notify_one(),
+            GATHER_MAX => self.urgent.notify_one(),
+            _ => {}
+        }
+    }
+
+    /// Whether something on `inode` has not been applied yet.
+    pub(crate) fn is_pending(&self, inode: InodeId) -> bool {
+        self.lock().last_of.contains_key(&inode)
+    }
+
+    /// Has what is pending on `inode` applied soon.
+    pub(crate) fn hurry(&self, inode: InodeId) {
+        if self.is_pending(inode) {
+            self.urgent.notify_one();
+        }
+    }
+
+    /// Waits until everything that was pending on `inode` has been applied.
+    ///
+    /// An error says why that is not possible at the moment (`NoSpace`, `Unavailable`); it stays pending.
+    pub(crate) async fn applied(&self, inode: InodeId) -> Result<()> {
+        let last = self.lock().last_of.get(&inode).copied();
+        match last {
+            Some(last) => self.wait(last).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until everything that was pending has been applied; as [`Self::applied`].
+    pub(crate) async fn all_applied(&self) -> Result<()> {
+        let newest = self.lock().newest;
+        self.wait(newest).await
+    }
+
+    async fn wait(&self, number: u64) -> Result<()> {
+        let mut progress = self.progress.subscribe();
+        if progress.borrow().applied >= number {
+            return Ok(());
+        }
+        self.urgent.notify_one();
+        let done = |progress: &Progress| progress.applied >= number || progress.trouble.is_some();
+        match progress.wait_for(done).await {
+            Ok(progress) if progress.applied >= number => Ok(()),
+            Ok(progress) => progress.trouble.clone().map_or(Ok(()), Err),
+            Err(_) => Err(ClientError::Closed),
+        }
+    }
+
+    /// Waits until there is a batch; then it has been gathered.
+    pub(crate) async fn filled(&self) {
+        loop {
+            let len = self.lock().queue.len();
+            if len > 0 {
+                if len < GATHER_MAX {
+                    let _ = clock::timeout(GATHER, self.urgent.notified()).await;
+                }
+                return;
+            }
+            self.filled.notified().await;
+        }
+    }
+
+    /// The next batch, oldest first.
+    pub(crate) fn take(&self) -> Vec<Pending> {
+        let mut state = self.lock();
+        let count = state.queue.len().min(BATCH_MAX);
+        state.queue.drain(..count).collect()
+    }
+
+    /// `batch` has been applied, and its results are known to all who care.
+    pub(crate) fn landed(&self, batch: Vec<Pending>) {
+        let applied = self.progress.borrow().applied + batch.len() as u64;
+        {
+            let mut state = self.lock();
+            for inode in batch.iter().flat_map(|pending| &pending.concerns) {
+                if state.last_of.get(inode).is_some_and(|&last| last <= applied) {
+                    state.last_of.remove(inode);
+                }
+            }
+        }
+        self.progress.send_replace(Progress { applied, trouble: None });
+        drop(batch); // closes are told from here on
+    }
+
+    /// The batch under way can not be applied at the moment; it is tried again.
+    pub(crate) fn stuck(&self, error: ClientError) {
+        self.progress.send_modify(|progress| progress.trouble = Some(error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pending(inode: InodeId) -> Pending {
+        let op = v1::mutation::Op::Unlink(v1::Unlink::default());
+        Pending { op, at_ns: 0, caller: Arc::default(), concerns: vec![inode], open: None }
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_an_inode_waits_for_the_last_change_of_it_alone() {
+        let behind = Behind::default();
+        let (one, two) = (InodeId::ROOT, InodeId::new(2).unwrap());
+        behind.push(pending(one));
+        behind.push(pending(two));
+        let mut first = behind.take();
+        let second = first.pop().unwrap();
+        behind.landed(first);
+        behind.applied(one).await.unwrap();
+        assert!(behind.is_pending(two));
+        let waits = clock::timeout(Duration::from_millis(20), behind.applied(two)).await;
+        assert!(waits.is_err());
+        behind.landed(vec![second]);
+        behind.all_applied().await.unwrap();
+        assert!(!behind.is_pending(two));
+    }
+
+    #[tokio::test]
+    async fn trouble_is_told_to_who_waits_and_ends_with_the_next_batch_that_lands() {
+        let behind = Behind::default();
+        behind.push(pending(InodeId::ROOT));
+        let batch = behind.take();
+        behind.stuck(ClientError::new(cairn_proto::ErrorKind::NoSpace, "full"));
+        assert!(!behind.has_room());
+        assert_eq!(behind.all_applied().await.unwrap_err().kind(), cairn_proto::ErrorKind::NoSpace);
+        behind.landed(batch);
+        assert!(behind.has_room());
+        behind.all_applied().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn times_never_run_backwards() {
+        let behind = Behind::default();
+        assert_eq!([behind.at(5), behind.at(3), behind.at(7)], [5, 5, 7]);
+    }
+}

@@ -1,0 +1,294 @@
+//! The session's write leases: which it holds, until when it may trust them, which are asked back.
+//!
+//! A lease is trusted only while the coordinator can not have given the session up: one lease time
+//! from the moment a keep-alive was *sent* that has been answered, and not for a moment after the
+//! stream has broken. What the coordinator counts begins later (at the receipt), so it never takes
+//! a lease away that is still trusted here.
+//!
+//! A grant travels with the answer to a call, its recall and its return on the stream. So a recall may come
+//! before its grant: it is answered at once. And a lease may be given back while an answer is on its way that names it
+//! once more. In both cases the end of the lease is remembered, and the grant ignored.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use cairn_proto::{InodeId, v1};
+use cairn_runtime::clock::{self, Instant};
+use tokio::sync::Notify;
+
+/// Leases remembered as given back; of more some are forgotten.
+const ENDED_MAX: usize = 65_536;
+/// Leases named in one message.
+const RELEASED_BATCH: usize = 4096;
+
+/// The leases of the present session.
+#[derive(Debug, Default)]
+pub(crate) struct Leases {
+    state: Mutex<State>,
+    /// There is something to be given back to the coordinator.
+    pub(crate) released: Notify,
+    /// There is something for who works under the leases.
+    pub(crate) recalled: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Somebody works under leases: takes recalls and answers them.
+    used: bool,
+    held: BTreeSet<InodeId>,
+    trusted_until: Option<Instant>,
+    /// When the keep-alives were sent that are not answered yet.
+    asked: VecDeque<Instant>,
+    lease: Duration,
+    /// The coordinator's clock less this machine's.
+    clock_offset_ns: i64,
+    /// Raised with every connection: grants of an earlier one may have been dropped since.
+    link: u64,
+    /// Raised with every new session: all leases of the one before are gone.
+    session: u64,
+    recalls: Vec<(InodeId, u64)>,
+    released: Vec<v1::Lease>,
+    /// The newest grant of each inode that was given back over this connection.
+    ended: BTreeMap<InodeId, u64>,
+}
+
+/// Which connection and session something belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Era {
+    link: u64,
+    session: u64,
+}
+
+impl Era {
+    /// Whether leases of the two belong to one session.
+    pub(crate) fn same_session(self, other: Self) -> bool {
+        self.session == other.session
+    }
+}
+
+impl Leases {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From here on recalls are taken by [`Self::take_recalls`].
+    pub(crate) fn begin_use(&self) {
+        self.lock().used = true;
+    }
+
+    /// Whether nobody else can have been granted what is held.
+    pub(crate) fn are_trusted(&self) -> bool {
+        self.lock().trusted_until.is_some_and(|until| clock::now() < until)
+    }
+
+    /// The coordinator's clock as well as it is known here, ns since the epoch.
+    pub(crate) fn now_ns(&self) -> i64 {
+        clock::wall_ns().saturating_add(self.lock().clock_offset_ns)
+    }
+
+    pub(crate) fn era(&self) -> Era {
+        let state = self.lock();
+        Era { link: state.link, session: state.session }
+    }
+
+    /// Everything held, for a session that goes on.
+    pub(crate) fn list(&self) -> Vec<u64> {
+        self.lock().held.iter().map(|inode| inode.get()).collect()
+    }
+
+    /// A grant came with an answer to what was asked in `era`. `false`: it is void by now.
+    pub(crate) fn take_grant(&self, inode: InodeId, grant: u64, era: Era) -> bool {
+        let mut state = self.lock();
+        let is_over = state.ended.get(&inode).is_some_and(|&ended| ended >= grant);
+        if (Era { link: state.link, session: state.session }) != era || is_over {
+            return false;
+        }
+        state.held.insert(inode);
+        true
+    }
+
+    /// A directory that is made under a lease comes with one; nobody else can know it.
+    pub(crate) fn hold(&self, inode: InodeId) {
+        self.lock().held.insert(inode);
+    }
+
+    /// The directory is gone, and its lease with it.
+    pub(crate) fn forget(&self, inode: InodeId) {
+        self.lock().held.remove(&inode);
+    }
+
+    /// Gives a lease back. `grant`: the one recalled, or the one held.
+    pub(crate) fn release(&self, inode: InodeId, grant: u64) {
+        let mut state = self.lock();
+        state.held.remove(&inode);
+        state.end(inode, grant);
+        drop(state);
+        self.released.notify_one();
+    }
+
+    /// What is to be told to the coordinator.
+    pub(crate) fn take_released(&self) -> Option<v1::Released> {
+        let mut state = self.lock();
+        let count = state.released.len().min(RELEASED_BATCH);
+        let leases: Vec<_> = state.released.drain(..count).collect();
+        (!leases.is_empty()).then_some(v1::Released { leases })
+    }
+
+    /// What is asked back.
+    pub(crate) fn take_recalls(&self) -> Vec<(InodeId, u64)> {
+        std::mem::take(&mut self.lock().recalls)
+    }
+
+    pub(crate) fn on_recall(&self, recall: v1::Recall) {
+        let mut state = self.lock();
+        for lease in recall.leases {
+            let Ok(inode) = InodeId::new(lease.inode) else { continue };
+            if state.used && state.held.contains(&inode) {
+                state.recalls.push((inode, lease.grant));
+                continue;
+            }
+            state.end(inode, lease.grant);
+        }
+        drop(state);
+        self.released.notify_one();
+        self.recalled.notify_one();
+    }
+
+    /// A connection stands, dialled at `dialled`.
+    pub(crate) fn on_welcome(&self, dialled: Instant, lease: Duration, now_ns: i64, resumed: bool) {
+        let mut state = self.lock();
+        if !resumed {
+            state.session += 1;
+            state.held.clear();
+            state.recalls.clear();
+        }
+        // The list in the hello stands for what was released before.
+        state.released.clear();
+        state.ended.clear();
+        state.asked.clear();
+        state.link += 1;
+        state.lease = lease;
+        state.trusted_until = Some(dialled + lease);
+        state.set_clock(now_ns);
+        drop(state);
+        self.recalled.notify_one();
+    }
+
+    /// The stream has ended: the coordinator may soon give the session up.
+    pub(crate) fn on_broken(&self) {
+        self.lock().trusted_until = None;
+    }
+
+    pub(crate) fn on_keep_alive_sent(&self) {
+        self.lock().asked.push_back(clock::now());
+    }
+
+    pub(crate) fn on_keep_alive(&self, now_ns: i64) {
+        let mut state = self.lock();
+        let Some(asked) = state.asked.pop_front() else { return };
+        state.trusted_until = Some(asked + state.lease);
+        state.set_clock(now_ns);
+    }
+}
+
+impl State {
+    fn end(&mut self, inode: InodeId, grant: u64) {
+        let newest = self.ended.entry(inode).or_default();
+        *newest = grant.max(*newest);
+        if self.ended.len() > ENDED_MAX {
+            self.ended.pop_first();
+        }
+        self.released.push(v1::Lease { inode: inode.get(), grant });
+    }
+
+    fn set_clock(&mut self, now_ns: i64) {
+        if now_ns > 0 {
+            self.clock_offset_ns = now_ns.saturating_sub(clock::wall_ns());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(10);
+
+    fn inode(id: u64) -> InodeId {
+        InodeId::new(id).unwrap()
+    }
+
+    fn recall(id: u64, grant: u64) -> v1::Recall {
+        v1::Recall { leases: vec![v1::Lease { inode: id, grant }] }
+    }
+
+    fn connected() -> Leases {
+        let leases = Leases::default();
+        leases.begin_use();
+        leases.on_welcome(clock::now(), LEASE, 0, false);
+        leases
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn leases_are_trusted_for_one_lease_time_after_an_answered_keep_alive_was_sent() {
+        let leases = connected();
+        clock::sleep(Duration::from_secs(6)).await;
+        leases.on_keep_alive_sent();
+        clock::sleep(Duration::from_secs(3)).await;
+        leases.on_keep_alive(0);
+        clock::sleep(Duration::from_secs(6)).await;
+        assert!(leases.are_trusted());
+        clock::sleep(Duration::from_secs(2)).await;
+        assert!(!leases.are_trusted());
+    }
+
+    #[tokio::test]
+    async fn a_broken_stream_ends_all_trust_at_once() {
+        let leases = connected();
+        leases.on_broken();
+        assert!(!leases.are_trusted());
+        leases.on_welcome(clock::now(), LEASE, 0, true);
+        assert!(leases.are_trusted());
+    }
+
+    #[tokio::test]
+    async fn a_grant_whose_recall_came_first_is_void() {
+        let leases = connected();
+        let era = leases.era();
+        leases.on_recall(recall(7, 3));
+        assert_eq!(leases.take_released().unwrap().leases, [v1::Lease { inode: 7, grant: 3 }]);
+        assert!(!leases.take_grant(inode(7), 3, era));
+        assert!(leases.take_grant(inode(7), 4, era));
+    }
+
+    #[tokio::test]
+    async fn a_grant_that_was_given_back_is_void_when_an_answer_names_it_again() {
+        let leases = connected();
+        let era = leases.era();
+        assert!(leases.take_grant(inode(7), 3, era));
+        leases.release(inode(7), 3);
+        assert!(!leases.take_grant(inode(7), 3, era));
+        assert!(leases.take_grant(inode(7), 5, era));
+    }
+
+    #[tokio::test]
+    async fn a_grant_of_an_earlier_connection_is_void() {
+        let leases = connected();
+        let era = leases.era();
+        leases.on_welcome(clock::now(), LEASE, 0, true);
+        assert!(!leases.take_grant(inode(7), 1, era));
+    }
+
+    #[tokio::test]
+    async fn what_is_held_is_asked_back_from_who_works_with_it() {
+        let leases = connected();
+        assert!(leases.take_grant(inode(7), 1, leases.era()));
+        leases.on_recall(recall(7, 1));
+        assert_eq!(leases.take_recalls(), [(inode(7), 1)]);
+        assert_eq!(leases.list(), [7]);
+        leases.release(inode(7), 1);
+        assert!(leases.list().is_empty());
+        assert!(leases.take_released().is_some());
+    }
+}

@@ -1,0 +1,144 @@
+//! Applies what was done locally, and gives back the leases that are recalled.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use cairn_proto::v1::{self, mutation::Op};
+use cairn_proto::{ErrorKind, InodeId, WireError};
+use cairn_runtime::clock::{self, Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::Vfs;
+use crate::behind::{Behind, Pending};
+use crate::error::ClientError;
+use crate::session::Session;
+use crate::{Attr, Coordinator, metrics};
+
+/// Pauses between tries while the coordinator can not apply a batch.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Applies batches until the client is closed; also what is left when the file system is not in use any more.
+pub(super) async fn apply_all(
+    vfs: Weak<Vfs>,
+    coordinator: Coordinator,
+    behind: Arc<Behind>,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = behind.filled() => {}
+            () = stop.cancelled() => return,
+        }
+        let batch = behind.take();
+        let Some((asked, results)) = apply(&coordinator, &behind, &batch).await else { return };
+        metrics::applied_behind(batch.len(), asked.elapsed());
+        let Some(vfs) = vfs.upgrade() else {
+            behind.landed(batch);
+            continue;
+        };
+        for (pending, result) in batch.iter().zip(results) {
+            vfs.on_result(pending, result, asked);
+        }
+        let concerned: Vec<InodeId> = batch.iter().flat_map(|pending| pending.concerns.clone()).collect();
+        behind.landed(batch);
+        // What is pending on them still is not in these attributes.
+        let changing = concerned.into_iter().filter(|&inode| behind.is_pending(inode));
+        changing.for_each(|inode| vfs.inodes.expire_unpinned(inode));
+        vfs.shed();
+    }
+}
+
+/// Has one batch applied, as long as it takes. `None`: the client has been closed.
+async fn apply(
+    coordinator: &Coordinator,
+    behind: &Behind,
+    batch: &[Pending],
+) -> Option<(Instant, Vec<v1::MutationResult>)> {
+    let mut pause = PAUSE_MIN;
+    loop {
+        let asked = clock::now();
+        match coordinator.send_behind(batch).await {
+            Ok(results) => return Some((asked, results)),
+            // Whether it was executed is unknown. Again: what was done already is refused then.
+            Err(ClientError::SessionExpired { .. }) => {}
+            Err(ClientError::Closed) => return None,
+            Err(error) => {
+                tracing::warn!(changes = batch.len(), %error, "local changes of names can not be applied yet");
+                behind.stuck(error);
+                clock::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        }
+    }
+}
+
+/// Answers recalls until the client is closed.
+pub(super) async fn answer_recalls(
+    vfs: Weak<Vfs>,
+    session: Arc<Session>,
+    behind: Arc<Behind>,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = session.leases.recalled.notified() => {}
+            () = stop.cancelled() => return,
+        }
+        let recalls = session.leases.take_recalls();
+        let Some(vfs) = vfs.upgrade() else {
+            // An error: the coordinator ends the session when it has waited long enough.
+            if behind.all_applied().await.is_ok() {
+                recalls.into_iter().for_each(|(directory, grant)| session.leases.release(directory, grant));
+            }
+            continue;
+        };
+        vfs.lose_leases();
+        for (directory, grant) in recalls {
+            drop(vfs.runtime.spawn(Arc::clone(&vfs).give_back(directory, grant)));
+        }
+    }
+}
+
+impl Vfs {
+    fn on_result(&self, pending: &Pending, result: v1::MutationResult, asked: Instant) {
+        if let Some(error) = WireError::from_fields(result.error, &result.message) {
+            return self.on_refused(pending, &error.into());
+        }
+        result.leases.iter().for_each(|lease| self.learn_grant(lease));
+        let attrs = [result.attr, result.parent, result.new_parent, result.replaced];
+        for attr in attrs.into_iter().flatten() {
+            match Attr::from_wire(attr) {
+                Ok(attr) => drop(self.inodes.adopt_own(attr, asked)),
+                Err(error) => tracing::warn!(%error, "an answer without sense"),
+            }
+        }
+    }
+
+    /// What was done here, and answered, can not be done there: the session had expired and somebody else
+    /// was faster, or the lease did not do what it is for.
+    fn on_refused(&self, pending: &Pending, error: &ClientError) {
+        let done_before = match &pending.op {
+            Op::Create(_) => error.kind() == ErrorKind::InvalidArgument || error.kind() == ErrorKind::Exists,
+            Op::Unlink(_) | Op::Rmdir(_) | Op::Rename(_) => error.kind() == ErrorKind::NotFound,
+            _ => false,
+        };
+        if done_before {
+            tracing::warn!(change = ?pending.op, %error, "a local change met its own result, or another's");
+        } else {
+            tracing::error!(change = ?pending.op, %error, "a local change is lost");
+        }
+        metrics::behind_refused();
+        let lost = matches!(pending.op, Op::Create(_));
+        for (index, &inode) in pending.concerns.iter().enumerate() {
+            self.reread(inode);
+            if lost && index > 0 {
+                let mut state = self.leased.lock();
+                state.drop_dir(inode);
+                state.drop_private(inode);
+                drop(state);
+                self.inodes.unpin(inode);
+            }
+        }
+    }
+}

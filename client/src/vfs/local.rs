@@ -1,0 +1,463 @@
+//! Operations performed locally, in directories whose write lease is held.
+//!
+//! Each does what the coordinator will do when it comes to it ([`crate::behind`]), in the same words:
+//! the checks, the attributes, the times, the versions. What is rare, or needs to see more of the
+//! tree than the leases cover, is left to the coordinator.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cairn_proto::limits::LINK_MAX;
+use cairn_proto::v1::{self, mutation::Op};
+use cairn_proto::{ErrorKind, FileName, InodeId};
+
+use super::access;
+use super::leased::{Child, Local, State};
+use super::{AttrChange, Entry, MAY_EXECUTE, MAY_WRITE, RenameMode, Time, Vfs, VfsError};
+use crate::behind::Pending;
+use crate::{Attr, Caller, Kind, OpenGuard};
+
+const SET_USER_ID: u32 = 0o4000;
+const SET_GROUP_ID: u32 = 0o2000;
+const STICKY: u32 = 0o1000;
+const GROUP_EXECUTE: u32 = 0o010;
+
+/// Goes on when the directory is available, else returns.
+macro_rules! available {
+    ($vfs:expr, $state:expr, $directory:expr) => {
+        match $vfs.available($state, $directory) {
+            Local::Done(_) => {}
+            Local::Wait => return Local::Wait,
+            Local::Remote => return Local::Remote,
+        }
+    };
+}
+
+/// Goes on with a value, else the coordinator decides.
+macro_rules! known {
+    ($value:expr) => {
+        match $value {
+            Some(value) => value,
+            None => return Local::Remote,
+        }
+    };
+}
+
+/// Goes on when something is allowed.
+macro_rules! allowed {
+    ($result:expr) => {
+        if let Err(error) = $result {
+            return Local::Done(Err(error));
+        }
+    };
+}
+
+/// What a name was found to be.
+#[derive(Debug)]
+pub(super) enum Found {
+    Entry(Entry),
+    /// Its attributes have to be fetched.
+    Inode(InodeId),
+}
+
+/// What a create made.
+pub(super) struct Made {
+    pub(super) entry: Entry,
+    /// Of a file that is also opened.
+    pub(super) guard: Option<OpenGuard>,
+}
+
+impl Vfs {
+    pub(super) fn lookup_locally(
+        self: &Arc<Self>,
+        parent: InodeId,
+        name: &FileName,
+        caller: &Caller,
+    ) -> Local<Found> {
+        let mut state = self.leased.lock();
+        available!(self, &mut state, parent);
+        let directory = known!(self.inodes.pinned(parent));
+        allowed!(access::check(&directory, MAY_EXECUTE, caller));
+        let Some(child) = state.child(parent, &name.to_bytes()) else {
+            return Local::Done(Err(no_such_name()));
+        };
+        // Others may know an inode that is not pinned, and change it.
+        let pinned = self.inodes.pinned(child.inode).and_then(|_| self.inodes.fresh(child.inode));
+        Local::Done(Ok(pinned.map_or(Found::Inode(child.inode), Found::Entry)))
+    }
+
+    /// `create` as it would be sent; with `open` a file is opened, too.
+    pub(super) fn create_locally(
+        self: &Arc<Self>,
+        create: &v1::Create,
+        kind: Kind,
+        open: bool,
+        caller: &Caller,
+    ) -> Local<Made> {
+        let parent = known!(InodeId::new(create.parent).ok());
+        let mut state = self.leased.lock();
+        available!(self, &mut state, parent);
+        let directory = known!(self.inodes.pinned(parent));
+        if directory.nlink == 0 || directory.nlink >= LINK_MAX || !self.client.behind().has_room() {
+            return Local::Remote;
+        }
+        if matches!(kind, Kind::CharDevice | Kind::BlockDevice) || !state.may_hold_more() {
+            return Local::Remote;
+        }
+        allowed!(access::check(&directory, MAY_EXECUTE, caller));
+        if state.child(parent, &create.name).is_some() {
+            // O_CREAT without O_EXCL opens what is there.
+            return if create.exclusive { Local::Done(Err(exists())) } else { Local::Remote };
+        }
+        allowed!(access::check(&directory, MAY_EXECUTE | MAY_WRITE, caller));
+        let id = match self.take_id(&mut state) {
+            Local::Done(Ok(id)) => id,
+            Local::Wait => return Local::Wait,
+            _ => return Local::Remote,
+        };
+        let at_ns = self.local_time();
+        let attr = new_attr(id, create, kind, &directory, at_ns, caller);
+        self.add_name(&mut state, parent, create.name.clone(), Child { inode: id, kind }, at_ns);
+        let is_directory = kind == Kind::Directory;
+        let entry = if is_directory {
+            state.add_new(id);
+            self.session().leases.hold(id);
+            self.inodes.pin(attr)
+        } else if state.add_private(id, parent) {
+            self.inodes.pin(attr)
+        } else {
+            self.inodes.adopt_own(attr, cairn_runtime::clock::now())
+        };
+        let open = open.then(|| self.hold_open(id));
+        let guard = open.as_ref().map(|(sequence, _)| self.session().hold(id, *sequence));
+        let op = Op::Create(v1::Create { inode: id.get(), lease: is_directory, ..create.clone() });
+        self.queue(op, at_ns, vec![parent, id], open, caller);
+        Local::Done(Ok(Made { entry, guard }))
+    }
+
+    pub(super) fn unlink_locally(
+        self: &Arc<Self>,
+        parent: InodeId,
+        name: &FileName,
+        caller: &Caller,
+    ) -> Local<()> {
+        let mut state = self.leased.lock();
+        available!(self, &mut state, parent);
+        let child = match self.removable(&state, parent, name, caller) {
+            Local::Done(Ok(child)) => child,
+            Local::Done(Err(error)) => return Local::Done(Err(error)),
+            _ => return Local::Remote,
+        };
+        if child.kind == Kind::Directory {
+            return Local::Done(Err(VfsError::refused(ErrorKind::IsDirectory, "it is a directory")));
+        }
+        let at_ns = self.local_time();
+        self.remove_name(&mut state, parent, &name.to_bytes(), child, at_ns);
+        self.lose_name(&mut state, child.inode, at_ns);
+        let op = Op::Unlink(v1::Unlink { parent: parent.get(), name: name.to_bytes() });
+        self.queue(op, at_ns, vec![parent, child.inode], None, caller);
+        Local::Done(Ok(()))
+    }
+
+    pub(super) fn rmdir_locally(
+        self: &Arc<Self>,
+        parent: InodeId,
+        name: &FileName,
+        caller: &Caller,
+    ) -> Local<()> {
+        let mut state = self.leased.lock();
+        available!(self, &mut state, parent);
+        let child = match self.removable(&state, parent, name, caller) {
+            Local::Done(Ok(child)) => child,
+            Local::Done(Err(error)) => return Local::Done(Err(error)),
+            _ => return Local::Remote,
+        };
+        if child.kind != Kind::Directory {
+            return Local::Done(Err(VfsError::refused(ErrorKind::NotDirectory, "it is no directory")));
+        }
+        if known!(state.names_in(child.inode)) > 0 {
+            return Local::Done(Err(VfsError::refused(ErrorKind::NotEmpty, "the directory has entries")));
+        }
+        let at_ns = self.local_time();
+        self.remove_name(&mut state, parent, &name.to_bytes(), child, at_ns);
+        self.inodes.change(child.inode, None, |attr| {
+            attr.nlink = 0;
+            attr.ctime_ns = at_ns;
+        });
+        self.inodes.unpin(child.inode);
+        state.drop_dir(child.inode);
+        self.session().leases.forget(child.inode);
+        let op = Op::Rmdir(v1::Rmdir { parent: parent.get(), name: name.to_bytes() });
+        self.queue(op, at_ns, vec![parent, child.inode], None, caller);
+        Local::Done(Ok(()))
+    }
+
+    pub(super) fn rename_locally(
+        self: &Arc<Self>,
+        (parent, name): (InodeId, &FileName),
+        (new_parent, new_name): (InodeId, &FileName),
+        mode: RenameMode,
+        caller: &Caller,
+    ) -> Local<()> {
+        let mut state = self.leased.lock();
+        available!(self, &mut state, parent);
+        available!(self, &mut state, new_parent);
+        let (old, new) = (known!(self.inodes.pinned(parent)), known!(self.inodes.pinned(new_parent)));
+        if mode == RenameMode::Exchange || new.nlink == 0 || !self.client.behind().has_room() {
+            return Local::Remote;
+        }
+        allowed!(access::check(&old, MAY_EXECUTE, caller));
+        allowed!(access::check(&new, MAY_EXECUTE, caller));
+        let (from, to) = (name.to_bytes(), new_name.to_bytes());
+        let Some(child) = state.child(parent, &from) else { return Local::Done(Err(no_such_name())) };
+        let replaced = state.child(new_parent, &to);
+        if replaced.is_some() && mode == RenameMode::NoReplace {
+            return Local::Done(Err(exists()));
+        }
+        let moves_directory = child.kind == Kind::Directory && parent != new_parent;
+        let replaces_directory =
+            replaced.is_some_and(|other| other.kind == Kind::Directory || child.kind == Kind::Directory);
+        let same = replaced.is_some_and(|other| other.inode == child.inode);
+        if moves_directory || replaces_directory || same || is_stuck(&old, caller) || is_stuck(&new, caller) {
+            return Local::Remote;
+        }
+        allowed!(access::check(&old, MAY_EXECUTE | MAY_WRITE, caller));
+        allowed!(access::check(&new, MAY_EXECUTE | MAY_WRITE, caller));
+        let at_ns = self.local_time();
+        let mut concerns = vec![parent, new_parent, child.inode];
+        self.remove_name(&mut state, parent, &from, child, at_ns);
+        match replaced {
+            Some(other) => {
+                state.insert(new_parent, to.clone(), child);
+                self.inodes.change(new_parent, None, |attr| touch(attr, at_ns));
+                self.lose_name(&mut state, other.inode, at_ns);
+                concerns.push(other.inode);
+            }
+            None => self.add_name(&mut state, new_parent, to.clone(), child, at_ns),
+        }
+        if state.is_private(child.inode) {
+            state.add_private(child.inode, new_parent);
+        }
+        self.change_here(child.inode, |attr| attr.ctime_ns = at_ns);
+        let rename = v1::Rename {
+            parent: parent.get(),
+            name: from,
+            new_parent: new_parent.get(),
+            new_name: to,
+            no_replace: mode == RenameMode::NoReplace,
+            exchange: false,
+        };
+        self.queue(Op::Rename(rename), at_ns, concerns, None, caller);
+        Local::Done(Ok(()))
+    }
+
+    /// chmod(2), chown(2), utimensat(2) of an inode that a lease covers. A file with writes in its buffer is left
+    /// to [`Vfs::setattr`], which has them committed first.
+    pub(super) fn set_attr_locally(
+        self: &Arc<Self>,
+        inode: InodeId,
+        change: AttrChange,
+        caller: &Caller,
+    ) -> Local<Entry> {
+        let content = self.inodes.content(inode).or_else(|| self.client.existing_content(inode));
+        if content.is_some_and(|content| content.is_dirty()) {
+            return Local::Remote;
+        }
+        self.set_attr_settled(inode, change, caller)
+    }
+
+    /// [`Self::set_attr_locally`] of a file without writes in its buffer.
+    pub(super) fn set_attr_settled(
+        self: &Arc<Self>,
+        inode: InodeId,
+        change: AttrChange,
+        caller: &Caller,
+    ) -> Local<Entry> {
+        let mut state = self.leased.lock();
+        let directory = known!(state.covering(inode));
+        available!(self, &mut state, directory);
+        let attr = known!(self.inodes.pinned(inode));
+        let owner = caller.uid == 0 || caller.uid == attr.uid;
+        let chowns = change.uid.is_some() || change.gid.is_some();
+        let kept = change.size.is_some() || chowns && caller.uid != 0;
+        if kept || !owner || attr.nlink == 0 || !self.client.behind().has_room() {
+            return Local::Remote;
+        }
+        let at_ns = self.local_time();
+        self.change_here(inode, |attr| set(attr, &change, at_ns, caller));
+        let op = Op::SetAttr(super::files::set_attr_of(inode, change, false));
+        self.queue(op, at_ns, vec![inode], None, caller);
+        match self.inodes.fresh(inode) {
+            Some(entry) => Local::Done(Ok(entry)),
+            None => Local::Done(Err(VfsError::refused(ErrorKind::Internal, "a pinned inode is not fresh"))),
+        }
+    }
+
+    /// The entry of a name that the caller may remove, kinds aside.
+    fn removable(
+        self: &Arc<Self>,
+        state: &State,
+        parent: InodeId,
+        name: &FileName,
+        caller: &Caller,
+    ) -> Local<Child> {
+        let directory = known!(self.inodes.pinned(parent));
+        if !self.client.behind().has_room() || is_stuck(&directory, caller) {
+            return Local::Remote;
+        }
+        allowed!(access::check(&directory, MAY_EXECUTE, caller));
+        let Some(child) = state.child(parent, &name.to_bytes()) else {
+            return Local::Done(Err(no_such_name()));
+        };
+        allowed!(access::check(&directory, MAY_EXECUTE | MAY_WRITE, caller));
+        Local::Done(Ok(child))
+    }
+
+    fn add_name(&self, state: &mut State, parent: InodeId, name: Bytes, child: Child, at_ns: i64) {
+        state.insert(parent, name, child);
+        self.inodes.change(parent, None, |attr| {
+            attr.size += 1;
+            attr.nlink += u32::from(child.kind == Kind::Directory);
+            touch(attr, at_ns);
+        });
+    }
+
+    fn remove_name(&self, state: &mut State, parent: InodeId, name: &Bytes, child: Child, at_ns: i64) {
+        state.remove(parent, name);
+        self.inodes.change(parent, None, |attr| {
+            attr.size = attr.size.saturating_sub(1);
+            attr.nlink = attr.nlink.saturating_sub(u32::from(child.kind == Kind::Directory));
+            touch(attr, at_ns);
+        });
+    }
+
+    /// One name less of what is no directory.
+    fn lose_name(&self, state: &mut State, inode: InodeId, at_ns: i64) {
+        self.change_here(inode, |attr| {
+            attr.nlink = attr.nlink.saturating_sub(1);
+            attr.ctime_ns = at_ns;
+        });
+        if state.drop_private(inode) {
+            self.inodes.unpin(inode);
+        }
+    }
+
+    /// Changes the attributes of an inode, or has them fetched again when no lease covers them.
+    fn change_here(&self, inode: InodeId, change: impl FnOnce(&mut Attr)) {
+        let content = self.inodes.content(inode).or_else(|| self.client.existing_content(inode));
+        if self.inodes.change(inode, content.as_deref(), change).is_none() {
+            self.inodes.expire(inode);
+        }
+    }
+
+    fn hold_open(&self, inode: InodeId) -> (u64, OpenGuard) {
+        let sequence = self.session().opens.next_sequence();
+        (sequence, self.session().hold(inode, sequence))
+    }
+
+    fn local_time(&self) -> i64 {
+        self.client.behind().at(self.session().leases.now_ns())
+    }
+
+    fn queue(
+        &self,
+        op: Op,
+        at_ns: i64,
+        concerns: Vec<InodeId>,
+        open: Option<(u64, OpenGuard)>,
+        caller: &Caller,
+    ) {
+        let caller = Arc::new(caller.to_wire());
+        self.client.behind().push(Pending { op, at_ns, caller, concerns, open });
+    }
+}
+
+/// In a sticky directory of somebody else the owner of each entry matters.
+fn is_stuck(directory: &Attr, caller: &Caller) -> bool {
+    directory.mode & STICKY != 0 && caller.uid != 0 && caller.uid != directory.uid
+}
+
+fn touch(attr: &mut Attr, at_ns: i64) {
+    attr.mtime_ns = at_ns;
+    attr.ctime_ns = at_ns;
+}
+
+/// The attributes of a new inode: open(2), mkdir(2), symlink(2), mknod(2).
+fn new_attr(
+    inode: InodeId,
+    create: &v1::Create,
+    kind: Kind,
+    directory: &Attr,
+    at_ns: i64,
+    caller: &Caller,
+) -> Attr {
+    let inherits = directory.mode & SET_GROUP_ID != 0;
+    let gid = if inherits { directory.gid } else { caller.gid };
+    let foreign_group = caller.uid != 0 && caller.gid != gid && !caller.groups.contains(&gid);
+    let runs_as_group = create.mode & (SET_GROUP_ID | GROUP_EXECUTE) == SET_GROUP_ID | GROUP_EXECUTE;
+    let mode = match kind {
+        Kind::Symlink => 0o777,
+        Kind::Directory if inherits => create.mode | SET_GROUP_ID,
+        Kind::Directory => create.mode,
+        _ if foreign_group && runs_as_group => create.mode & !SET_GROUP_ID,
+        _ => create.mode,
+    };
+    Attr {
+        inode,
+        kind,
+        mode,
+        uid: caller.uid,
+        gid,
+        rdev: 0,
+        nlink: if kind == Kind::Directory { 2 } else { 1 },
+        size: create.symlink_target.len() as u64,
+        allocated: 0,
+        atime_ns: at_ns,
+        mtime_ns: at_ns,
+        ctime_ns: at_ns,
+        btime_ns: at_ns,
+        version: 1,
+        parent: (kind == Kind::Directory).then_some(directory.inode),
+        symlink_target: (kind == Kind::Symlink).then(|| create.symlink_target.clone()),
+        has_xattrs: false,
+    }
+}
+
+/// chmod(2), chown(2), utimensat(2) by the owner or root.
+fn set(attr: &mut Attr, change: &AttrChange, at_ns: i64, caller: &Caller) {
+    if change.uid.is_some() || change.gid.is_some() {
+        attr.uid = change.uid.unwrap_or(attr.uid);
+        attr.gid = change.gid.unwrap_or(attr.gid);
+        if attr.kind != Kind::Directory {
+            attr.mode = without_privileges(attr.mode);
+        }
+    }
+    if let Some(mode) = change.mode {
+        let in_group = caller.gid == attr.gid || caller.groups.contains(&attr.gid);
+        let mode = mode & 0o7777;
+        attr.mode = if caller.uid == 0 || in_group { mode } else { mode & !SET_GROUP_ID };
+    }
+    let resolve = |time| match time {
+        Time::Now => at_ns,
+        Time::At(time_ns) => time_ns,
+    };
+    attr.atime_ns = change.atime.map_or(attr.atime_ns, resolve);
+    attr.mtime_ns = change.mtime.map_or(attr.mtime_ns, resolve);
+    attr.ctime_ns = at_ns;
+}
+
+fn without_privileges(mode: u32) -> u32 {
+    let mode = mode & !SET_USER_ID;
+    if mode & GROUP_EXECUTE != 0 { mode & !SET_GROUP_ID } else { mode }
+}
+
+fn no_such_name() -> VfsError {
+    VfsError::refused(ErrorKind::NotFound, "there is no such name")
+}
+
+fn exists() -> VfsError {
+    VfsError::refused(ErrorKind::Exists, "the name is taken")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! Leases that others need: asked back over the stream of their session, once; and when to stop
+//! waiting for them.
+//!
+//! A session that applies something is at work on giving back, and gets a lease time from there; in
+//! the end its time is up in any case. A client stops to trust its leases when its stream breaks, so
+//! a session without a stream is waited for less long.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use cairn_proto::{InodeId, SessionId};
+use cairn_runtime::clock::{self, Instant};
+
+use super::state::{Asked, Holder, Inner, Link, Stream};
+use super::{Grant, Leases};
+use crate::metrics;
+
+/// A session without a stream may come back within this time, or the lease time when that is shorter.
+const BROKEN_PATIENCE: Duration = Duration::from_secs(5);
+/// Lease times after which a lease that is asked back has to be there, whatever its session does.
+const ASKED_LEASES_MAX: u32 = 6;
+
+/// Who is waited for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Obstacles {
+    /// Sessions whose time is up, each with a directory that it has not given back.
+    pub(crate) overdue: BTreeMap<SessionId, InodeId>,
+    /// When the next one's time is up.
+    pub(crate) next: Instant,
+    /// One of those waited for, with the first directory.
+    pub(crate) holder: Option<(SessionId, InodeId)>,
+    /// Sessions of an earlier reign that have not returned.
+    pub(crate) absent: usize,
+}
+
+/// What the task of a stream has to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Recalls {
+    Ask(Vec<Grant>),
+    /// The session has another stream.
+    Superseded,
+    /// The session is over.
+    Over,
+}
+
+impl Leases {
+    /// Asks back what others than `asker` hold of `inodes`. `None`: nothing is in the way.
+    pub(crate) fn recall(&self, asker: Option<SessionId>, inodes: &[InodeId]) -> Option<Obstacles> {
+        let mut inner = self.lock();
+        if inner.conflicts(asker, inodes.iter().copied()).is_empty() {
+            return None;
+        }
+        let now = clock::now();
+        let absent = inner.absent.iter().filter(|&&session| Some(session) != asker).count();
+        let mut found = Obstacles { overdue: BTreeMap::new(), next: now + self.lease, holder: None, absent };
+        let mut asked = 0;
+        for &inode in inodes {
+            let Some((session, deadline, is_new)) = inner.ask(inode, asker, now, self.lease) else {
+                continue;
+            };
+            asked += u64::from(is_new);
+            found.holder.get_or_insert((session, inode));
+            if deadline <= now {
+                found.overdue.entry(session).or_insert(inode);
+            } else {
+                found.next = found.next.min(deadline);
+            }
+        }
+        metrics::recalled(asked);
+        Some(found)
+    }
+
+    /// Whether the session's time to give this directory back is up.
+    pub(crate) fn is_overdue(&self, session: SessionId, inode: InodeId) -> bool {
+        let inner = self.lock();
+        let held = inner.held.get(&inode).filter(|held| held.session == session);
+        let (asked, holder) = (held.and_then(|held| held.asked), inner.holders.get(&session));
+        let deadline = asked.zip(holder).map(|(asked, holder)| deadline(asked, holder, self.lease));
+        deadline.is_some_and(|deadline| deadline <= clock::now())
+    }
+
+    /// What a stream has to ask, at most `limit` leases at once.
+    pub(crate) fn take_recalls(&self, session: SessionId, stream: &Stream, limit: usize) -> Recalls {
+        let mut inner = self.lock();
+        if !inner.is_present(session, stream) {
+            let is_over = !inner.holders.contains_key(&session);
+            return if is_over { Recalls::Over } else { Recalls::Superseded };
+        }
+        let Inner { holders, held, .. } = &mut *inner;
+        let Some(holder) = holders.get_mut(&session) else { return Recalls::Over };
+        let mut grants = Vec::with_capacity(holder.to_recall.len().min(limit));
+        while grants.len() < limit
+            && let Some(inode) = holder.to_recall.pop_first()
+        {
+            grants.extend(held.get(&inode).map(|held| Grant { inode, number: held.number }));
+        }
+        if !holder.to_recall.is_empty() {
+            holder.link.wake();
+        }
+        Recalls::Ask(grants)
+    }
+}
+
+impl Inner {
+    /// Asks one lease back unless that was done. Returns its session, until when it has to be there, and
+    /// whether it was asked just now.
+    fn ask(
+        &mut self,
+        inode: InodeId,
+        asker: Option<SessionId>,
+        now: Instant,
+        lease: Duration,
+    ) -> Option<(SessionId, Instant, bool)> {
+        let held = self.held.get_mut(&inode).filter(|held| Some(held.session) != asker)?;
+        let holder = self.holders.get_mut(&held.session)?;
+        let is_new = held.asked.is_none();
+        let asked = *held.asked.get_or_insert(Asked { first: now, last: now });
+        if is_new {
+            holder.to_recall.insert(inode);
+            holder.link.wake();
+        }
+        Some((held.session, deadline(asked, holder, lease), is_new))
+    }
+}
+
+/// When a lease that was asked back has to be there.
+fn deadline(asked: Asked, holder: &Holder, lease: Duration) -> Instant {
+    let idle = asked.last.max(holder.active) + lease;
+    let at_last = idle.min(asked.first + lease * ASKED_LEASES_MAX);
+    match holder.link {
+        Link::Live(_) => at_last,
+        Link::Broken { since } => at_last.min(since + BROKEN_PATIENCE.min(lease)),
+    }
+}

@@ -1,0 +1,231 @@
+use cairn_proto::ErrorKind;
+use cairn_runtime::clock;
+
+use super::*;
+use crate::ops::tests::{make_file, name, tx};
+use crate::ops::{Create, NewInode, Rename, RenameMode, SetAttr, TimeChange, reserve};
+use crate::store::Count;
+
+const ROOT: InodeId = InodeId::ROOT;
+
+fn session(number: u128) -> SessionId {
+    SessionId::from_uuid(uuid::Uuid::from_u128(number))
+}
+
+fn by(uid: u32) -> Arc<Caller> {
+    Arc::new(Caller { uid, gid: uid, groups: vec![] })
+}
+
+fn step(mutation: Mutation) -> Step {
+    Step { mutation, caller: by(0), at_ns: None }
+}
+
+fn create(parent: InodeId, text: &str, new: NewInode) -> Create {
+    Create { parent, name: name(text), new, mode: 0o755, id: None, lease: false }
+}
+
+fn mkdir(parent: InodeId, text: &str) -> Mutation {
+    Mutation::Create(create(parent, text, NewInode::Directory))
+}
+
+fn leased_dir(parent: InodeId, text: &str) -> Mutation {
+    Mutation::Create(Create { lease: true, ..create(parent, text, NewInode::Directory) })
+}
+
+fn file(parent: InodeId, text: &str) -> Mutation {
+    Mutation::Create(create(parent, text, NewInode::File { exclusive: true, open: None }))
+}
+
+fn rename(from: (InodeId, &str), to: (InodeId, &str)) -> Mutation {
+    let ((parent, old), (new_parent, new)) = (from, to);
+    let (old, new) = (name(old), name(new));
+    Mutation::Rename(Rename { parent, name: old, new_parent, new_name: new, mode: RenameMode::Replace })
+}
+
+fn run_steps(
+    tx: &mut Tx,
+    of: u128,
+    want_leases: bool,
+    steps: Vec<Step>,
+) -> Result<Vec<Result<Done, OpError>>, OpError> {
+    let batch = Batch { steps: steps.into_iter().map(Ok).collect(), want_leases };
+    tx.attempt(|tx| run(tx, session(of), &batch))
+}
+
+fn one(tx: &mut Tx, of: u128, mutation: Mutation) -> Result<Done, OpError> {
+    run_steps(tx, of, false, vec![step(mutation)])?.remove(0)
+}
+
+fn made(done: Result<Done, OpError>) -> (InodeId, Vec<InodeId>) {
+    let done = done.unwrap();
+    (done.applied.inode.unwrap().id, done.leases.iter().map(|grant| grant.inode).collect())
+}
+
+fn in_the_way<T: std::fmt::Debug>(result: Result<T, OpError>) -> Vec<InodeId> {
+    match result {
+        Err(OpError::Leased(inodes)) => inodes,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_reserved_id_is_taken_once_and_others_are_refused() {
+    let mut tx = tx();
+    let made_as = |tx: &mut Tx, text: &str, id: InodeId| {
+        let op = Create { id: Some(id), ..create(ROOT, text, NewInode::Directory) };
+        one(tx, 1, Mutation::Create(op)).map(|done| done.applied.inode.unwrap().id)
+    };
+    tx.context.sessions.open(session(1), String::new()).unwrap();
+    let first = tx.attempt(|tx| reserve::reserve_inodes(tx, session(1), 10)).unwrap();
+    let later = InodeId::new(first.get() + 9).unwrap();
+    assert_eq!(made_as(&mut tx, "later", later).unwrap(), later);
+    assert_eq!(made_as(&mut tx, "first", first).unwrap(), first);
+    let beyond = InodeId::new(first.get() + 10).unwrap();
+    for id in [first, ROOT, beyond] {
+        let refused = made_as(&mut tx, "again", id).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{id}");
+    }
+    assert_eq!(one(&mut tx, 1, file(ROOT, "f")).unwrap().applied.inode.unwrap().id, beyond);
+    let stranger = tx.attempt(|tx| reserve::reserve_inodes(tx, session(2), 1));
+    assert_eq!(stranger.unwrap_err().kind(), ErrorKind::SessionExpired);
+}
+
+#[test]
+fn a_mutation_happens_when_it_was_performed_and_no_other_with_it() {
+    let mut tx = tx();
+    let early = clock::wall_ns() - 3_600_000_000_000;
+    let touch = |inode, at_ns| {
+        let op = SetAttr {
+            inode,
+            mode: None,
+            uid: None,
+            gid: None,
+            size: None,
+            atime: None,
+            mtime: Some(TimeChange::Now),
+            via_handle: false,
+        };
+        Step { at_ns, ..step(Mutation::SetAttr(op)) }
+    };
+    let steps = vec![Step { at_ns: Some(early), ..step(mkdir(ROOT, "d")) }, step(mkdir(ROOT, "e"))];
+    let done = run_steps(&mut tx, 1, false, steps).unwrap();
+    let [d, e] = [0, 1].map(|at: usize| done[at].as_ref().unwrap().applied.clone());
+    let (d_inode, e_inode) = (d.inode.unwrap(), e.inode.unwrap());
+    assert_eq!([d_inode.btime_ns, d_inode.ctime_ns, d_inode.mtime_ns], [early; 3]);
+    assert_eq!(d.parent.unwrap().mtime_ns, early);
+    assert_eq!(e_inode.ctime_ns, tx.job_ns());
+    let soon = tx.job_ns() + 900_000_000;
+    let far = clock::wall_ns() + 3_600_000_000_000;
+    let done =
+        run_steps(&mut tx, 1, false, vec![touch(e_inode.id, Some(soon)), touch(d_inode.id, Some(far))]);
+    let times: Vec<_> =
+        done.unwrap().into_iter().map(|done| done.unwrap().applied.inode.unwrap().mtime_ns).collect();
+    assert_eq!(times, [soon, tx.job_ns()], "what would be later than now is now");
+    assert!(tx.job_ns() < soon);
+}
+
+#[test]
+fn each_mutation_has_its_caller() {
+    let mut tx = tx();
+    let top = Mutation::Create(Create { mode: 0o777, ..create(ROOT, "top", NewInode::Directory) });
+    let (top, _) = made(one(&mut tx, 1, top));
+    let of = |uid, mutation| Step { caller: by(uid), ..step(mutation) };
+    let done = run_steps(&mut tx, 1, false, vec![of(5, mkdir(top, "a")), of(6, mkdir(top, "b"))]).unwrap();
+    let owners: Vec<_> = done.into_iter().map(|done| done.unwrap().applied.inode.unwrap().uid).collect();
+    assert_eq!(owners, [5, 6]);
+}
+
+#[test]
+fn a_directory_is_made_with_a_lease_and_loses_it_when_it_is_gone() {
+    let mut tx = tx();
+    let (d, leases) = made(one(&mut tx, 1, leased_dir(ROOT, "d")));
+    assert_eq!(leases, [d]);
+    assert_eq!(in_the_way(one(&mut tx, 2, file(d, "f"))), [d]);
+    assert_eq!(in_the_way(one(&mut tx, 2, Mutation::Rmdir { parent: ROOT, name: name("d") })), [d]);
+    assert!(one(&mut tx, 2, file(ROOT, "f")).is_ok(), "the parent is nobody's");
+    one(&mut tx, 1, Mutation::Rmdir { parent: ROOT, name: name("d") }).unwrap();
+    assert_eq!(tx.context.leases.len(), 1, "the removal is not committed");
+    tx.commit().unwrap();
+    assert_eq!(tx.context.leases.len(), 0);
+}
+
+#[test]
+fn a_replaced_directory_loses_its_lease() {
+    let mut tx = tx();
+    one(&mut tx, 1, leased_dir(ROOT, "old")).unwrap();
+    let (new, _) = made(one(&mut tx, 1, leased_dir(ROOT, "new")));
+    one(&mut tx, 1, rename((ROOT, "new"), (ROOT, "old"))).unwrap();
+    tx.commit().unwrap();
+    assert_eq!(tx.context.leases.conflicts(None, (1..10).filter_map(|id| InodeId::new(id).ok())), [new]);
+}
+
+#[test]
+fn leases_on_changed_directories_are_granted_where_nobody_minds() {
+    let mut tx = tx();
+    let granted = |done: Result<Done, OpError>| made(done).1;
+    let wanted = |tx: &mut Tx, of, mutation| run_steps(tx, of, true, vec![step(mutation)]).unwrap().remove(0);
+    let (d, leases) = made(wanted(&mut tx, 1, mkdir(ROOT, "d")));
+    assert_eq!(leases, [ROOT]);
+    assert_eq!(granted(wanted(&mut tx, 1, file(d, "f"))), [d]);
+    assert_eq!(granted(wanted(&mut tx, 1, rename((d, "f"), (ROOT, "f")))), [d, ROOT], "told again");
+    let touch = Mutation::RemoveXattr { inode: d, name: "user.x".into() };
+    assert!(wanted(&mut tx, 1, touch).is_err());
+    tx.context.leases.recall(None, &[d]);
+    assert_eq!(granted(wanted(&mut tx, 1, file(d, "g"))), [], "it is asked back");
+}
+
+#[test]
+fn a_conflict_leaves_nothing_of_the_whole_batch() {
+    let mut tx = tx();
+    let (theirs, _) = made(one(&mut tx, 2, leased_dir(ROOT, "theirs")));
+    // The id that the second one is going to get: their making of it was not committed.
+    let next = InodeId::new(theirs.get() + 2).unwrap();
+    tx.context.leases.grant(session(2), next);
+    let inodes = count_of(&mut tx);
+    let named = vec![step(leased_dir(ROOT, "a")), step(file(theirs, "f"))];
+    assert_eq!(in_the_way(run_steps(&mut tx, 1, true, named)), [theirs]);
+    let found = vec![step(leased_dir(ROOT, "a")), step(mkdir(ROOT, "b")), step(file(theirs, "f"))];
+    tx.context.leases.remove(&[theirs]);
+    assert_eq!(in_the_way(run_steps(&mut tx, 1, true, found)), [next]);
+    assert_eq!(tx.context.leases.len(), 1, "what was granted on the way is not kept");
+    assert_eq!(count_of(&mut tx), inodes);
+    tx.context.leases.end(session(2));
+    let steps = vec![step(leased_dir(ROOT, "a")), step(file(theirs, "f"))];
+    assert!(run_steps(&mut tx, 1, true, steps).unwrap().iter().all(Result::is_ok));
+}
+
+fn count_of(tx: &mut Tx) -> u64 {
+    tx.find::<crate::store::Counter>(&Key::Counter(Count::Inodes)).unwrap().unwrap().value
+}
+
+#[test]
+fn a_failure_that_may_be_due_to_a_lease_is_none() {
+    let mut tx = tx();
+    let (theirs, _) = made(one(&mut tx, 2, leased_dir(ROOT, "theirs")));
+    one(&mut tx, 2, file(theirs, "f")).unwrap();
+    one(&mut tx, 1, mkdir(ROOT, "mine")).unwrap();
+    // They may have emptied it, and made what is missing.
+    for mutation in [
+        Mutation::Rmdir { parent: ROOT, name: name("theirs") },
+        rename((ROOT, "mine"), (ROOT, "theirs")),
+        Mutation::Unlink { parent: theirs, name: name("missing") },
+        rename((theirs, "missing"), (ROOT, "x")),
+        rename((ROOT, "missing"), (theirs, "x")),
+    ] {
+        assert_eq!(in_the_way(one(&mut tx, 1, mutation)), [theirs]);
+    }
+}
+
+#[test]
+fn files_do_not_wait_for_absent_sessions() {
+    let mut tx = tx();
+    let f = make_file(&mut tx, "f").id;
+    tx.commit().unwrap();
+    let context = Arc::get_mut(&mut tx.context).unwrap();
+    context.leases = crate::leases::Leases::new(std::time::Duration::from_secs(10), [session(9)]);
+    let set = |inode| Mutation::RemoveXattr { inode, name: "user.x".into() };
+    assert_eq!(one(&mut tx, 1, set(f)).unwrap_err().kind(), ErrorKind::NoData);
+    assert_eq!(in_the_way(one(&mut tx, 1, set(ROOT))), [ROOT]);
+    assert_eq!(in_the_way(one(&mut tx, 1, file(ROOT, "g"))), [ROOT]);
+    assert!(one(&mut tx, 9, file(ROOT, "g")).is_ok(), "the absent one itself may go on");
+}
