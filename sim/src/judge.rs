@@ -180,36 +180,35 @@ enum Judged {
 
 async fn judge_files(shared: &Shared, client: &Arc<Client>, what: Judged) {
     let fs = Files::new(Arc::clone(client), Caller::root());
-    type Snapshot = (String, Names, Option<Names>, BTreeMap<u64, FileModel>);
+    type Snapshot = (String, Vec<Names>, bool, BTreeMap<u64, FileModel>);
     let areas: Vec<Snapshot> = shared.with(|world| {
         let areas = world.areas.iter().flatten();
         areas
-            .map(|area| (area.root.clone(), area.names.clone(), area.after.clone(), area.files.clone()))
+            .map(|area| {
+                let may_be_gone = !area.rooted && (area.closed || area.names.is_empty());
+                (area.root.clone(), area.possible_names(), may_be_gone, area.files.clone())
+            })
             .collect()
     });
-    for (index, (root, names, after, files)) in areas.iter().enumerate() {
+    for (index, (root, possible, may_be_gone, files)) in areas.iter().enumerate() {
         let listed = match list_tree(&fs, root).await {
             Ok(listed) => listed,
-            // Its creation was the operation whose outcome is not known.
-            Err(_) if names.is_empty() && files.is_empty() => continue,
+            // Its creation was the operation whose outcome is not known, or was lost with its client.
+            Err(_) if *may_be_gone => continue,
             Err(error) => {
                 shared.violation(format_args!("{root} can not be listed: {error}"));
                 continue;
             }
         };
-        let fits = |names: &Names| {
+        let fits = |names: &&Names| {
             names.len() == listed.len()
                 && names.iter().all(|(path, node)| listed.get(path) == Some(&(*node == Node::Directory)))
         };
-        let names = match after {
-            _ if fits(names) => names,
-            Some(after) if fits(after) => after,
-            _ => {
-                let found: Vec<&String> = listed.keys().collect();
-                let expected: Vec<&String> = names.keys().collect();
-                shared.violation(format_args!("{root} has {found:?}, not {expected:?} (area {index})"));
-                continue;
-            }
+        let Some(names) = possible.iter().find(fits) else {
+            let found: Vec<&String> = listed.keys().collect();
+            let expected: Vec<Vec<&String>> = possible.iter().map(|names| names.keys().collect()).collect();
+            shared.violation(format_args!("{root} has {found:?}, none of {expected:?} (area {index})"));
+            continue;
         };
         for (path, node) in names {
             if let Node::File(id) = node

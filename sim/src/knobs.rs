@@ -35,6 +35,8 @@ pub(crate) struct Knobs {
     pub(crate) file_size_max: usize,
     pub(crate) disk_capacity: u64,
     pub(crate) skew_max: Duration,
+    /// Whether clients change names locally, under leases.
+    name_leases: bool,
     lease: Duration,
     suspect_after: Duration,
     down_after: Duration,
@@ -70,6 +72,7 @@ impl Knobs {
             file_size_max: 1 << rng.random_range(12..20),
             disk_capacity: 2 << 30,
             skew_max: millis(rng, 0, 5000),
+            name_leases: rng.random_bool(0.7),
             lease,
             suspect_after,
             down_after,
@@ -129,6 +132,7 @@ impl Knobs {
             memory: ByteSize::mib(64),
             chunk_size: Some(ByteSize(self.chunk_size)),
             write_back: self.write_back,
+            durable_names: !self.name_leases,
             ..ClientConfig::default()
         }
     }

@@ -5,7 +5,7 @@
 //! outcomes are right from then on. A file's content is the list of versions that it may have: a
 //! write adds one, a successful flush or fsync leaves only the last.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 pub(crate) type FileId = u64;
@@ -142,6 +142,11 @@ pub(crate) struct Area {
     pub(crate) names: Names,
     /// Names after the operation under way.
     pub(crate) after: Option<Names>,
+    /// What the names were before each change that was answered and may still be lost with the client, and the
+    /// files that it concerned; oldest first. A crash takes them back to one of these.
+    past: Vec<(Names, BTreeSet<FileId>)>,
+    /// Something of the area, and so its root, can not be lost any more.
+    pub(crate) rooted: bool,
     pub(crate) files: BTreeMap<FileId, FileModel>,
     /// Nothing happens here any more; the operation under way may have happened.
     pub(crate) closed: bool,
@@ -150,7 +155,16 @@ pub(crate) struct Area {
 
 impl Area {
     pub(crate) fn new(root: String) -> Self {
-        Self { root, names: Names::new(), after: None, files: BTreeMap::new(), closed: false, next_file: 1 }
+        Self {
+            root,
+            names: Names::new(),
+            after: None,
+            files: BTreeMap::new(),
+            closed: false,
+            next_file: 1,
+            past: Vec::new(),
+            rooted: false,
+        }
     }
 
     pub(crate) fn new_file(&mut self) -> FileId {
@@ -184,9 +198,42 @@ impl Area {
         if let Some(after) = self.after.take()
             && happened
         {
-            self.names = after;
+            let concerned = concerned(&self.names, &after);
+            let before = std::mem::replace(&mut self.names, after);
+            self.past.push((before, concerned));
         }
     }
+
+    /// The last change of the names of a file can not be lost any more, nor can those before it.
+    pub(crate) fn settle_names_of(&mut self, file: FileId) {
+        self.rooted = true;
+        let last = self.past.iter().rposition(|(_, concerned)| concerned.contains(&file));
+        drop(self.past.drain(..last.map_or(0, |last| last + 1)));
+    }
+
+    /// No change of names can be lost any more.
+    pub(crate) fn settle_names(&mut self) {
+        self.rooted = true;
+        self.past.clear();
+    }
+
+    /// The names that may be found when the client has crashed, or not: the newest first.
+    pub(crate) fn possible_names(&self) -> Vec<Names> {
+        let past = self.past.iter().rev().map(|(names, _)| names).filter(|_| self.closed);
+        self.after.iter().chain([&self.names]).chain(past).cloned().collect()
+    }
+}
+
+/// Files whose names differ between two states.
+fn concerned(before: &Names, after: &Names) -> BTreeSet<FileId> {
+    let differs = |(path, node): &(&String, &Node)| {
+        before.get(*path) != after.get(*path) && matches!(node, Node::File(_))
+    };
+    let of = |(_, node): (&String, &Node)| match node {
+        Node::File(id) => Some(*id),
+        Node::Directory => None,
+    };
+    before.iter().chain(after).filter(differs).filter_map(of).collect()
 }
 
 #[cfg(test)]
@@ -229,5 +276,26 @@ mod tests {
         area.begin(Names::from([("x".into(), Node::Directory)]));
         area.end(true);
         assert_eq!(area.directories(), ["x"]);
+    }
+
+    #[test]
+    fn a_crash_takes_names_back_to_one_moment_since_they_were_synced() {
+        let mut area = Area::new("a".into());
+        let mut change = |area: &mut Area, path: &str, node| {
+            let mut after = area.names.clone();
+            after.insert(path.into(), node);
+            area.begin(after);
+            area.end(true);
+        };
+        change(&mut area, "one", Node::File(1));
+        change(&mut area, "dir", Node::Directory);
+        change(&mut area, "two", Node::File(2));
+        assert_eq!(area.possible_names().len(), 1, "while its client lives, nothing is lost");
+        area.closed = true;
+        assert_eq!(area.possible_names().len(), 4);
+        area.settle_names_of(1);
+        assert!(area.possible_names().iter().all(|names| names.contains_key("one")));
+        area.settle_names();
+        assert_eq!(area.possible_names(), [area.names.clone()]);
     }
 }

@@ -159,6 +159,15 @@ impl Worker<'_> {
             self.settle(&path, id, handle, true).await?;
             self.vfs.release(handle);
         }
+        self.sync_names().await
+    }
+
+    /// fsync of the directory: no change of names can be lost from here on.
+    async fn sync_names(&mut self) -> Outcome<()> {
+        let handle = self.vfs.opendir(self.root);
+        self.ask("fsync", "", self.vfs.fsyncdir(handle)).await?;
+        self.vfs.releasedir(handle);
+        self.area(Area::settle_names);
         Ok(())
     }
 
@@ -179,7 +188,8 @@ impl Worker<'_> {
             74..84 => self.unlink(&path).await,
             84..88 => self.clone_file(&path, id).await,
             88..91 => self.make_or_remove_dir().await,
-            91..95 => self.sync_later().await,
+            91..94 => self.sync_later().await,
+            94 => self.sync_names().await,
             _ => self.list().await,
         }
     }
@@ -346,6 +356,7 @@ impl Worker<'_> {
         }
         self.area(|area| area.files.entry(id).or_insert_with(FileModel::empty).settle(durable));
         if durable {
+            self.area(|area| area.settle_names_of(id));
             self.shared.with(|world| world.counts.synced += 1);
         }
         Ok(())
