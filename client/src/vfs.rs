@@ -16,8 +16,8 @@
 //! * names of large directories, for listings alone, and shown only where the coordinator has just said
 //!   that the directory is still the same.
 //!
-//! Names are known in directories whose write lease is held ([`leased`]), and changed there without asking
-//! ([`local`]); whether one is there elsewhere is the coordinator's to say, each time.
+//! Names are known in directories whose write lease is held (`leased.rs`), and changed there without asking
+//! (`local.rs`); whether one is there elsewhere is the coordinator's to say, each time.
 //!
 //! Of two attributes of one inode the one with the higher version wins, so an answer that was
 //! overtaken by a change of this mount is never shown.

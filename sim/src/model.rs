@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn a_crash_takes_names_back_to_one_moment_since_they_were_synced() {
         let mut area = Area::new("a".into());
-        let mut change = |area: &mut Area, path: &str, node| {
+        let change = |area: &mut Area, path: &str, node| {
             let mut after = area.names.clone();
             after.insert(path.into(), node);
             area.begin(after);
