@@ -121,7 +121,7 @@ impl Vfs {
         });
         if vfs.leased.is_enabled() {
             session.leases.begin_use();
-            vfs.lose_leases(); // none yet: notes the session that they will belong to
+            vfs.lose_leases(); // none yet: those to come belong to this session
             let (behind, stop) = (Arc::clone(vfs.client.behind()), vfs.client.stop().clone());
             let this = Arc::downgrade(&vfs);
             let (coordinator, weak) = (vfs.coordinator().clone(), Weak::clone(&this));

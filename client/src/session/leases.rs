@@ -45,27 +45,19 @@ struct State {
     clock_offset_ns: i64,
     /// Raised with every connection: grants of an earlier one may have been dropped since.
     link: u64,
-    /// Raised with every new session: all leases of the one before are gone.
-    session: u64,
+    /// How many sessions have followed one another.
+    sessions: u64,
+    /// Of which session all that belonged to those before has been forgotten.
+    cleared: u64,
     recalls: Vec<(InodeId, u64)>,
     released: Vec<v1::Lease>,
     /// The newest grant of each inode that was given back over this connection.
     ended: BTreeMap<InodeId, u64>,
 }
 
-/// Which connection and session something belongs to.
+/// Which connection something belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Era {
-    link: u64,
-    session: u64,
-}
-
-impl Era {
-    /// Whether leases of the two belong to one session.
-    pub(crate) fn same_session(self, other: Self) -> bool {
-        self.session == other.session
-    }
-}
+pub(crate) struct Era(u64);
 
 impl Leases {
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -77,9 +69,22 @@ impl Leases {
         self.lock().used = true;
     }
 
-    /// Whether nobody else can have been granted what is held.
+    /// Whether nobody else can have been granted what is held. Not while leases of an earlier session may be taken
+    /// for those of this one: [`Self::lost`].
     pub(crate) fn are_trusted(&self) -> bool {
-        self.lock().trusted_until.is_some_and(|until| clock::now() < until)
+        let state = self.lock();
+        state.cleared == state.sessions && state.trusted_until.is_some_and(|until| clock::now() < until)
+    }
+
+    /// The present session, when what belonged to those before has still to be forgotten; then [`Self::clear`].
+    pub(crate) fn lost(&self) -> Option<u64> {
+        let state = self.lock();
+        (state.cleared != state.sessions).then_some(state.sessions)
+    }
+
+    /// What belonged to the sessions before `session` has been forgotten.
+    pub(crate) fn clear(&self, session: u64) {
+        self.lock().cleared = session;
     }
 
     /// The coordinator's clock as well as it is known here, ns since the epoch.
@@ -88,8 +93,7 @@ impl Leases {
     }
 
     pub(crate) fn era(&self) -> Era {
-        let state = self.lock();
-        Era { link: state.link, session: state.session }
+        Era(self.lock().link)
     }
 
     /// Everything held, for a session that goes on.
@@ -101,7 +105,7 @@ impl Leases {
     pub(crate) fn take_grant(&self, inode: InodeId, grant: u64, era: Era) -> bool {
         let mut state = self.lock();
         let is_over = state.ended.get(&inode).is_some_and(|&ended| ended >= grant);
-        if (Era { link: state.link, session: state.session }) != era || is_over {
+        if Era(state.link) != era || is_over {
             return false;
         }
         state.held.insert(inode);
@@ -159,7 +163,7 @@ impl Leases {
     pub(crate) fn on_welcome(&self, dialled: Instant, lease: Duration, now_ns: i64, resumed: bool) {
         let mut state = self.lock();
         if !resumed {
-            state.session += 1;
+            state.sessions += 1;
             state.held.clear();
             state.recalls.clear();
         }
@@ -227,6 +231,7 @@ mod tests {
         let leases = Leases::default();
         leases.begin_use();
         leases.on_welcome(clock::now(), LEASE, 0, false);
+        leases.clear(1);
         leases
     }
 
@@ -249,6 +254,21 @@ mod tests {
         leases.on_broken();
         assert!(!leases.are_trusted());
         leases.on_welcome(clock::now(), LEASE, 0, true);
+        assert!(leases.are_trusted());
+    }
+
+    #[tokio::test]
+    async fn a_new_session_is_not_trusted_until_the_leases_of_the_one_before_are_forgotten() {
+        let leases = connected();
+        assert!(leases.take_grant(inode(7), 1, leases.era()));
+        assert_eq!(leases.lost(), None);
+        leases.on_welcome(clock::now(), LEASE, 0, false);
+        assert!(!leases.are_trusted());
+        let session = leases.lost().unwrap();
+        leases.on_welcome(clock::now(), LEASE, 0, false);
+        leases.clear(session);
+        assert!(!leases.are_trusted(), "one more has come meanwhile");
+        leases.clear(leases.lost().unwrap());
         assert!(leases.are_trusted());
     }
 

@@ -25,7 +25,6 @@ use tokio::sync::Notify;
 use super::{Result, Vfs};
 use crate::coordinator::Granted;
 use crate::retry::TRY_TIME;
-use crate::session::leases::Era;
 use crate::{Attr, Kind};
 
 /// Directories whose leases are held; of more the least used are given back.
@@ -87,6 +86,16 @@ struct Dir {
     used: u64,
 }
 
+/// How it stands with new inode ids.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Refill {
+    #[default]
+    Idle,
+    UnderWay,
+    /// None could be reserved, and nobody was told yet.
+    Failed,
+}
+
 #[derive(Default)]
 pub(super) struct State {
     dirs: HashMap<InodeId, Dir>,
@@ -96,9 +105,8 @@ pub(super) struct State {
     under_way: HashMap<InodeId, usize>,
     names: usize,
     ids: Range<u64>,
-    refilling: bool,
+    refill: Refill,
     uses: u64,
-    era: Option<Era>,
 }
 
 pub(super) struct Leased {
@@ -274,10 +282,15 @@ impl Vfs {
         }
     }
 
-    /// An id for a new inode.
+    /// An id for a new inode. When none can be reserved, the coordinator says why at the creation that it is asked for.
     pub(super) fn take_id(self: &Arc<Self>, state: &mut State) -> Local<InodeId> {
-        if state.ids.end.saturating_sub(state.ids.start) < IDS_LOW && !state.refilling {
-            state.refilling = true;
+        let left = state.ids.end.saturating_sub(state.ids.start);
+        if left == 0 && state.refill == Refill::Failed {
+            state.refill = Refill::Idle;
+            return Local::Remote;
+        }
+        if left < IDS_LOW && state.refill != Refill::UnderWay {
+            state.refill = Refill::UnderWay;
             drop(self.runtime.spawn(Arc::clone(self).refill()));
         }
         match state.ids.next().map(InodeId::new) {
@@ -290,11 +303,13 @@ impl Vfs {
     async fn refill(self: Arc<Self>) {
         let reserved = self.coordinator().reserve_inodes(IDS).await;
         let mut state = self.leased.lock();
-        state.refilling = false;
         match reserved {
             // What is left of the old ones is not missed.
-            Ok(ids) => state.ids = ids,
-            Err(error) => tracing::warn!(%error, "no inode ids could be reserved"),
+            Ok(ids) => (state.ids, state.refill) = (ids, Refill::Idle),
+            Err(error) => {
+                tracing::warn!(%error, "no inode ids could be reserved");
+                state.refill = Refill::Failed;
+            }
         }
         drop(state);
         self.leased.changed.notify_waiters();
@@ -393,13 +408,8 @@ impl Vfs {
 
     /// The session was replaced: all leases are gone. What is queued is applied all the same.
     pub(super) fn lose_leases(&self) {
-        let era = self.session().leases.era();
+        let Some(session) = self.session().leases.lost() else { return };
         let mut state = self.leased.lock();
-        let lost = state.era.is_some_and(|before| !before.same_session(era));
-        state.era = Some(era);
-        if !lost {
-            return;
-        }
         let dirs: Vec<_> = state.dirs.keys().copied().collect();
         if !dirs.is_empty() {
             tracing::warn!(directories = dirs.len(), "the leases of an expired session are lost");
@@ -409,6 +419,7 @@ impl Vfs {
                 self.inodes.unpin(inode);
             }
         }
+        self.session().leases.clear(session);
         drop(state);
         self.leased.changed.notify_waiters();
     }
