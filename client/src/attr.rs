@@ -156,6 +156,10 @@ impl Caller {
         Self::default()
     }
 
+    pub(crate) fn is_in_group(&self, gid: u32) -> bool {
+        self.gid == gid || self.groups.contains(&gid)
+    }
+
     pub(crate) fn to_wire(&self) -> v1::Credentials {
         v1::Credentials { uid: self.uid, gid: self.gid, groups: self.groups.clone() }
     }

@@ -1,5 +1,5 @@
 //! What the parts of Cairn say to one another: the wire messages of `cairn.v1`, the identifiers,
-//! the kinds of error, and the rules about names, ranges and checksums that both ends check.
+//! the kinds of error, and the rules about names, ranges, checksums and modes that both ends keep.
 //! No I/O happens here.
 
 pub mod checksum;
@@ -9,6 +9,7 @@ pub mod health;
 mod ids;
 pub mod limits;
 pub mod listing;
+pub mod mode;
 mod name;
 mod range;
 

@@ -30,7 +30,7 @@ pub(crate) fn permits(attr: &Attr, mask: u32, caller: &Caller) -> bool {
     }
     let bits = if caller.uid == attr.uid {
         attr.mode >> 6
-    } else if caller.gid == attr.gid || caller.groups.contains(&attr.gid) {
+    } else if caller.is_in_group(attr.gid) {
         attr.mode >> 3
     } else {
         attr.mode

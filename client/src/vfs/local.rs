@@ -9,18 +9,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cairn_proto::limits::LINK_MAX;
 use cairn_proto::v1::{self, mutation::Op};
-use cairn_proto::{ErrorKind, FileName, InodeId};
+use cairn_proto::{ErrorKind, FileName, InodeId, mode};
 
 use super::access;
 use super::leased::{Child, Local, State};
 use super::{AttrChange, Entry, MAY_EXECUTE, MAY_WRITE, RenameMode, Time, Vfs, VfsError};
 use crate::behind::Pending;
 use crate::{Attr, Caller, Kind, OpenGuard};
-
-const SET_USER_ID: u32 = 0o4000;
-const SET_GROUP_ID: u32 = 0o2000;
-const STICKY: u32 = 0o1000;
-const GROUP_EXECUTE: u32 = 0o010;
 
 /// Goes on when the directory is available, else returns.
 macro_rules! available {
@@ -374,7 +369,12 @@ impl Vfs {
 
 /// In a sticky directory of somebody else the owner of each entry matters.
 fn is_stuck(directory: &Attr, caller: &Caller) -> bool {
-    directory.mode & STICKY != 0 && caller.uid != 0 && caller.uid != directory.uid
+    directory.mode & mode::STICKY != 0 && caller.uid != 0 && caller.uid != directory.uid
+}
+
+/// Whether the caller may give a file the identity of this group.
+fn is_trusted_with(caller: &Caller, gid: u32) -> bool {
+    caller.uid == 0 || caller.is_in_group(gid)
 }
 
 fn touch(attr: &mut Attr, at_ns: i64) {
@@ -391,16 +391,12 @@ fn new_attr(
     at_ns: i64,
     caller: &Caller,
 ) -> Attr {
-    let inherits = directory.mode & SET_GROUP_ID != 0;
+    let inherits = directory.mode & mode::SET_GROUP_ID != 0;
     let gid = if inherits { directory.gid } else { caller.gid };
-    let foreign_group = caller.uid != 0 && caller.gid != gid && !caller.groups.contains(&gid);
-    let runs_as_group = create.mode & (SET_GROUP_ID | GROUP_EXECUTE) == SET_GROUP_ID | GROUP_EXECUTE;
     let mode = match kind {
         Kind::Symlink => 0o777,
-        Kind::Directory if inherits => create.mode | SET_GROUP_ID,
-        Kind::Directory => create.mode,
-        _ if foreign_group && runs_as_group => create.mode & !SET_GROUP_ID,
-        _ => create.mode,
+        Kind::Directory => mode::of_new_directory(create.mode, directory.mode),
+        _ => mode::of_new_file(create.mode, is_trusted_with(caller, gid)),
     };
     Attr {
         inode,
@@ -429,13 +425,11 @@ fn set(attr: &mut Attr, change: &AttrChange, at_ns: i64, caller: &Caller) {
         attr.uid = change.uid.unwrap_or(attr.uid);
         attr.gid = change.gid.unwrap_or(attr.gid);
         if attr.kind != Kind::Directory {
-            attr.mode = without_privileges(attr.mode);
+            attr.mode = mode::without_privileges(attr.mode);
         }
     }
     if let Some(mode) = change.mode {
-        let in_group = caller.gid == attr.gid || caller.groups.contains(&attr.gid);
-        let mode = mode & 0o7777;
-        attr.mode = if caller.uid == 0 || in_group { mode } else { mode & !SET_GROUP_ID };
+        attr.mode = mode::changed(mode & 0o7777, is_trusted_with(caller, attr.gid));
     }
     let resolve = |time| match time {
         Time::Now => at_ns,
@@ -444,11 +438,6 @@ fn set(attr: &mut Attr, change: &AttrChange, at_ns: i64, caller: &Caller) {
     attr.atime_ns = change.atime.map_or(attr.atime_ns, resolve);
     attr.mtime_ns = change.mtime.map_or(attr.mtime_ns, resolve);
     attr.ctime_ns = at_ns;
-}
-
-fn without_privileges(mode: u32) -> u32 {
-    let mode = mode & !SET_USER_ID;
-    if mode & GROUP_EXECUTE != 0 { mode & !SET_GROUP_ID } else { mode }
 }
 
 fn no_such_name() -> VfsError {

@@ -1,17 +1,13 @@
 //! Who may do what, as path_resolution(7), unlink(2), chmod(2) and chown(2) say.
 
 use cairn_proto::ErrorKind;
+use cairn_proto::mode::{SET_GROUP_ID, SET_USER_ID, STICKY};
 
 use crate::error::OpError;
 use crate::store::{Inode, Kind};
 
 pub(crate) const WRITE: u32 = 2;
 pub(crate) const EXECUTE: u32 = 1;
-
-pub(crate) const SET_USER_ID: u32 = 0o4000;
-pub(crate) const SET_GROUP_ID: u32 = 0o2000;
-pub(crate) const STICKY: u32 = 0o1000;
-const GROUP_EXECUTE: u32 = 0o010;
 
 /// Who asks.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +29,11 @@ impl Caller {
 
     pub(crate) fn is_in_group(&self, gid: u32) -> bool {
         self.gid == gid || self.groups.contains(&gid)
+    }
+
+    /// Whether the caller may give a file the identity of this group.
+    pub(crate) fn is_trusted_with(&self, gid: u32) -> bool {
+        self.is_root() || self.is_in_group(gid)
     }
 
     /// Whether the permission bits allow `wanted`: one class decides, the first that fits.
@@ -78,21 +79,7 @@ impl Caller {
     }
 }
 
-/// The mode after a change of content or ownership: set-user-ID falls away, and set-group-ID where
-/// the group may execute (without that it once meant mandatory locking).
-pub(crate) fn without_privileges(mode: u32) -> u32 {
-    let mode = mode & !SET_USER_ID;
-    if mode & GROUP_EXECUTE != 0 { mode & !SET_GROUP_ID } else { mode }
-}
-
 /// Whether two modes differ only in that the second lacks set-user-ID or set-group-ID.
 pub(crate) fn only_drops_privileges(from: u32, to: u32) -> bool {
     from & !(SET_USER_ID | SET_GROUP_ID) == to & !(SET_USER_ID | SET_GROUP_ID) && to & !from == 0
-}
-
-/// Whether a new file's set-group-ID bit stays: a creator outside the group must not make a program
-/// that runs with it.
-pub(crate) fn inherited_group_mode(mode: u32, gid: u32, caller: &Caller) -> u32 {
-    let dangerous = mode & (SET_GROUP_ID | GROUP_EXECUTE) == SET_GROUP_ID | GROUP_EXECUTE;
-    if dangerous && !caller.is_root() && !caller.is_in_group(gid) { mode & !SET_GROUP_ID } else { mode }
 }

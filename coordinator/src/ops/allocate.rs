@@ -1,6 +1,8 @@
 //! fallocate(2). Room is not set aside: chunks are placed when they are written.
 
-use super::access::{Caller, without_privileges};
+use cairn_proto::mode::without_privileges;
+
+use super::access::Caller;
 use super::chunks::LiveChanges;
 use super::{Allocate, Applied, clone_range, extents};
 use crate::error::OpError;

@@ -1,8 +1,9 @@
 //! copy_file_range(2) within the file system: extents are copied, no byte moves.
 
+use cairn_proto::mode::without_privileges;
 use cairn_proto::{ByteRange, ErrorKind};
 
-use super::access::{Caller, without_privileges};
+use super::access::Caller;
 use super::chunks::LiveChanges;
 use super::{Applied, CloneRange, extents};
 use crate::error::OpError;

@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use cairn_proto::limits::CHUNK_SIZE_MAX;
+use cairn_proto::mode::without_privileges;
 use cairn_proto::{ByteRange, ChunkId, ErrorKind, InodeId, NodeId, ReplicaSetId, SessionId};
 
-use super::access::without_privileges;
 use super::chunks::{self, LiveChanges};
 use super::{Applied, clone_range, extents};
 use crate::error::OpError;

@@ -1,9 +1,9 @@
 //! open(2) with O_CREAT, mkdir(2), symlink(2), mknod(2).
 
 use bytes::Bytes;
-use cairn_proto::{ErrorKind, FileName, InodeId};
+use cairn_proto::{ErrorKind, FileName, InodeId, mode};
 
-use super::access::{Caller, EXECUTE, SET_GROUP_ID, WRITE, inherited_group_mode};
+use super::access::{Caller, EXECUTE, WRITE};
 use super::{Applied, OpenBy, Target, directory};
 use crate::error::OpError;
 use crate::executor::Tx;
@@ -116,13 +116,12 @@ fn new_inode(tx: &mut Tx, op: &Create, parent: &Inode, caller: &Caller) -> Resul
     let kind = op.new.kind();
     // mkdir(2): a set-group-ID directory gives its group to what is made in it, and the bit itself
     // to directories.
-    let inherits = parent.mode & SET_GROUP_ID != 0;
+    let inherits = parent.mode & mode::SET_GROUP_ID != 0;
     let gid = if inherits { parent.gid } else { caller.gid };
     let mode = match kind {
         Kind::Symlink => 0o777,
-        Kind::Directory if inherits => op.mode | SET_GROUP_ID,
-        Kind::Directory => op.mode,
-        _ => inherited_group_mode(op.mode, gid, caller),
+        Kind::Directory => mode::of_new_directory(op.mode, parent.mode),
+        _ => mode::of_new_file(op.mode, caller.is_trusted_with(gid)),
     };
     let (rdev, symlink_target) = match &op.new {
         NewInode::CharDevice { rdev } | NewInode::BlockDevice { rdev } => (*rdev, Bytes::new()),

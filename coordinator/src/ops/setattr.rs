@@ -1,9 +1,10 @@
 //! chmod(2), chown(2), truncate(2), utimensat(2), in one step as the kernel asks for them.
 
 use cairn_proto::limits::FILE_SIZE_MAX;
+use cairn_proto::mode::{self, without_privileges};
 use cairn_proto::{ByteRange, ErrorKind, InodeId};
 
-use super::access::{Caller, SET_GROUP_ID, WRITE, only_drops_privileges, without_privileges};
+use super::access::{Caller, WRITE, only_drops_privileges};
 use super::chunks::LiveChanges;
 use super::{Applied, extents};
 use crate::error::OpError;
@@ -60,11 +61,7 @@ pub(super) fn set_attr(tx: &mut Tx, op: &SetAttr, caller: &Caller) -> Result<App
         }
     }
     if let Some(mode) = op.mode {
-        inode.mode = mode;
-        // chmod(2): only members of the group, and root, give a file the group's identity.
-        if !caller.is_root() && !caller.is_in_group(inode.gid) {
-            inode.mode &= !SET_GROUP_ID;
-        }
+        inode.mode = mode::changed(mode, caller.is_trusted_with(inode.gid));
     }
     inode.atime_ns = op.atime.map_or(inode.atime_ns, |change| change.resolve(now_ns));
     inode.mtime_ns = op.mtime.map_or(inode.mtime_ns, |change| change.resolve(now_ns));

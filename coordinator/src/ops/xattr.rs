@@ -2,10 +2,11 @@
 
 use bytes::Bytes;
 use cairn_proto::limits::{NAME_MAX, XATTR_LIST_MAX, XATTR_SIZE_MAX};
+use cairn_proto::mode::STICKY;
 use cairn_proto::{ErrorKind, InodeId};
 
 use super::Applied;
-use super::access::{Caller, STICKY, WRITE};
+use super::access::{Caller, WRITE};
 use crate::error::OpError;
 use crate::executor::Tx;
 use crate::store::{Inode, Key, Kind, Scan, Xattr};
