@@ -147,9 +147,10 @@ async fn a_listing_is_never_one_of_before() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_over_when_a_listing_began_is_in_it() -> anyhow::Result<()> {
     let t = Setup::new().await?;
-    let done = Arc::new(AtomicU64::new(0));
+    let (done, listings) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let maker = {
         let (vfs, me, large, done) = (Arc::clone(&t.mounts[0]), t.me.clone(), t.large, Arc::clone(&done));
+        let listings = Arc::clone(&listings);
         tokio::spawn(async move {
             for round in 1..=300u64 {
                 // Moved to the end of the directory: in each listing under one name or the other.
@@ -157,11 +158,14 @@ async fn what_was_over_when_a_listing_began_is_in_it() -> anyhow::Result<()> {
                 vfs.rename(large, &old, large, &new, RenameMode::NoReplace, &me).await?;
                 vfs.mknod(large, &name(&format!("made{round}")), Kind::File, 0o644, 0, &me).await?;
                 done.store(round, Ordering::SeqCst);
+                // Changes under a lease are over before a listing has begun: not too far ahead of them.
+                while listings.load(Ordering::SeqCst) < round / 10 {
+                    tokio::task::yield_now().await;
+                }
             }
             Ok::<_, VfsError>(())
         })
     };
-    let mut listings = 0;
     while !maker.is_finished() {
         let over = done.load(Ordering::SeqCst);
         let seen = list(&t.mounts[1], t.large, false).await?;
@@ -171,9 +175,9 @@ async fn what_was_over_when_a_listing_began_is_in_it() -> anyhow::Result<()> {
             assert!(old || moved, "f{index} is in neither place");
             assert!(!(1..=over).contains(&index) || (!old && moved && has(format!("made{index}"))));
         }
-        listings += 1;
+        listings.fetch_add(1, Ordering::SeqCst);
     }
     maker.await??;
-    assert!(listings > 0);
+    assert!(listings.load(Ordering::SeqCst) > 0);
     t.end().await
 }
