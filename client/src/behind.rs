@@ -5,7 +5,7 @@
 //! applied. [`crate::vfs`] fills the queue and empties it; the data path only waits.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cairn_proto::{InodeId, v1};
@@ -30,7 +30,7 @@ pub(crate) struct Pending {
     pub(crate) op: v1::mutation::Op,
     /// When it was performed, by the coordinator's clock.
     pub(crate) at_ns: i64,
-    pub(crate) caller: Arc<v1::Credentials>,
+    pub(crate) caller: v1::Credentials,
     /// The inodes that it changes.
     pub(crate) concerns: Vec<InodeId>,
     /// A file that is open since its creation: the number of the open, and what keeps its close from being
@@ -45,8 +45,7 @@ impl Pending {
         if let (v1::mutation::Op::Create(create), Some((sequence, _))) = (&mut op, &self.open) {
             create.open = Some(v1::OpenRegistration { session: session.clone(), sequence: *sequence });
         }
-        let credentials = Some(v1::Credentials::clone(&self.caller));
-        v1::Mutation { op: Some(op), at_ns: self.at_ns, credentials }
+        v1::Mutation { op: Some(op), at_ns: self.at_ns, credentials: Some(self.caller.clone()) }
     }
 }
 
@@ -205,7 +204,7 @@ mod tests {
 
     fn pending(inode: InodeId) -> Pending {
         let op = v1::mutation::Op::Unlink(v1::Unlink::default());
-        Pending { op, at_ns: 0, caller: Arc::default(), concerns: vec![inode], open: None }
+        Pending { op, at_ns: 0, caller: v1::Credentials::default(), concerns: vec![inode], open: None }
     }
 
     #[tokio::test]

@@ -8,7 +8,6 @@ use cairn_runtime::bugs::{Bug, planted};
 use cairn_runtime::clock;
 use cairn_runtime::config::Validate;
 use cairn_runtime::shutdown::Shutdown;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
@@ -79,17 +78,9 @@ impl Client {
         &self.engine.behind
     }
 
-    /// What ends background work.
-    pub(crate) fn stop(&self) -> &CancellationToken {
-        &self.engine.stop
-    }
-
-    /// Runs work to its end, also when the future that waits for it is dropped.
-    pub(crate) async fn complete<T: Send + 'static, E: From<ClientError> + Send + 'static>(
-        &self,
-        work: impl Future<Output = std::result::Result<T, E>> + Send + 'static,
-    ) -> std::result::Result<T, E> {
-        self.engine.spawn(work).await.unwrap_or(Err(ClientError::Closed.into()))
+    /// What all files of this client share.
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
     }
 
     /// The settings in use.
@@ -112,8 +103,8 @@ impl Client {
         self.engine.existing_content(inode)
     }
 
-    /// Stores and commits all buffered writes of all files, and applies all changes of names; with `durable` as `fsync` does. The
-    /// first error that any of them met.
+    /// Stores and commits all buffered writes of all files, and applies all changes of names; with `durable` as
+    /// `fsync` does. The first error that any of them met.
     pub async fn flush_all(&self, durable: bool) -> Result<()> {
         let files = self.engine.dirty_files();
         files.iter().for_each(|file| file.start_flush(durable));

@@ -18,7 +18,7 @@ use crate::cache::BlockCache;
 use crate::config::ClientConfig;
 use crate::content::FileContent;
 use crate::coordinator::Coordinator;
-use crate::error::ClientError;
+use crate::error::{ClientError, Result};
 use crate::metrics;
 use crate::planner::Planner;
 use crate::reader::Fetches;
@@ -91,6 +91,15 @@ impl Engine {
         work: impl Future<Output = T> + Send + 'static,
     ) -> tokio::task::JoinHandle<T> {
         self.tasks.spawn_on(RequestId::current().scope(work), &self.runtime)
+    }
+
+    /// Runs work to its end, also when the future that waits for it is dropped.
+    pub(crate) async fn complete<T: Send + 'static, E: From<ClientError> + Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<T, E> {
+        // A task ends early only when the runtime is torn down.
+        self.spawn(work).await.unwrap_or(Err(ClientError::Closed.into()))
     }
 
     pub(crate) fn patience(&self, what: &'static str) -> Patience {

@@ -122,7 +122,7 @@ impl Vfs {
         if vfs.leased.is_enabled() {
             session.leases.begin_use();
             vfs.lose_leases(); // none yet: those to come belong to this session
-            let (behind, stop) = (Arc::clone(vfs.client.behind()), vfs.client.stop().clone());
+            let (behind, stop) = (Arc::clone(vfs.client.behind()), vfs.client.engine().stop.clone());
             let this = Arc::downgrade(&vfs);
             let (coordinator, weak) = (vfs.coordinator().clone(), Weak::clone(&this));
             vfs.runtime.spawn(apply::apply_all(weak, coordinator, Arc::clone(&behind), stop.clone()));

@@ -163,7 +163,7 @@ impl FileContent {
             drop(hold);
             result
         };
-        self.engine.spawn(work).await.unwrap_or(Err(ClientError::Closed))
+        self.engine.complete(work).await
     }
 
     async fn hold(self: &Arc<Self>) -> Result<Hold> {

@@ -169,6 +169,7 @@ impl Vfs {
     ) -> Result<(OpenGuard, Applied)> {
         let (vfs, caller) = (Arc::clone(self), caller.clone());
         self.client
+            .engine()
             .complete(async move {
                 let parent = InodeId::new(create.parent).map_err(ClientError::from)?;
                 let under_way = vfs.prepare(&[parent]).await?;

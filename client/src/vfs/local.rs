@@ -17,11 +17,12 @@ use super::{AttrChange, Entry, MAY_EXECUTE, MAY_WRITE, RenameMode, Time, Vfs, Vf
 use crate::behind::Pending;
 use crate::{Attr, Caller, Kind, OpenGuard};
 
-/// Goes on when the directory is available, else returns.
-macro_rules! available {
-    ($vfs:expr, $state:expr, $directory:expr) => {
-        match $vfs.available($state, $directory) {
-            Local::Done(_) => {}
+/// Goes on with what was done, else ends in the same way.
+macro_rules! done {
+    ($local:expr) => {
+        match $local {
+            Local::Done(Ok(value)) => value,
+            Local::Done(Err(error)) => return Local::Done(Err(error)),
             Local::Wait => return Local::Wait,
             Local::Remote => return Local::Remote,
         }
@@ -34,15 +35,6 @@ macro_rules! known {
         match $value {
             Some(value) => value,
             None => return Local::Remote,
-        }
-    };
-}
-
-/// Goes on when something is allowed.
-macro_rules! allowed {
-    ($result:expr) => {
-        if let Err(error) = $result {
-            return Local::Done(Err(error));
         }
     };
 }
@@ -70,9 +62,9 @@ impl Vfs {
         caller: &Caller,
     ) -> Local<Found> {
         let mut state = self.leased.lock();
-        available!(self, &mut state, parent);
+        done!(self.available(&mut state, parent));
         let directory = known!(self.inodes.pinned(parent));
-        allowed!(access::check(&directory, MAY_EXECUTE, caller));
+        done!(Local::Done(access::check(&directory, MAY_EXECUTE, caller)));
         let Some(child) = state.child(parent, &name.to_bytes()) else {
             return Local::Done(Err(no_such_name()));
         };
@@ -91,7 +83,7 @@ impl Vfs {
     ) -> Local<Made> {
         let parent = known!(InodeId::new(create.parent).ok());
         let mut state = self.leased.lock();
-        available!(self, &mut state, parent);
+        done!(self.available(&mut state, parent));
         let directory = known!(self.inodes.pinned(parent));
         if directory.nlink == 0 || directory.nlink >= LINK_MAX || !self.client.behind().has_room() {
             return Local::Remote;
@@ -99,17 +91,13 @@ impl Vfs {
         if matches!(kind, Kind::CharDevice | Kind::BlockDevice) || !state.may_hold_more() {
             return Local::Remote;
         }
-        allowed!(access::check(&directory, MAY_EXECUTE, caller));
+        done!(Local::Done(access::check(&directory, MAY_EXECUTE, caller)));
         if state.child(parent, &create.name).is_some() {
             // O_CREAT without O_EXCL opens what is there.
             return if create.exclusive { Local::Done(Err(exists())) } else { Local::Remote };
         }
-        allowed!(access::check(&directory, MAY_EXECUTE | MAY_WRITE, caller));
-        let id = match self.take_id(&mut state) {
-            Local::Done(Ok(id)) => id,
-            Local::Wait => return Local::Wait,
-            _ => return Local::Remote,
-        };
+        done!(Local::Done(access::check(&directory, MAY_EXECUTE | MAY_WRITE, caller)));
+        let id = done!(self.take_id(&mut state));
         let at_ns = self.local_time();
         let attr = new_attr(id, create, kind, &directory, at_ns, caller);
         self.add_name(&mut state, parent, create.name.clone(), Child { inode: id, kind }, at_ns);
@@ -137,12 +125,7 @@ impl Vfs {
         caller: &Caller,
     ) -> Local<()> {
         let mut state = self.leased.lock();
-        available!(self, &mut state, parent);
-        let child = match self.removable(&state, parent, name, caller) {
-            Local::Done(Ok(child)) => child,
-            Local::Done(Err(error)) => return Local::Done(Err(error)),
-            _ => return Local::Remote,
-        };
+        let child = done!(self.removable(&mut state, parent, name, caller));
         if child.kind == Kind::Directory {
             return Local::Done(Err(VfsError::refused(ErrorKind::IsDirectory, "it is a directory")));
         }
@@ -161,12 +144,7 @@ impl Vfs {
         caller: &Caller,
     ) -> Local<()> {
         let mut state = self.leased.lock();
-        available!(self, &mut state, parent);
-        let child = match self.removable(&state, parent, name, caller) {
-            Local::Done(Ok(child)) => child,
-            Local::Done(Err(error)) => return Local::Done(Err(error)),
-            _ => return Local::Remote,
-        };
+        let child = done!(self.removable(&mut state, parent, name, caller));
         if child.kind != Kind::Directory {
             return Local::Done(Err(VfsError::refused(ErrorKind::NotDirectory, "it is no directory")));
         }
@@ -195,14 +173,14 @@ impl Vfs {
         caller: &Caller,
     ) -> Local<()> {
         let mut state = self.leased.lock();
-        available!(self, &mut state, parent);
-        available!(self, &mut state, new_parent);
+        done!(self.available(&mut state, parent));
+        done!(self.available(&mut state, new_parent));
         let (old, new) = (known!(self.inodes.pinned(parent)), known!(self.inodes.pinned(new_parent)));
         if mode == RenameMode::Exchange || new.nlink == 0 || !self.client.behind().has_room() {
             return Local::Remote;
         }
-        allowed!(access::check(&old, MAY_EXECUTE, caller));
-        allowed!(access::check(&new, MAY_EXECUTE, caller));
+        done!(Local::Done(access::check(&old, MAY_EXECUTE, caller)));
+        done!(Local::Done(access::check(&new, MAY_EXECUTE, caller)));
         let (from, to) = (name.to_bytes(), new_name.to_bytes());
         let Some(child) = state.child(parent, &from) else { return Local::Done(Err(no_such_name())) };
         let replaced = state.child(new_parent, &to);
@@ -216,8 +194,8 @@ impl Vfs {
         if moves_directory || replaces_directory || same || is_stuck(&old, caller) || is_stuck(&new, caller) {
             return Local::Remote;
         }
-        allowed!(access::check(&old, MAY_EXECUTE | MAY_WRITE, caller));
-        allowed!(access::check(&new, MAY_EXECUTE | MAY_WRITE, caller));
+        done!(Local::Done(access::check(&old, MAY_EXECUTE | MAY_WRITE, caller)));
+        done!(Local::Done(access::check(&new, MAY_EXECUTE | MAY_WRITE, caller)));
         let at_ns = self.local_time();
         let mut concerns = vec![parent, new_parent, child.inode];
         self.remove_name(&mut state, parent, &from, child, at_ns);
@@ -270,7 +248,7 @@ impl Vfs {
     ) -> Local<Entry> {
         let mut state = self.leased.lock();
         let directory = known!(state.covering(inode));
-        available!(self, &mut state, directory);
+        done!(self.available(&mut state, directory));
         let attr = known!(self.inodes.pinned(inode));
         let owner = caller.uid == 0 || caller.uid == attr.uid;
         let chowns = change.uid.is_some() || change.gid.is_some();
@@ -291,20 +269,21 @@ impl Vfs {
     /// The entry of a name that the caller may remove, kinds aside.
     fn removable(
         self: &Arc<Self>,
-        state: &State,
+        state: &mut State,
         parent: InodeId,
         name: &FileName,
         caller: &Caller,
     ) -> Local<Child> {
+        done!(self.available(state, parent));
         let directory = known!(self.inodes.pinned(parent));
         if !self.client.behind().has_room() || is_stuck(&directory, caller) {
             return Local::Remote;
         }
-        allowed!(access::check(&directory, MAY_EXECUTE, caller));
+        done!(Local::Done(access::check(&directory, MAY_EXECUTE, caller)));
         let Some(child) = state.child(parent, &name.to_bytes()) else {
             return Local::Done(Err(no_such_name()));
         };
-        allowed!(access::check(&directory, MAY_EXECUTE | MAY_WRITE, caller));
+        done!(Local::Done(access::check(&directory, MAY_EXECUTE | MAY_WRITE, caller)));
         Local::Done(Ok(child))
     }
 
@@ -362,7 +341,7 @@ impl Vfs {
         open: Option<(u64, OpenGuard)>,
         caller: &Caller,
     ) {
-        let caller = Arc::new(caller.to_wire());
+        let caller = caller.to_wire();
         self.client.behind().push(Pending { op, at_ns, caller, concerns, open });
     }
 }

@@ -226,6 +226,7 @@ impl Vfs {
     ) -> Result<Applied> {
         let (vfs, caller) = (Arc::clone(self), caller.clone());
         self.client
+            .engine()
             .complete(async move {
                 let under_way = vfs.prepare(&parents).await?;
                 let removes = matches!(op, Op::Unlink(_) | Op::Rmdir(_) | Op::Rename(_));

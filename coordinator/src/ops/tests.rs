@@ -117,7 +117,7 @@ fn rename(
     run(tx, Mutation::Rename(op), caller)
 }
 
-fn set(inode: InodeId) -> SetAttr {
+pub(crate) fn set(inode: InodeId) -> SetAttr {
     SetAttr {
         inode,
         mode: None,

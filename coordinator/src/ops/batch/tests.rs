@@ -2,7 +2,7 @@ use cairn_proto::ErrorKind;
 use cairn_runtime::clock;
 
 use super::*;
-use crate::ops::tests::{make_file, name, tx};
+use crate::ops::tests::{make_file, name, set, tx};
 use crate::ops::{Create, NewInode, Rename, RenameMode, SetAttr, TimeChange, reserve};
 use crate::store::Count;
 
@@ -95,16 +95,7 @@ fn a_mutation_happens_when_it_was_performed_and_no_other_with_it() {
     let mut tx = tx();
     let early = clock::wall_ns() - 3_600_000_000_000;
     let touch = |inode, at_ns| {
-        let op = SetAttr {
-            inode,
-            mode: None,
-            uid: None,
-            gid: None,
-            size: None,
-            atime: None,
-            mtime: Some(TimeChange::Now),
-            via_handle: false,
-        };
+        let op = SetAttr { mtime: Some(TimeChange::Now), ..set(inode) };
         Step { at_ns, ..step(Mutation::SetAttr(op)) }
     };
     let steps = vec![Step { at_ns: Some(early), ..step(mkdir(ROOT, "d")) }, step(mkdir(ROOT, "e"))];
