@@ -39,9 +39,20 @@ pub(crate) struct ChunkInfo {
 impl Layout {
     /// Checks an answer to a question about `[from, ..)`.
     pub(crate) fn from_wire(from: u64, answer: v1::DownloadFileResponse) -> Result<Self> {
+        let attr = Attr::required(answer.attr)?;
+        Self::checked(attr, (from, answer.covered), answer.extents, answer.chunks)
+    }
+
+    /// The layout of `[from, covered)` of the file with these attributes.
+    pub(crate) fn checked(
+        attr: Attr,
+        (from, covered): (u64, u64),
+        named: Vec<v1::Extent>,
+        refs: Vec<v1::ChunkRef>,
+    ) -> Result<Self> {
         let bad = |what: String| ClientError::protocol(PEER, what);
         let mut chunks = BTreeMap::new();
-        for chunk in answer.chunks {
+        for chunk in refs {
             let id = ChunkId::new(chunk.chunk).map_err(|error| bad(error.to_string()))?;
             let info = ChunkInfo {
                 set: ReplicaSetId::new(chunk.set).map_err(|error| bad(error.to_string()))?,
@@ -50,9 +61,9 @@ impl Layout {
             };
             chunks.insert(id, info);
         }
-        let mut extents = Vec::with_capacity(answer.extents.len());
+        let mut extents = Vec::with_capacity(named.len());
         let mut end = 0;
-        for extent in answer.extents {
+        for extent in named {
             let range = ByteRange::new(extent.offset, extent.length).filter(|range| range.start() >= end);
             let chunk = ChunkId::new(extent.chunk).ok().filter(|chunk| {
                 chunks.get(chunk).is_some_and(|info| {
@@ -65,6 +76,6 @@ impl Layout {
             end = range.end();
             extents.push(Extent { range, chunk, chunk_offset: extent.chunk_offset });
         }
-        Ok(Self { attr: Attr::required(answer.attr)?, from, covered: answer.covered, extents, chunks })
+        Ok(Self { attr, from, covered, extents, chunks })
     }
 }

@@ -1,11 +1,16 @@
 //! Pages of directories as the coordinator gives them, checked. They stay in the compact form that they
 //! travel in: a mount shows ten thousand entries to its kernel without an allocation for each.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use cairn_proto::listing::{Entries, EntryRef};
 use cairn_proto::{FileName, InodeId, v1};
 
 use crate::attr::{Attr, Kind};
 use crate::error::{ClientError, Result};
+use crate::layout::Layout;
+use crate::session::leases::Era;
 
 /// Whose wrong messages these are.
 const PEER: &str = "the coordinator";
@@ -24,6 +29,62 @@ pub struct DirPage {
     pub directory: Attr,
     /// When the coordinator began that gave it.
     started_ns: i64,
+}
+
+/// The read leases that came with a whole directory.
+#[derive(Debug)]
+pub(crate) struct Covering {
+    pub(crate) grant: u64,
+    /// At least, counted from the request.
+    pub(crate) lasts: Duration,
+    /// The entries whose inodes they do not cover.
+    pub(crate) without: BTreeSet<usize>,
+    /// Where the bytes of short files are.
+    pub(crate) layouts: Vec<Layout>,
+}
+
+/// What is wanted with a listing besides entries and read leases.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wish {
+    /// Where the bytes of short files are.
+    pub(crate) layouts: bool,
+    /// A write lease on the directory.
+    pub(crate) write_lease: bool,
+}
+
+/// The leases that came with a page.
+#[derive(Debug)]
+pub(crate) struct PageLeases {
+    /// When it was asked.
+    pub(crate) era: Era,
+    /// The number of the write lease on the directory.
+    pub(crate) write: Option<u64>,
+    pub(crate) reads: Option<Covering>,
+}
+
+impl PageLeases {
+    /// Parts the answer to what was asked in `era`: the beginning of a directory with attributes.
+    pub(crate) fn split(mut answer: v1::ReadDirResponse, era: Era) -> Result<(DirPage, Self)> {
+        let (grant, lasts) = (answer.lease_grant, Duration::from_millis(answer.lease_ms.into()));
+        let (layouts, unleased) = (std::mem::take(&mut answer.layouts), std::mem::take(&mut answer.unleased));
+        let write_lease = answer.write_lease.take();
+        let page = DirPage::from_wire(answer, 0, true)?;
+        let layout = |known: v1::ShortLayout| {
+            let attr = page.attrs.get(known.entry as usize);
+            let attr = attr.ok_or_else(|| ClientError::protocol(PEER, "a layout of no entry"))?.clone();
+            let covered = attr.size;
+            Layout::checked(attr, (0, covered), known.extents, known.chunks)
+        };
+        let reads = Covering {
+            grant,
+            lasts,
+            without: unleased.into_iter().map(|at| at as usize).collect(),
+            layouts: layouts.into_iter().map(layout).collect::<Result<_>>()?,
+        };
+        let is_it = |lease: &v1::Lease| lease.inode == page.directory.inode.get();
+        let write = write_lease.filter(is_it).map(|lease| lease.grant);
+        Ok((page, Self { era, write, reads: (grant > 0).then_some(reads) }))
+    }
 }
 
 /// One name in a directory, with all that belongs to it.
@@ -108,6 +169,13 @@ impl DirPage {
             let EntryRef { name, inode, cookie, .. } = entry;
             DirEntryRef { name, inode, kind, cookie, attr }
         })
+    }
+
+    /// The entry at `index`.
+    pub fn get(&self, index: usize) -> Option<DirEntryRef<'_>> {
+        let EntryRef { name, inode, cookie, .. } = self.entries.get(index)?;
+        let kind = *self.kinds.get(index)?;
+        Some(DirEntryRef { name, inode, kind, cookie, attr: self.attrs.get(index) })
     }
 
     /// Where entries begin that stand behind `cookie` in the directory.

@@ -68,6 +68,16 @@ pub(crate) fn applied_behind(changes: usize, took: Duration) {
     histogram!("client_apply_local_changes_seconds").record(took.as_secs_f64());
 }
 
+/// Something was answered under a read lease.
+pub(crate) fn covered(operation: &'static str) {
+    counter!("client_covered_total", "operation" => operation).increment(1);
+}
+
+/// An open that nobody was asked about has been registered.
+pub(crate) fn registered_late() {
+    counter!("client_late_registrations_total").increment(1);
+}
+
 /// The coordinator refused a change that was made locally.
 pub(crate) fn behind_refused() {
     counter!("client_local_changes_refused_total").increment(1);

@@ -174,6 +174,13 @@ impl Session {
         OpenGuard { opens: Arc::clone(&self.opens), inode }
     }
 
+    /// The same of an open that the coordinator does not have to know of yet. `true` as
+    /// [`Opens::add_unregistered`] has it.
+    pub(crate) fn hold_unregistered(self: &Arc<Self>, inode: InodeId) -> (OpenGuard, bool) {
+        let first = self.opens.add_unregistered(inode, self.opens.next_sequence());
+        (OpenGuard { opens: Arc::clone(&self.opens), inode }, first)
+    }
+
     async fn run(self: Arc<Self>, first: Link) {
         let mut link = Some(first);
         let mut pause = PAUSE_MIN;

@@ -13,11 +13,13 @@
 //!   what is handed out tells how much of that is left, so that two caches in a row add nothing;
 //! * extended attributes, as long as the version of their inode is the same;
 //! * symlink targets, which never change;
+//! * what read leases cover, for as long as attributes (`covers.rs`);
 //! * names of large directories, for listings alone, and shown only where the coordinator has just said
 //!   that the directory is still the same.
 //!
 //! Names are known in directories whose write lease is held (`leased.rs`), and changed there without asking
-//! (`local.rs`); whether one is there elsewhere is the coordinator's to say, each time.
+//! (`local.rs`), and in those that read leases cover; whether one is there elsewhere is the coordinator's to
+//! say, each time.
 //!
 //! Of two attributes of one inode the one with the higher version wins, so an answer that was
 //! overtaken by a change of this mount is never shown.
@@ -35,6 +37,7 @@ use crate::{Attr, Caller, Client, Coordinator, StatFs};
 
 mod access;
 mod apply;
+mod covers;
 mod directories;
 mod error;
 mod files;
@@ -45,6 +48,7 @@ mod lately;
 mod leased;
 mod local;
 mod names;
+mod opening;
 mod pages;
 mod xattrs;
 
@@ -58,6 +62,7 @@ pub use names::{NewNode, RenameMode};
 pub use pages::Listing;
 pub use xattrs::XattrMode;
 
+use covers::Covers;
 use handles::HandleTable;
 use inodes::InodeTable;
 use kept::KeptPages;
@@ -85,6 +90,7 @@ pub struct Vfs {
     client: Arc<Client>,
     inodes: InodeTable,
     leased: Leased,
+    covers: Covers,
     handles: HandleTable,
     kept_pages: KeptPages,
     closed_lately: ClosedLately,
@@ -110,6 +116,7 @@ impl Vfs {
         let vfs = Arc::new(Self {
             inodes: InodeTable::new(valid, Arc::clone(&session)),
             leased: Leased::new(!client.config().durable_names),
+            covers: Covers::default(),
             client,
             handles: HandleTable::default(),
             kept_pages: KeptPages::default(),
@@ -184,6 +191,11 @@ impl Vfs {
             }
             Some(Err(error)) => return Err(error),
             None => {}
+        }
+        if self.cover_names(parent).await
+            && let Some(known) = self.try_lookup(parent, name, caller)
+        {
+            return known;
         }
         self.client.behind().applied(parent).await?;
         let asked = clock::now();

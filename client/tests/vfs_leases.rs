@@ -161,6 +161,8 @@ enum Step {
     Touch(usize, String),
     Give(usize, String, u32),
     Look(usize, String),
+    /// As a kernel lists that will look at the entries.
+    List(usize),
     ChmodDir(usize, u32),
 }
 
@@ -181,7 +183,8 @@ fn step(dice: &mut Dice, dirs: usize) -> Step {
         75..80 => Step::Chmod(a, x, [0o600, 0o4755, 0o2755, 0o777][dice.below(4) as usize]),
         80..85 => Step::Touch(a, x),
         85..88 => Step::Give(a, x, [0, 1000, 2000][dice.below(3) as usize]),
-        88..97 => Step::Look(a, x),
+        88..93 => Step::Look(a, x),
+        93..97 => Step::List(a),
         _ => Step::ChmodDir(a, [0o777, 0o1777, 0o2777, 0o755][dice.below(4) as usize]),
     }
 }
@@ -236,6 +239,12 @@ impl Tree {
                 set(*dir, text, AttrChange { uid: Some(*uid), ..AttrChange::default() }).await
             }
             Step::Look(dir, text) => Ok(Some(vfs.lookup(dirs[*dir], &name(text), me).await?.attr)),
+            Step::List(dir) => {
+                let handle = vfs.opendir(dirs[*dir]);
+                vfs.readdir(handle, 0, Listing::Attributes).await?;
+                vfs.releasedir(handle);
+                Ok(None)
+            }
             Step::ChmodDir(dir, mode) => {
                 let change = AttrChange { mode: Some(*mode), ..AttrChange::default() };
                 Ok(Some(vfs.setattr(dirs[*dir], change, None, me).await?.attr))

@@ -153,8 +153,13 @@ async fn main() {
         for &inode in dirs.iter() {
             let mut after = 0;
             loop {
-                let request =
-                    v1::ReadDirRequest { inode, after, limit: 65_536, attributes, session: Bytes::new() };
+                let request = v1::ReadDirRequest {
+                    inode,
+                    after,
+                    limit: 65_536,
+                    attributes,
+                    ..v1::ReadDirRequest::default()
+                };
                 let page = client.read_dir(request).await.unwrap().into_inner();
                 let listed = Entries::decode(&page.entries).unwrap();
                 entries += listed.len() as u64;

@@ -146,6 +146,7 @@ fn run_group(
         return group.into_iter().for_each(|job| job.answer(None)); // written with a later group
     }
     let committed = tx.commit();
+    tx.context.leases.group_ended();
     if let Err(error) = &committed {
         tracing::error!(%error, jobs = group.len(), "a group of changes could not be committed");
         failed.store(

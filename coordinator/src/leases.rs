@@ -1,4 +1,5 @@
-//! Write leases on directories: which session alone may see and change one, and may do so locally.
+//! Leases. Read leases ([`reads`]) let a session show what it knows without asking, for a short time. Write leases
+//! on directories: which session alone may see and change one, and may do so locally.
 //!
 //! ```text
 //! free ──grant──▶ held ──recall──▶ asked back ──given back, session ended, directory gone──▶ free
@@ -17,6 +18,7 @@
 
 mod cooling;
 mod history;
+mod reads;
 mod recall;
 mod state;
 
@@ -30,7 +32,8 @@ use cairn_runtime::clock;
 use tokio::sync::watch;
 
 use crate::error::OpError;
-pub(crate) use recall::{Obstacles, Recalls};
+pub(crate) use reads::{READ_LEASE, ReadGrant};
+pub(crate) use recall::{Need, Obstacles, Recalls};
 pub(crate) use state::Stream;
 use state::{Held, Inner, Link};
 
@@ -86,7 +89,8 @@ pub(crate) struct Leases {
 impl Leases {
     /// `lease`: the lease time of sessions. `absent`: the sessions of earlier reigns.
     pub(crate) fn new(lease: Duration, absent: impl IntoIterator<Item = SessionId>) -> Self {
-        let inner = Inner { absent: absent.into_iter().collect(), ..Inner::default() };
+        let absent: BTreeSet<SessionId> = absent.into_iter().collect();
+        let inner = Inner { reads: reads::Reads::new(!absent.is_empty()), absent, ..Inner::default() };
         Self {
             claims: AtomicUsize::new(inner.absent.len()),
             inner: Mutex::new(inner),
@@ -176,8 +180,8 @@ impl Leases {
         }
     }
 
-    /// For the executor: a lease on a directory that the session has changed, unless others mind. Not
-    /// while it is asked back either.
+    /// For the executor: a lease on a directory that the session has changed, or will, unless others mind. Not
+    /// while it is asked back or shown by others either.
     pub(crate) fn grant(&self, session: SessionId, inode: InodeId) -> Option<Granted> {
         self.change(|inner| match inner.held.get(&inode) {
             Some(held) if held.session == session && held.asked.is_none() => {
@@ -185,7 +189,9 @@ impl Leases {
             }
             Some(_) => None,
             None => {
-                let minds = inner.is_absent_other(Some(session)) || inner.cooling.contains(inode);
+                let absent = inner.is_absent_other(Some(session));
+                let is_shown = || !inner.reads.conflicts(Some(session), absent, [inode]).is_empty();
+                let minds = absent || inner.cooling.contains(inode) || is_shown();
                 (!minds && inner.has_room(session)).then(|| Granted::New(inner.insert(session, inode)))
             }
         })
@@ -250,12 +256,15 @@ impl Leases {
 
     /// A new session has a stream.
     pub(crate) fn attach(&self, session: SessionId) -> Stream {
-        self.change(|inner| inner.attach(session))
+        let stream = self.change(|inner| inner.attach(session));
+        // Its read leases are gone.
+        self.changes.send_replace(());
+        stream
     }
 
     /// A session has come back over a new stream: it holds `leases`, no others.
     pub(crate) fn resume(&self, session: SessionId, leases: &[InodeId]) -> Stream {
-        self.change(|inner| {
+        let stream = self.change(|inner| {
             let kept: BTreeSet<InodeId> = leases.iter().copied().collect();
             let had = inner.holders.get(&session).map(|holder| holder.leases.clone());
             for &inode in had.unwrap_or_default().difference(&kept) {
@@ -267,7 +276,9 @@ impl Leases {
                 inner.ended.forget();
             }
             inner.attach(session)
-        })
+        });
+        self.changes.send_replace(());
+        stream
     }
 
     /// A stream has ended.

@@ -76,7 +76,7 @@ async fn run_round(shared: &Shared, round: u64) -> Result<(), OpError> {
         metrics::log_behind(standing.behind);
     }
     metrics::sessions(shared.context.sessions.len());
-    metrics::leases(shared.context.leases.len());
+    metrics::leases(shared.context.leases.len(), shared.context.leases.reads_len());
     let [up, suspect, down] = [NodeState::Up, NodeState::Suspect, NodeState::Down].map(|state| {
         shared.context.cluster.members().nodes.values().filter(|entry| entry.state == state).count()
     });

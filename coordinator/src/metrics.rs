@@ -20,6 +20,10 @@ const SESSIONS: &str = "coordinator_sessions";
 const LEASES: &str = "coordinator_leases";
 /// Write leases asked back because another session needed them.
 const RECALLED: &str = "coordinator_leases_recalled_total";
+/// Read leases that sessions hold.
+const READ_LEASES: &str = "coordinator_read_leases";
+/// Read leases asked back because another session changed what they cover.
+const READS_RECALLED: &str = "coordinator_read_leases_recalled_total";
 /// Sessions ended because they did not give a lease back.
 const FENCED: &str = "coordinator_sessions_fenced_total";
 /// Datanodes, by state.
@@ -81,14 +85,20 @@ pub(crate) fn sessions(count: usize) {
     metrics::gauge!(SESSIONS).set(count as f64);
 }
 
-/// How many write leases are held.
-pub(crate) fn leases(count: usize) {
-    metrics::gauge!(LEASES).set(count as f64);
+/// How many write leases and read leases are held.
+pub(crate) fn leases(writes: usize, reads: usize) {
+    metrics::gauge!(LEASES).set(writes as f64);
+    metrics::gauge!(READ_LEASES).set(reads as f64);
 }
 
 /// Leases were asked back.
 pub(crate) fn recalled(leases: u64) {
     metrics::counter!(RECALLED).increment(leases);
+}
+
+/// Read leases were asked back.
+pub(crate) fn reads_recalled(leases: usize) {
+    metrics::counter!(READS_RECALLED).increment(leases as u64);
 }
 
 /// A session was ended because it did not give a lease back.

@@ -269,6 +269,17 @@ impl Sessions {
         self.lock().orphans.remove(&(inode, session));
     }
 
+    /// For the executor: a job has failed that had condemned these inodes, and was to make those of these opens.
+    pub(crate) fn take_back(&self, condemned: &[InodeId], opened: &[(SessionId, Open)]) {
+        for (session, open) in opened {
+            self.close(*session, &[*open]);
+        }
+        let mut inner = self.lock();
+        for inode in condemned {
+            inner.condemned.remove(inode);
+        }
+    }
+
     /// For the executor: what was condemned is deleted, or will not be.
     pub(crate) fn clear_condemned(&self) {
         self.lock().condemned.clear();

@@ -85,7 +85,7 @@ async fn a_large_directory_is_listed_in_pages() -> Result {
         let mut after = 0;
         loop {
             let request =
-                v1::ReadDirRequest { inode: 1, after, limit, attributes, session: bytes::Bytes::new() };
+                v1::ReadDirRequest { inode: 1, after, limit, attributes, ..v1::ReadDirRequest::default() };
             let page = client.grpc.read_dir(request).await?.into_inner();
             assert_eq!(page.directory.map(|directory| directory.size), Some(2000));
             let entries = Entries::decode(&page.entries)?;

@@ -440,7 +440,13 @@ impl Filesystem for Adapter {
         let asked = self.asked(Op::Open, request, ino);
         let inode = decode!(reply, encode::inode(ino));
         let (vfs, caller, flags) = (Arc::clone(&self.vfs), without_groups(request), flags.0);
-        let work = async move { vfs.open(inode, encode::open_flags(flags), &caller).await };
+        let opening = encode::open_flags(flags);
+        if let Some(opened) = self.vfs.try_open(inode, opening) {
+            return self.now(asked, reply, Ok(opened), |reply, opened| {
+                reply.opened(FileHandle(opened.handle.0), fopen_flags(&opened, flags));
+            });
+        }
+        let work = async move { vfs.open(inode, opening, &caller).await };
         let notifier = Arc::clone(&self.notifier);
         self.later(asked, reply, work, move |reply, opened| {
             if opened.attributes_changed {

@@ -42,11 +42,13 @@ pub enum Bug {
     RepairUnverified,
     /// A new member of a set counts as whole at once.
     BackfillTooEarly,
+    /// What others may show without asking is changed all the same.
+    ReadLeasesIgnored,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::DatanodeNoSync,
         Self::FailedSyncForgiven,
         Self::DirectoryNotSynced,
@@ -65,6 +67,7 @@ impl Bug {
         Self::GcTakesStraysAtOnce,
         Self::RepairUnverified,
         Self::BackfillTooEarly,
+        Self::ReadLeasesIgnored,
     ];
 }
 

@@ -254,7 +254,8 @@ impl Wire {
 
     pub fn list_root(&self) -> Vec<String> {
         let session = self.session.clone();
-        let request = v1::ReadDirRequest { inode: ROOT, after: 0, limit: 65_536, attributes: false, session };
+        let request =
+            v1::ReadDirRequest { inode: ROOT, limit: 65_536, session, ..v1::ReadDirRequest::default() };
         let page = self.call(self.coordinator().read_dir(request)).expect("ReadDir");
         let entries = Entries::decode(&page.entries).expect("entries");
         entries.iter().map(|entry| String::from_utf8_lossy(entry.name).into_owned()).collect()

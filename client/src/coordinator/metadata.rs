@@ -10,7 +10,7 @@ use super::{Coordinator, Rpc};
 use crate::attr::{Applied, Attr, Caller, StatFs};
 use crate::error::{ClientError, Result};
 use crate::layout::Layout;
-use crate::listing::DirPage;
+use crate::listing::{DirPage, PageLeases, Wish};
 use crate::retry::TRY_TIME;
 use crate::session::leases::Era;
 use crate::session::{Identity, OpenGuard};
@@ -63,15 +63,47 @@ impl Coordinator {
         limit: u32,
         attributes: bool,
     ) -> Result<DirPage> {
-        let request = |identity: &Identity| v1::ReadDirRequest {
+        let request = v1::ReadDirRequest {
             inode: inode.get(),
             after,
             limit,
             attributes,
+            ..v1::ReadDirRequest::default()
+        };
+        DirPage::from_wire(self.list(request).await?, after, attributes)
+    }
+
+    /// The beginning of a directory with attributes, and the leases that it was given with; only a whole
+    /// directory has read leases.
+    pub(crate) async fn read_dir_leased(
+        &self,
+        inode: InodeId,
+        limit: u32,
+        wish: Wish,
+    ) -> Result<(DirPage, PageLeases)> {
+        let era = self.shared.session.leases.era();
+        let request = v1::ReadDirRequest {
+            inode: inode.get(),
+            limit,
+            attributes: true,
+            want_leases: true,
+            layouts: wish.layouts,
+            want_write_lease: wish.write_lease,
+            map_revision: self.shared.map.revision(),
+            ..v1::ReadDirRequest::default()
+        };
+        let mut answer = self.list(request).await?;
+        self.shared.map.adopt(answer.map.take());
+        PageLeases::split(answer, era)
+    }
+
+    async fn list(&self, request: v1::ReadDirRequest) -> Result<v1::ReadDirResponse> {
+        let request = |identity: &Identity| v1::ReadDirRequest {
             session: identity.session.to_wire(),
+            ..request.clone()
         };
         let send = |mut rpc: Rpc, request| async move { rpc.read_dir(request).await };
-        DirPage::from_wire(self.ask("list a directory", request, send).await?, after, attributes)
+        self.ask("list a directory", request, send).await
     }
 
     /// All extended attributes of an inode, as (name, value).
@@ -141,7 +173,9 @@ impl Coordinator {
         let opening = Opening { guard: Some(session.hold(inode, sequence)), tasks: &self.shared };
         let layout = self.fetch_layout(inode, (0, i64::MAX as u64), OPEN_EXTENTS, Some(sequence)).await;
         let guard = opening.answered();
-        Ok((guard.ok_or(ClientError::Closed)?, layout?))
+        let layout = layout?;
+        session.opens.registered(inode);
+        Ok((guard.ok_or(ClientError::Closed)?, layout))
     }
 
     /// One mutation, exactly once, for a client that works under leases: with those that it was granted.

@@ -25,6 +25,7 @@ fn good() -> v1::ReadDirResponse {
         end: true,
         directory: Some(directory()),
         started_ns: 1,
+        ..v1::ReadDirResponse::default()
     }
 }
 
@@ -92,4 +93,48 @@ fn pages_that_break_the_protocol_are_refused() {
     assert!(is_refused(0, true, |page| page.attrs[0].mode = 0o10_000), "attributes out of range");
     assert!(is_refused(0, true, |page| page.directory = None), "no directory");
     assert!(is_refused(0, true, |page| page.entries = page.entries.slice(1..)), "no entries at all");
+}
+
+/// The same with read leases on all but "a", and the layout of "b".
+fn leased() -> v1::ReadDirResponse {
+    let b = v1::Attr { size: 10, ..attr(5) };
+    let extents = vec![v1::Extent { offset: 0, length: 10, chunk: 3, chunk_offset: 0 }];
+    let chunks = vec![v1::ChunkRef { chunk: 3, set: 1, length: 10, ..v1::ChunkRef::default() }];
+    v1::ReadDirResponse {
+        attrs: vec![attr(7), b],
+        lease_grant: 4,
+        lease_ms: 2000,
+        unleased: vec![0],
+        layouts: vec![v1::ShortLayout { entry: 1, extents, chunks }],
+        write_lease: Some(v1::Lease { inode: 1, grant: 3 }),
+        ..good()
+    }
+}
+
+#[test]
+fn leases_come_with_what_they_cover() {
+    let era = crate::session::leases::Leases::default().era();
+    let (page, leases) = PageLeases::split(leased(), era).unwrap();
+    let reads = leases.reads.unwrap();
+    assert_eq!((page.len(), leases.write, reads.grant), (2, Some(3), 4));
+    assert_eq!((reads.lasts, reads.without), (Duration::from_secs(2), BTreeSet::from([0])));
+    assert_eq!((reads.layouts[0].attr.inode.get(), reads.layouts[0].extents.len()), (5, 1));
+
+    let (_, none) = PageLeases::split(good(), era).unwrap();
+    assert!(none.write.is_none() && none.reads.is_none());
+    let foreign = v1::ReadDirResponse { write_lease: Some(v1::Lease { inode: 9, grant: 3 }), ..leased() };
+    assert_eq!(PageLeases::split(foreign, era).unwrap().1.write, None, "of another directory");
+}
+
+#[test]
+fn layouts_that_fit_no_entry_or_no_file_are_refused() {
+    let era = crate::session::leases::Leases::default().era();
+    let refused = |change: fn(&mut v1::ShortLayout)| {
+        let mut answer = leased();
+        change(&mut answer.layouts[0]);
+        PageLeases::split(answer, era).unwrap_err().kind() == cairn_proto::ErrorKind::Protocol
+    };
+    assert!(refused(|layout| layout.entry = 2));
+    assert!(refused(|layout| layout.extents[0].length = 11));
+    assert!(refused(|layout| layout.chunks.clear()));
 }

@@ -1,4 +1,4 @@
-//! The session's write leases: which it holds, until when it may trust them, which are asked back.
+//! The session's leases: which write leases it holds, until when it may trust them, which are asked back.
 //!
 //! A lease is trusted only while the coordinator can not have given the session up: one lease time
 //! from the moment a keep-alive was *sent* that has been answered, and not for a moment after the
@@ -8,6 +8,9 @@
 //! A grant travels with the answer to a call, its recall and its return on the stream. So a recall may come
 //! before its grant: it is answered at once. And a lease may be given back while an answer is on its way that names it
 //! once more. In both cases the end of the lease is remembered, and the grant ignored.
+//!
+//! Read leases end by themselves, and who uses them keeps account of them; here they are only asked back
+//! and given back.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -51,6 +54,9 @@ struct State {
     cleared: u64,
     recalls: Vec<(InodeId, u64)>,
     released: Vec<v1::Lease>,
+    /// The same of read leases.
+    read_recalls: Vec<(InodeId, u64)>,
+    reads_released: Vec<v1::Lease>,
     /// The newest grant of each inode that was given back over this connection.
     ended: BTreeMap<InodeId, u64>,
 }
@@ -134,14 +140,29 @@ impl Leases {
     /// What is to be told to the coordinator.
     pub(crate) fn take_released(&self) -> Option<v1::Released> {
         let mut state = self.lock();
-        let count = state.released.len().min(RELEASED_BATCH);
-        let leases: Vec<_> = state.released.drain(..count).collect();
-        (!leases.is_empty()).then_some(v1::Released { leases })
+        let State { released, reads_released, .. } = &mut *state;
+        let [leases, reads] = [released, reads_released].map(|list| -> Vec<_> {
+            let count = list.len().min(RELEASED_BATCH);
+            list.drain(..count).collect()
+        });
+        (!leases.is_empty() || !reads.is_empty()).then_some(v1::Released { leases, reads })
     }
 
     /// What is asked back.
     pub(crate) fn take_recalls(&self) -> Vec<(InodeId, u64)> {
         std::mem::take(&mut self.lock().recalls)
+    }
+
+    /// The read leases that are asked back.
+    pub(crate) fn take_read_recalls(&self) -> Vec<(InodeId, u64)> {
+        std::mem::take(&mut self.lock().read_recalls)
+    }
+
+    /// Gives read leases back: nothing is shown under them any more.
+    pub(crate) fn release_reads(&self, grants: impl IntoIterator<Item = (InodeId, u64)>) {
+        let leases = grants.into_iter().map(|(inode, grant)| v1::Lease { inode: inode.get(), grant });
+        self.lock().reads_released.extend(leases);
+        self.released.notify_one();
     }
 
     pub(crate) fn on_recall(&self, recall: v1::Recall) {
@@ -153,6 +174,12 @@ impl Leases {
                 continue;
             }
             state.end(inode, lease.grant);
+        }
+        for lease in recall.reads {
+            match InodeId::new(lease.inode) {
+                Ok(inode) if state.used => state.read_recalls.push((inode, lease.grant)),
+                _ => state.reads_released.push(lease),
+            }
         }
         drop(state);
         self.released.notify_one();
@@ -170,6 +197,9 @@ impl Leases {
         // The list in the hello stands for what was released before.
         state.released.clear();
         state.ended.clear();
+        // With the stream before, the read leases are gone.
+        state.read_recalls.clear();
+        state.reads_released.clear();
         state.asked.clear();
         state.link += 1;
         state.lease = lease;
@@ -224,7 +254,7 @@ mod tests {
     }
 
     fn recall(id: u64, grant: u64) -> v1::Recall {
-        v1::Recall { leases: vec![v1::Lease { inode: id, grant }] }
+        v1::Recall { leases: vec![v1::Lease { inode: id, grant }], reads: Vec::new() }
     }
 
     fn connected() -> Leases {

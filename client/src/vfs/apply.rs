@@ -85,8 +85,9 @@ pub(super) async fn answer_recalls(
             () = session.leases.recalled.notified() => {}
             () = stop.cancelled() => return,
         }
-        let recalls = session.leases.take_recalls();
+        let (recalls, reads) = (session.leases.take_recalls(), session.leases.take_read_recalls());
         let Some(vfs) = vfs.upgrade() else {
+            session.leases.release_reads(reads);
             // An error: the coordinator ends the session when it has waited long enough.
             if behind.all_applied().await.is_ok() {
                 recalls.into_iter().for_each(|(directory, grant)| session.leases.release(directory, grant));
@@ -94,6 +95,7 @@ pub(super) async fn answer_recalls(
             continue;
         };
         vfs.lose_leases();
+        vfs.give_back_reads(reads);
         for (directory, grant) in recalls {
             drop(vfs.runtime.spawn(Arc::clone(&vfs).give_back(directory, grant)));
         }

@@ -13,6 +13,7 @@ use super::handles::Handle;
 use super::kept::ENTRIES_MIN;
 use super::pages::{DirHandle, Listing, Page};
 use super::{Entry, HandleId, Result, Vfs, VfsError};
+use crate::listing::Wish;
 use crate::{Attr, DirEntryRef, DirPage, Kind};
 
 /// Entries of the first page with attributes: most directories are smaller.
@@ -112,7 +113,11 @@ impl Vfs {
             Err(error) => return Some(Err(error)),
         };
         if position == 0 {
-            return None; // rewinddir(3) shows the directory as it is now
+            // rewinddir(3) shows the directory as it is now.
+            let page = self.covered_page(directory.inode)?;
+            directory.restart();
+            directory.show(&page);
+            return Some(Ok(self.entries(&directory, page, 0, 0)));
         }
         let (page, at) = directory.cached(position.saturating_sub(DOTS), listing)?;
         Some(Ok(self.entries(&directory, page, position, at)))
@@ -164,13 +169,26 @@ impl Vfs {
         let asked = clock::now();
         let attributes = listing == Listing::Attributes;
         self.client.behind().applied(directory.inode).await?;
-        let page = self.coordinator().read_dir(directory.inode, after, limit, attributes).await?;
+        let inode = directory.inode;
+        let (page, leases) = if after == 0 && attributes && self.is_quiet(inode) {
+            let wish = Wish { layouts: false, write_lease: self.will_be_emptied(inode) };
+            let (page, leases) = self.coordinator().read_dir_leased(inode, limit, wish).await?;
+            (page, Some(leases))
+        } else {
+            (self.coordinator().read_dir(inode, after, limit, attributes).await?, None)
+        };
         if page.last_cookie().is_some_and(|last| last > i64::MAX as u64 - DOTS) {
             return Err(VfsError::refused(ErrorKind::Protocol, "a directory cookie is out of range"));
         }
         self.inodes.adopt(page.directory.clone(), asked);
         let page = Arc::new(Page { after, listing, page, asked });
         self.kept_pages.keep(&page);
+        if let Some(leases) = leases {
+            if let Some(grant) = leases.write {
+                self.take_listed_lease(&page.page, grant, leases.era);
+            }
+            self.take_cover(&page, leases);
+        }
         Ok(page)
     }
 

@@ -194,7 +194,10 @@ impl Vfs {
 
     /// Opens a file: asks for its attributes and layout as they are now, and truncates it when
     /// `flags` say so. Permission is the caller's business (the kernel has checked it).
-    pub async fn open(&self, inode: InodeId, flags: OpenFlags, caller: &Caller) -> Result<Opened> {
+    pub async fn open(self: &Arc<Self>, inode: InodeId, flags: OpenFlags, caller: &Caller) -> Result<Opened> {
+        if let Some(opened) = self.open_covered(inode, flags).await {
+            return Ok(opened);
+        }
         self.client.behind().applied(inode).await?;
         let asked = clock::now();
         let (guard, layout) = self.coordinator().open(inode).await?;
@@ -236,7 +239,7 @@ impl Vfs {
         Ok(self.insert_open(guard, content, entry, flags))
     }
 
-    fn insert_open(
+    pub(super) fn insert_open(
         &self,
         guard: OpenGuard,
         content: Arc<FileContent>,
@@ -352,7 +355,10 @@ impl Vfs {
         let Handle::File(file) = &*released else { return };
         if !file.content.is_dirty() {
             self.inodes.closed(file.inode);
-            self.closed_lately.add(released, &self.runtime);
+            // One that nobody knows of keeps nothing alive.
+            if !self.session().opens.is_unregistered(file.inode) {
+                self.closed_lately.add(released, &self.runtime);
+            }
             return;
         }
         let vfs = Arc::clone(self);

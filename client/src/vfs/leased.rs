@@ -16,16 +16,19 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_proto::InodeId;
-use cairn_runtime::clock;
+use cairn_proto::v1::mutation::Op;
+use cairn_runtime::clock::{self, Instant};
 use tokio::sync::Notify;
 
 use super::{Result, Vfs};
 use crate::coordinator::Granted;
 use crate::retry::TRY_TIME;
-use crate::{Attr, Kind};
+use crate::session::leases::Era;
+use crate::{Attr, DirPage, Kind};
 
 /// Directories whose leases are held; of more the least used are given back.
 const DIRECTORIES_MAX: usize = 16_384;
@@ -42,6 +45,8 @@ const IDS: u32 = 4096;
 const IDS_LOW: u64 = 1024;
 /// One in this many is given back when there are too many.
 const SHED_SHARE: usize = 8;
+/// A directory is being emptied for so long after the last removal of a name.
+const EMPTIED_TIME: Duration = Duration::from_secs(1);
 
 /// How an operation ended that was tried locally.
 pub(super) enum Local<T> {
@@ -84,6 +89,21 @@ struct Dir {
     phase: Phase,
     entries: HashMap<Bytes, Child>,
     used: u64,
+    /// When a name was last removed.
+    removed: Option<Instant>,
+}
+
+impl Dir {
+    fn new(grant: u64, used: u64) -> Self {
+        Self { grant, phase: Phase::Unread, entries: HashMap::new(), used, removed: None }
+    }
+
+    /// All names are known.
+    fn known(mut self, entries: impl Iterator<Item = (Bytes, Child)>) -> Self {
+        self.entries = entries.collect();
+        self.phase = Phase::Ready;
+        self
+    }
 }
 
 /// How it stands with new inode ids.
@@ -135,17 +155,40 @@ impl State {
         self.dirs.get(&directory)?.entries.get(name).copied()
     }
 
+    /// A directory whose names are still to be read needs no change of one.
+    fn readable(&mut self, directory: InodeId) -> Option<&mut Dir> {
+        self.dirs.get_mut(&directory).filter(|dir| dir.phase != Phase::Unread)
+    }
+
     pub(super) fn insert(&mut self, directory: InodeId, name: Bytes, child: Child) {
-        let Some(dir) = self.dirs.get_mut(&directory) else { return };
+        let Some(dir) = self.readable(directory) else { return };
         if dir.entries.insert(name, child).is_none() {
             self.names += 1;
         }
     }
 
     pub(super) fn remove(&mut self, directory: InodeId, name: &Bytes) -> Option<Child> {
-        let removed = self.dirs.get_mut(&directory)?.entries.remove(name)?;
+        let dir = self.readable(directory)?;
+        dir.removed = Some(clock::now());
+        let removed = dir.entries.remove(name)?;
         self.names = self.names.saturating_sub(1);
         Some(removed)
+    }
+
+    /// Whether a lease on it is held.
+    pub(super) fn is_held(&self, directory: InodeId) -> bool {
+        self.dirs.contains_key(&directory)
+    }
+
+    /// Whether this mount has it changed at the coordinator just now.
+    pub(super) fn is_under_way(&self, directory: InodeId) -> bool {
+        self.under_way.contains_key(&directory)
+    }
+
+    /// Whether names are being removed there, as by `rm -r`.
+    pub(super) fn is_being_emptied(&self, directory: InodeId) -> bool {
+        let removed = self.dirs.get(&directory).and_then(|dir| dir.removed);
+        removed.is_some_and(|at| at.elapsed() < EMPTIED_TIME)
     }
 
     /// Whether a directory is held whose names are all known: then how many there are.
@@ -157,9 +200,7 @@ impl State {
 
     /// A directory that has just been made here.
     pub(super) fn add_new(&mut self, directory: InodeId) {
-        let used = self.uses;
-        let dir = Dir { grant: 0, phase: Phase::Ready, entries: HashMap::new(), used };
-        self.dirs.insert(directory, dir);
+        self.dirs.insert(directory, Dir::new(0, self.uses).known(std::iter::empty()));
     }
 
     /// The directory is removed.
@@ -271,14 +312,11 @@ impl Vfs {
         let mut after = 0;
         loop {
             let page = self.coordinator().read_dir(directory, after, PAGE, false).await?;
-            for entry in page.iter_from(0) {
-                after = entry.cookie;
-                let child = Child { inode: entry.inode, kind: entry.kind };
-                entries.insert(Bytes::copy_from_slice(entry.name), child);
-            }
+            entries.extend(entries_of(&page));
             if page.end {
                 return Ok((entries, page.directory));
             }
+            after = page.last_cookie().unwrap_or(after);
         }
     }
 
@@ -342,7 +380,7 @@ impl Vfs {
     }
 
     /// Takes the leases that came with an answer.
-    pub(super) fn take_leases(self: &Arc<Self>, granted: &Granted) {
+    pub(super) fn take_leases(self: &Arc<Self>, op: &Op, granted: &Granted) {
         if !self.leased.is_enabled() {
             return;
         }
@@ -352,11 +390,68 @@ impl Vfs {
             if !self.session().leases.take_grant(inode, lease.grant, granted.era) {
                 continue;
             }
-            let used = state.uses;
-            let unread = || Dir { grant: 0, phase: Phase::Unread, entries: HashMap::new(), used };
-            let dir = state.dirs.entry(inode).or_insert_with(unread);
-            dir.grant = dir.grant.max(lease.grant);
+            match state.dirs.get_mut(&inode) {
+                Some(dir) => dir.grant = dir.grant.max(lease.grant),
+                None => self.begin_lease(&mut state, inode, lease.grant, op, granted),
+            }
         }
+    }
+
+    /// A directory is leased from here on. Its names need not be read when they were known before the change
+    /// that brought the lease.
+    fn begin_lease(&self, state: &mut State, directory: InodeId, grant: u64, op: &Op, granted: &Granted) {
+        let Granted { applied, era, .. } = granted;
+        // Others may succeed and change nothing: then the one change since was somebody else's.
+        let is_change = match op {
+            Op::Create(create) => create.exclusive,
+            Op::Unlink(_) | Op::Rmdir(_) => true,
+            _ => false,
+        };
+        let changed = applied.parent.as_ref().filter(|attr| is_change && attr.inode == directory);
+        let known =
+            changed.and_then(|attr| Some((attr, self.covered_before(directory, attr.version, *era)?)));
+        let dir = Dir::new(grant, state.uses);
+        state.dirs.insert(
+            directory,
+            match known {
+                Some((attr, page)) => {
+                    self.inodes.pin(attr.clone());
+                    state.names += page.page.len();
+                    dir.known(entries_of(&page.page))
+                }
+                None => dir,
+            },
+        );
+    }
+
+    /// Whether a directory that is being listed will be emptied next: its parent is.
+    pub(super) fn will_be_emptied(&self, directory: InodeId) -> bool {
+        let parent = self.inodes.last(directory).and_then(|attr| attr.parent);
+        let state = self.leased.lock();
+        let is_wanted = !state.is_held(directory) && state.may_hold_more();
+        is_wanted && parent.is_some_and(|parent| state.is_being_emptied(parent))
+    }
+
+    /// Takes the write lease that came with a listing, and the names with it when they are all.
+    pub(super) fn take_listed_lease(&self, page: &DirPage, grant: u64, era: Era) {
+        let directory = page.directory.inode;
+        let mut state = self.leased.lock();
+        if !self.leased.is_enabled() || !self.session().leases.take_grant(directory, grant, era) {
+            return;
+        }
+        if let Some(dir) = state.dirs.get_mut(&directory) {
+            dir.grant = dir.grant.max(grant);
+            return;
+        }
+        let is_newest = self.inodes.version(directory) == Some(page.directory.version);
+        let mut dir = Dir::new(grant, state.uses);
+        dir.removed = Some(clock::now());
+        if page.end && is_newest && !state.is_under_way(directory) {
+            self.inodes.pin(page.directory.clone());
+            state.names += page.len();
+            dir = dir.known(entries_of(page));
+        }
+        state.dirs.insert(directory, dir);
     }
 
     /// The grant of a directory that was made here has come.
@@ -409,6 +504,7 @@ impl Vfs {
     /// The session was replaced: all leases are gone. What is queued is applied all the same.
     pub(super) fn lose_leases(&self) {
         let Some(session) = self.session().leases.lost() else { return };
+        self.covers.clear();
         let mut state = self.leased.lock();
         let dirs: Vec<_> = state.dirs.keys().copied().collect();
         if !dirs.is_empty() {
@@ -441,6 +537,11 @@ impl Vfs {
             drop(self.runtime.spawn(Arc::clone(self).give_back(directory, 0)));
         }
     }
+}
+
+fn entries_of(page: &DirPage) -> impl Iterator<Item = (Bytes, Child)> {
+    page.iter_from(0)
+        .map(|entry| (Bytes::copy_from_slice(entry.name), Child { inode: entry.inode, kind: entry.kind }))
 }
 
 impl State {
@@ -487,7 +588,10 @@ impl Drop for UnderWay {
         }
         drop(state);
         if !self.known {
-            self.directories.iter().for_each(|&directory| self.vfs.reread(directory));
+            for &directory in &self.directories {
+                self.vfs.covers.drop_cover(directory);
+                self.vfs.reread(directory);
+            }
         }
         self.vfs.leased.changed.notify_waiters();
     }

@@ -62,6 +62,11 @@ impl Vfs {
         caller: &Caller,
     ) -> Local<Found> {
         let mut state = self.leased.lock();
+        if !state.is_held(parent) {
+            let is_quiet = self.leased.is_enabled() && !state.is_under_way(parent);
+            drop(state);
+            return if is_quiet { self.lookup_covered(parent, name, caller) } else { Local::Remote };
+        }
         done!(self.available(&mut state, parent));
         let directory = known!(self.inodes.pinned(parent));
         done!(Local::Done(access::check(&directory, MAY_EXECUTE, caller)));
@@ -70,7 +75,8 @@ impl Vfs {
         };
         // Others may know an inode that is not pinned, and change it.
         let pinned = self.inodes.pinned(child.inode).and_then(|_| self.inodes.fresh(child.inode));
-        Local::Done(Ok(pinned.map_or(Found::Inode(child.inode), Found::Entry)))
+        let known = pinned.or_else(|| self.covered_child(parent, name, child.inode));
+        Local::Done(Ok(known.map_or(Found::Inode(child.inode), Found::Entry)))
     }
 
     /// `create` as it would be sent; with `open` a file is opened, too.
@@ -129,6 +135,7 @@ impl Vfs {
         if child.kind == Kind::Directory {
             return Local::Done(Err(VfsError::refused(ErrorKind::IsDirectory, "it is a directory")));
         }
+        let _no_opens = known!(self.no_unregistered(child.inode));
         let at_ns = self.local_time();
         self.remove_name(&mut state, parent, &name.to_bytes(), child, at_ns);
         self.lose_name(&mut state, child.inode, at_ns);
@@ -196,6 +203,8 @@ impl Vfs {
         }
         done!(Local::Done(access::check(&old, MAY_EXECUTE | MAY_WRITE, caller)));
         done!(Local::Done(access::check(&new, MAY_EXECUTE | MAY_WRITE, caller)));
+        let no_opens = replaced.map(|other| self.no_unregistered(other.inode));
+        let _no_opens = known!(no_opens.map_or(Some(None), |found| found.map(Some)));
         let at_ns = self.local_time();
         let mut concerns = vec![parent, new_parent, child.inode];
         self.remove_name(&mut state, parent, &from, child, at_ns);
@@ -419,7 +428,7 @@ fn set(attr: &mut Attr, change: &AttrChange, at_ns: i64, caller: &Caller) {
     attr.ctime_ns = at_ns;
 }
 
-fn no_such_name() -> VfsError {
+pub(super) fn no_such_name() -> VfsError {
     VfsError::refused(ErrorKind::NotFound, "there is no such name")
 }
 

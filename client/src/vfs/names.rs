@@ -4,6 +4,7 @@
 //! goes to the coordinator ([`Vfs::send`]).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_proto::v1::{self, mutation::Op};
@@ -231,6 +232,9 @@ impl Vfs {
                 let under_way = vfs.prepare(&parents).await?;
                 let removes = matches!(op, Op::Unlink(_) | Op::Rmdir(_) | Op::Rename(_));
                 let _removal = removes.then(|| vfs.removals.begin());
+                if removes {
+                    vfs.register_opens(Duration::ZERO).await;
+                }
                 let wanted = parents.iter().all(|&parent| vfs.wants_lease(parent));
                 let asked = clock::now();
                 let granted = vfs.coordinator().apply_for_leases(op.clone(), &caller, wanted).await;
@@ -276,8 +280,8 @@ impl Vfs {
                 return Err(error.into());
             }
         };
+        self.take_leases(op, &granted);
         self.follow(op, &granted.applied);
-        self.take_leases(&granted);
         let applied = granted.applied;
         for attr in [&applied.parent, &applied.new_parent, &applied.replaced].into_iter().flatten() {
             self.inodes.adopt_own(attr.clone(), asked);

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use cairn_proto::{ErrorKind, InodeId, NodeId};
+use cairn_proto::{ErrorKind, InodeId, NodeId, SessionId};
+use cairn_runtime::bugs::{Bug, planted};
 use cairn_runtime::clock;
 
 use crate::context::Context;
 use crate::error::OpError;
-use crate::sessions::NOBODY;
+use crate::sessions::{NOBODY, Open};
 use crate::slots::SlotCache;
 use crate::store::{
     Batch, Count, Counter, Inode, Key, Kind, Orphan, Record, Row, Scan, ScanRange, StoreError, Table, Writer,
@@ -31,6 +32,12 @@ pub(crate) struct Tx {
     now_ns: i64,
     /// When the mutation under way was performed, if that is told.
     at_ns: Option<i64>,
+    /// The job under way has told which inodes it changes.
+    is_settled: bool,
+    /// Inodes that the job under way has condemned.
+    pub(crate) condemned: Vec<InodeId>,
+    /// Opens that came with inodes which the job under way has made.
+    pub(crate) opened: Vec<(SessionId, Open)>,
     /// Directories that the group removes; with the commit their leases end.
     pub(crate) removed_directories: Vec<InodeId>,
     /// Inodes without names whose extents are still to be removed, step by step.
@@ -50,6 +57,9 @@ impl Tx {
             cache: HashMap::new(),
             now_ns: clock::wall_ns(),
             at_ns: None,
+            is_settled: false,
+            condemned: Vec::new(),
+            opened: Vec::new(),
             removed_directories: Vec::new(),
             reap: BTreeSet::new(),
             doubted: BTreeSet::new(),
@@ -88,9 +98,41 @@ impl Tx {
         run: impl FnOnce(&mut Self) -> Result<T, OpError>,
     ) -> Result<T, OpError> {
         self.now_ns = clock::wall_ns().max(self.now_ns);
+        self.is_settled = false;
         let result = self.nested(run);
+        if !self.is_settled {
+            // The coordinator's own work shows in no attribute that anybody has seen.
+            self.settle(None);
+        }
         self.undo.clear();
+        let (condemned, opened) = (std::mem::take(&mut self.condemned), std::mem::take(&mut self.opened));
+        if result.is_err() {
+            self.context.sessions.take_back(&condemned, &opened);
+        }
         result
+    }
+
+    /// At the end of what `session` has changed. `Leased`: others may show it as it was, without asking.
+    pub(crate) fn settle_for(&mut self, session: SessionId) -> Result<(), OpError> {
+        let leased = self.settle(Some(session));
+        if leased.is_empty() || planted(Bug::ReadLeasesIgnored) {
+            Ok(())
+        } else {
+            Err(OpError::Leased(leased))
+        }
+    }
+
+    fn settle(&mut self, asker: Option<SessionId>) -> Vec<InodeId> {
+        self.is_settled = true;
+        let inode = |(key, _): &(Key, _)| match key {
+            Key::Inode(id) => Some(*id),
+            _ => None,
+        };
+        let changed: BTreeSet<InodeId> = self.undo.iter().filter_map(inode).collect();
+        if changed.is_empty() {
+            return Vec::new();
+        }
+        self.context.leases.changing(asker, &Vec::from_iter(changed))
     }
 
     /// Runs a part of a job: when it fails, nothing of this part stays.

@@ -1,5 +1,5 @@
-//! Directories that were fought over: after a recall nobody gets a lease for a while, so that those
-//! who use one together go straight to the coordinator instead of taking it from one another.
+//! What was fought over: after a recall nobody gets a lease for a while, so that those
+//! who use it together go straight to the coordinator instead of taking it from one another.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;

@@ -1,23 +1,25 @@
-//! Which leases have ended lately. Rows that were read before the end of a lease may lack what was
-//! applied under it, so whoever read them reads again; with this it does so for its own directories
-//! only, and a long listing comes to an end although leases elsewhere do all the time.
+//! What has happened to which inodes lately, in order.
+//!
+//! Rows that were read before the end of a write lease may lack what was applied under it, so whoever read
+//! them reads again; with this it does so for its own directories only, and a long listing comes to an
+//! end although leases elsewhere do all the time. Rows that were read before a change are covered by no read lease.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 
 use cairn_proto::InodeId;
 
-/// Ends remembered: those of the longest read.
+/// Events remembered: those of the longest read.
 const ENDED_MAX: usize = 65_536;
 
 #[derive(Debug, Default)]
 pub(super) struct History {
-    /// Number of the first end that is remembered.
+    /// Number of the first event that is remembered.
     oldest: u64,
     ended: VecDeque<InodeId>,
 }
 
 impl History {
-    /// How many leases have ended.
+    /// How many events there were.
     pub(super) fn generation(&self) -> u64 {
         self.oldest + self.ended.len() as u64
     }
@@ -30,21 +32,24 @@ impl History {
         self.ended.push_back(inode);
     }
 
-    /// Any lease may have ended.
+    /// Anything may have happened to any.
     pub(super) fn forget(&mut self) {
         self.oldest = self.generation() + 1;
         self.ended.clear();
     }
 
-    /// Whether a lease on one of `inodes` may have ended since that generation.
-    pub(super) fn any_since(&self, generation: u64, inodes: impl Iterator<Item = InodeId>) -> bool {
-        let Some(known) = generation.checked_sub(self.oldest) else { return true };
-        let mut later = self.ended.iter().skip(usize::try_from(known).unwrap_or(usize::MAX)).peekable();
-        if later.peek().is_none() {
-            return false;
+    /// Those to which something has happened since that generation. `None`: it may be any.
+    pub(super) fn since(&self, generation: u64) -> Option<HashSet<InodeId>> {
+        let known = generation.checked_sub(self.oldest)?;
+        Some(self.ended.iter().skip(usize::try_from(known).unwrap_or(usize::MAX)).copied().collect())
+    }
+
+    /// Whether something may have happened to one of `inodes` since that generation.
+    pub(super) fn any_since(&self, generation: u64, mut inodes: impl Iterator<Item = InodeId>) -> bool {
+        match self.since(generation) {
+            Some(later) => !later.is_empty() && inodes.any(|inode| later.contains(&inode)),
+            None => true,
         }
-        let inodes: BTreeSet<InodeId> = inodes.collect();
-        later.any(|inode| inodes.contains(inode))
     }
 }
 

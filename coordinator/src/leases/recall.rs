@@ -31,12 +31,24 @@ pub(crate) struct Obstacles {
     pub(crate) holder: Option<(SessionId, InodeId)>,
     /// Sessions of an earlier reign that have not returned.
     pub(crate) absent: usize,
+    /// There are read leases among it.
+    pub(crate) reads: bool,
+}
+
+/// What leases are in the way of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// A look: write leases.
+    Look,
+    /// A change: all.
+    Change,
 }
 
 /// What the task of a stream has to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Recalls {
-    Ask(Vec<Grant>),
+    /// To be asked back; either may be empty.
+    Ask { leases: Vec<Grant>, reads: Vec<Grant> },
     /// The session has another stream.
     Superseded,
     /// The session is over.
@@ -45,14 +57,28 @@ pub(crate) enum Recalls {
 
 impl Leases {
     /// Asks back what others than `asker` hold of `inodes`. `None`: nothing is in the way.
-    pub(crate) fn recall(&self, asker: Option<SessionId>, inodes: &[InodeId]) -> Option<Obstacles> {
+    pub(crate) fn recall(
+        &self,
+        asker: Option<SessionId>,
+        inodes: &[InodeId],
+        need: Need,
+    ) -> Option<Obstacles> {
         let mut inner = self.lock();
-        if inner.conflicts(asker, inodes.iter().copied()).is_empty() {
+        let all = || inodes.iter().copied();
+        let absent = inner.is_absent_other(asker);
+        let is_read = need == Need::Change && !inner.reads.conflicts(asker, absent, all()).is_empty();
+        if !is_read && inner.conflicts(asker, all()).is_empty() {
             return None;
         }
         let now = clock::now();
         let absent = inner.absent.iter().filter(|&&session| Some(session) != asker).count();
-        let mut found = Obstacles { overdue: BTreeMap::new(), next: now + self.lease, holder: None, absent };
+        let mut found = Obstacles {
+            overdue: BTreeMap::new(),
+            next: now + self.lease,
+            holder: None,
+            absent,
+            reads: is_read,
+        };
         let mut asked = 0;
         for &inode in inodes {
             let Some((session, deadline, is_new)) = inner.ask(inode, asker, now, self.lease) else {
@@ -65,6 +91,9 @@ impl Leases {
             } else {
                 found.next = found.next.min(deadline);
             }
+        }
+        if is_read && let Some(last) = inner.ask_reads(asker, inodes) {
+            found.next = found.next.min(last);
         }
         metrics::recalled(asked);
         Some(found)
@@ -94,14 +123,29 @@ impl Leases {
         {
             grants.extend(held.get(&inode).map(|held| Grant { inode, number: held.number }));
         }
-        if !holder.to_recall.is_empty() {
+        let reads_from = holder.reads_to_recall.len().saturating_sub(limit);
+        let reads = holder.reads_to_recall.split_off(reads_from);
+        if !holder.to_recall.is_empty() || !holder.reads_to_recall.is_empty() {
             holder.link.wake();
         }
-        Recalls::Ask(grants)
+        Recalls::Ask { leases: grants, reads }
     }
 }
 
 impl Inner {
+    /// Asks read leases back. Returns when the last of them ends by itself.
+    fn ask_reads(&mut self, asker: Option<SessionId>, inodes: &[InodeId]) -> Option<Instant> {
+        let (new, last) = self.reads.ask(asker, inodes);
+        metrics::reads_recalled(new.len());
+        for (session, grant) in new {
+            if let Some(holder) = self.holders.get_mut(&session) {
+                holder.reads_to_recall.push(grant);
+                holder.link.wake();
+            }
+        }
+        last
+    }
+
     /// Asks one lease back unless that was done. Returns its session, until when it has to be there, and
     /// whether it was asked just now.
     fn ask(

@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 
 use super::cooling::Cooling;
 use super::history::History;
+use super::reads::Reads;
 use super::{Grant, LEASES_OF_SESSION_MAX};
 
 /// Leases of all sessions: about 100 MiB.
@@ -36,6 +37,8 @@ pub(super) struct Holder {
     pub(super) leases: BTreeSet<InodeId>,
     /// Asked back, and not told to the stream yet.
     pub(super) to_recall: BTreeSet<InodeId>,
+    /// The same of read leases.
+    pub(super) reads_to_recall: Vec<Grant>,
     pub(super) link: Link,
     /// When it last applied something.
     pub(super) active: Instant,
@@ -66,6 +69,7 @@ pub(super) struct Inner {
     pub(super) absent: BTreeSet<SessionId>,
     pub(super) cooling: Cooling,
     pub(super) ended: History,
+    pub(super) reads: Reads,
     pub(super) last_grant: u64,
     pub(super) last_stream: u64,
 }
@@ -98,6 +102,11 @@ impl Inner {
         holder.is_some_and(|holder| matches!(&holder.link, Link::Live(live) if live.number == stream.number))
     }
 
+    pub(super) fn is_connected(&self, session: SessionId) -> bool {
+        let holder = self.holders.get(&session);
+        holder.is_some_and(|holder| matches!(&holder.link, Link::Live(_)))
+    }
+
     pub(super) fn has_room(&self, session: SessionId) -> bool {
         let of_session = self.holders.get(&session).map_or(0, |holder| holder.leases.len());
         of_session < LEASES_OF_SESSION_MAX && self.held.len() < LEASES_MAX
@@ -107,7 +116,13 @@ impl Inner {
         self.holders.entry(session).or_insert_with(|| {
             let now = clock::now();
             let link = Link::Broken { since: now };
-            Holder { leases: BTreeSet::new(), to_recall: BTreeSet::new(), link, active: now }
+            Holder {
+                leases: BTreeSet::new(),
+                to_recall: BTreeSet::new(),
+                reads_to_recall: Vec::new(),
+                link,
+                active: now,
+            }
         })
     }
 
@@ -159,9 +174,12 @@ impl Inner {
         let holder = self.holder(session);
         let before = std::mem::replace(&mut holder.link, Link::Live(stream.clone()));
         before.wake();
+        // With its stream a session loses its read leases.
+        holder.reads_to_recall.clear();
         if !holder.to_recall.is_empty() {
             stream.wake.notify_one();
         }
+        self.reads.forgotten_by(session);
         stream
     }
 }

@@ -1,18 +1,18 @@
 use super::*;
 use cooling::LEASE_COOL;
 
-const LEASE: Duration = Duration::from_secs(10);
+pub(super) const LEASE: Duration = Duration::from_secs(10);
 
-fn session(number: u128) -> SessionId {
+pub(super) fn session(number: u128) -> SessionId {
     SessionId::from_uuid(uuid::Uuid::from_u128(number))
 }
 
-fn inode(id: u64) -> InodeId {
+pub(super) fn inode(id: u64) -> InodeId {
     InodeId::new(id).unwrap()
 }
 
 /// Leases with a session 1 that has a stream.
-fn with_one() -> (Leases, SessionId, Stream) {
+pub(super) fn with_one() -> (Leases, SessionId, Stream) {
     let leases = Leases::new(LEASE, []);
     let stream = leases.attach(session(1));
     (leases, session(1), stream)
@@ -20,7 +20,10 @@ fn with_one() -> (Leases, SessionId, Stream) {
 
 fn asked(leases: &Leases, holder: SessionId, stream: &Stream) -> Vec<Grant> {
     match leases.take_recalls(holder, stream, 100) {
-        Recalls::Ask(grants) => grants,
+        Recalls::Ask { leases, reads } => {
+            assert_eq!(reads, []);
+            leases
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -47,9 +50,9 @@ async fn a_lease_is_in_the_way_of_all_but_its_holder() {
 async fn a_lease_is_asked_back_once_however_many_wait() {
     let (leases, one, stream) = with_one();
     let number = number(leases.grant(one, inode(5)));
-    assert!(leases.recall(Some(one), &[inode(5)]).is_none(), "its holder is not asked");
+    assert!(leases.recall(Some(one), &[inode(5)], Need::Look).is_none(), "its holder is not asked");
     for asker in [None, Some(session(2)), Some(session(3))] {
-        let obstacles = leases.recall(asker, &[inode(5), inode(6)]).unwrap();
+        let obstacles = leases.recall(asker, &[inode(5), inode(6)], Need::Look).unwrap();
         assert_eq!(obstacles.holder, Some((one, inode(5))));
         assert!(obstacles.overdue.is_empty());
     }
@@ -109,7 +112,7 @@ async fn who_waits_is_woken_by_the_end_of_a_lease() {
 async fn what_was_fought_over_is_not_granted_again_for_a_while() {
     let (leases, one, stream) = with_one();
     let grant = leases.grant(one, inode(5)).unwrap().grant();
-    leases.recall(None, &[inode(5)]);
+    leases.recall(None, &[inode(5)], Need::Look);
     clock::sleep(LEASE_COOL).await;
     leases.give_back(one, &stream, &[grant]);
     assert_eq!(leases.grant(one, inode(5)), None);
@@ -129,7 +132,7 @@ async fn after_a_restart_everything_may_be_leased_by_who_has_not_returned() {
     let before = leases.generation();
     assert_eq!(leases.conflicts(Some(session(3)), [inode(5)]), [inode(5)]);
     assert_eq!(leases.grant(session(3), inode(5)), None);
-    let obstacles = leases.recall(Some(session(3)), &[inode(5)]).unwrap();
+    let obstacles = leases.recall(Some(session(3)), &[inode(5)], Need::Look).unwrap();
     assert_eq!((obstacles.absent, obstacles.holder), (2, None));
     let mut changes = leases.subscribe();
     let stream = leases.resume(session(1), &[inode(5)]);
@@ -150,7 +153,7 @@ async fn after_a_restart_everything_may_be_leased_by_who_has_not_returned() {
 async fn a_session_that_comes_back_holds_exactly_what_it_names() {
     let (leases, one, old) = with_one();
     let [kept, lost] = [5, 6].map(|id| leases.grant(one, inode(id)).unwrap().grant());
-    leases.recall(None, &[kept.inode]);
+    leases.recall(None, &[kept.inode], Need::Look);
     assert_eq!(asked(&leases, one, &old), [kept]);
     leases.detach(one, &old);
     leases.attach(session(2));
@@ -171,12 +174,12 @@ async fn a_session_that_comes_back_holds_exactly_what_it_names() {
 async fn a_lease_that_does_not_come_is_overdue_after_the_lease_time() {
     let (leases, one, _) = with_one();
     leases.grant(one, inode(5));
-    let obstacles = leases.recall(None, &[inode(5)]).unwrap();
+    let obstacles = leases.recall(None, &[inode(5)], Need::Look).unwrap();
     assert_eq!(obstacles.next, clock::now() + LEASE);
     clock::sleep(LEASE - Duration::from_millis(1)).await;
     assert!(!leases.is_overdue(one, inode(5)));
     clock::sleep(Duration::from_millis(2)).await;
-    let overdue = leases.recall(None, &[inode(4), inode(5)]).unwrap().overdue;
+    let overdue = leases.recall(None, &[inode(4), inode(5)], Need::Look).unwrap().overdue;
     assert_eq!(overdue.into_iter().collect::<Vec<_>>(), [(one, inode(5))]);
     assert!(leases.is_overdue(one, inode(5)));
     assert!(!leases.is_overdue(session(2), inode(5)));
@@ -186,7 +189,7 @@ async fn a_lease_that_does_not_come_is_overdue_after_the_lease_time() {
 async fn a_session_at_work_is_waited_for_but_not_for_ever() {
     let (leases, one, _) = with_one();
     leases.grant(one, inode(5));
-    leases.recall(None, &[inode(5)]);
+    leases.recall(None, &[inode(5)], Need::Look);
     let began = clock::now();
     while !leases.is_overdue(one, inode(5)) {
         clock::sleep(LEASE / 2).await;
@@ -199,11 +202,14 @@ async fn a_session_at_work_is_waited_for_but_not_for_ever() {
 async fn a_session_without_a_stream_is_waited_for_less_long() {
     let (leases, one, stream) = with_one();
     leases.grant(one, inode(5));
-    leases.recall(None, &[inode(5)]);
+    leases.recall(None, &[inode(5)], Need::Look);
     let mut changes = leases.subscribe();
     leases.detach(one, &stream);
     changes.changed().await.unwrap();
-    assert_eq!(leases.recall(None, &[inode(5)]).unwrap().next, clock::now() + Duration::from_secs(5));
+    assert_eq!(
+        leases.recall(None, &[inode(5)], Need::Look).unwrap().next,
+        clock::now() + Duration::from_secs(5)
+    );
     clock::sleep(Duration::from_secs(5)).await;
     assert!(leases.is_overdue(one, inode(5)));
     leases.resume(one, &[inode(5)]);
@@ -213,7 +219,7 @@ async fn a_session_without_a_stream_is_waited_for_less_long() {
     leases.grant(one, inode(5));
     leases.detach(one, &stream);
     clock::sleep(Duration::from_secs(6)).await;
-    assert_eq!(leases.recall(None, &[inode(5)]).unwrap().overdue.len(), 1);
+    assert_eq!(leases.recall(None, &[inode(5)], Need::Look).unwrap().overdue.len(), 1);
 }
 
 #[tokio::test]

@@ -1,9 +1,10 @@
-//! A batch of mutations in the face of write leases: each is checked against the leases of other
+//! A batch of mutations in the face of leases: each is checked against the leases of other
 //! sessions, executed, and brings those that its own session is granted with it.
 //!
 //! What they name is checked before the first of them runs, so that none fails because of rows that
 //! somebody has changed locally; the directories that each has touched, after it. A conflict leaves
-//! nothing of the whole batch, so that the same batch can be run again.
+//! nothing of the whole batch, so that the same batch can be run again. Read leases on all that was changed are
+//! in the way, too, at the end.
 
 use std::sync::Arc;
 
@@ -50,7 +51,8 @@ pub(crate) fn run(
     tx.context.leases.note_activity(session);
     check_all(tx, session, batch)?;
     let mut run = Run { session, want_leases: batch.want_leases, granted: Vec::new(), removed: Vec::new() };
-    match run.steps(tx, &batch.steps) {
+    let done = run.steps(tx, &batch.steps).and_then(|results| tx.settle_for(session).map(|()| results));
+    match done {
         Ok(results) => {
             tx.removed_directories.append(&mut run.removed);
             Ok(results)

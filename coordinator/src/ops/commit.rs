@@ -62,7 +62,7 @@ enum Checked {
     Bad { kind: ErrorKind, message: String },
 }
 
-/// Commits file after file; one that fails stops no other.
+/// Commits file after file; one that fails stops no other. `Leased`: others may show a file as it was.
 pub(crate) fn confirm(tx: &mut Tx, op: &Confirm) -> Result<Vec<Result<Applied, OpError>>, OpError> {
     let mut checked = BTreeMap::new();
     for chunk in &op.chunks {
@@ -95,6 +95,7 @@ pub(crate) fn confirm(tx: &mut Tx, op: &Confirm) -> Result<Vec<Result<Applied, O
     }
     live.apply(tx)?;
     drop_unused(tx, checked.values())?;
+    tx.settle_for(op.session)?;
     Ok(results)
 }
 
@@ -309,3 +310,6 @@ fn runs(extents: &[NewExtent]) -> Vec<ByteRange> {
     }
     runs
 }
+
+#[cfg(test)]
+mod tests;

@@ -74,6 +74,9 @@ pub(super) fn create(tx: &mut Tx, op: &Create, caller: &Caller) -> Result<Applie
     tx.put(inode.clone());
     tx.put(parent.clone());
     register(tx, op, &inode)?;
+    if let NewInode::File { open: Some(open), .. } = op.new {
+        tx.opened.push((open.session, open.of(inode.id)));
+    }
     Ok(Applied { inode: Some(inode), parent: Some(parent), ..Applied::default() })
 }
 

@@ -1,5 +1,5 @@
-//! What other sessions hold write leases on is neither shown nor changed: it is recalled first, and
-//! waited for.
+//! What other sessions hold write leases on is neither shown nor changed, and what they hold read leases on is not
+//! changed: it is recalled first, and waited for.
 //!
 //! A holder gives its leases back when it has applied what it did under them. One that does not in
 //! time, or has lost its stream, is fenced: its session ends, and with it whatever it has not
@@ -13,7 +13,7 @@ use cairn_runtime::clock;
 
 use super::{Shared, wire};
 use crate::error::OpError;
-use crate::leases::{Obstacles, Verdict};
+use crate::leases::{Need, Obstacles, Verdict};
 use crate::{metrics, ops};
 
 /// A wait that takes longer is logged.
@@ -22,7 +22,7 @@ const WAIT_TOLD: Duration = Duration::from_secs(5);
 /// One read on behalf of a session.
 pub(super) struct Look<'a> {
     shared: &'a Shared,
-    asker: Option<SessionId>,
+    pub(super) asker: Option<SessionId>,
     since: u64,
 }
 
@@ -36,7 +36,7 @@ impl<'a> Look<'a> {
         let asker = wire::asker(session)?;
         let leased = shared.context.leases.conflicts(asker, directory);
         if !leased.is_empty() {
-            until_released(shared, asker, &leased).await?;
+            until_released(shared, asker, &leased, Need::Look).await?;
         }
         Ok(Self { shared, asker, since: shared.context.leases.generation() })
     }
@@ -50,14 +50,15 @@ impl<'a> Look<'a> {
         match self.shared.context.leases.verdict(self.asker, self.since, shown) {
             Verdict::Stands => return Ok(true),
             Verdict::ReadAgain => {}
-            Verdict::Leased(inodes) => until_released(self.shared, self.asker, &inodes).await?,
+            Verdict::Leased(inodes) => until_released(self.shared, self.asker, &inodes, Need::Look).await?,
         }
         self.since = self.shared.context.leases.generation();
         Ok(false)
     }
 }
 
-/// Recalls what others than `asker` hold of `inodes`, and waits until they hold nothing.
+/// Recalls what others than `asker` hold of `inodes`, and waits until they hold nothing, or no read leases any
+/// more: then write leases may be in the way of the next attempt, which knows on which of them there are any.
 ///
 /// * Cancel-safe: what was asked back stays so, and comes or not whoever waits.
 /// * `Unavailable`: the coordinator stops.
@@ -65,15 +66,20 @@ pub(super) async fn until_released(
     shared: &Shared,
     asker: Option<SessionId>,
     inodes: &[InodeId],
+    need: Need,
 ) -> Result<(), OpError> {
     let mut changes = shared.context.leases.subscribe();
     let began = clock::now();
-    let mut is_told = false;
+    let (mut is_told, mut were_read) = (false, false);
     let stop = shared.shutdown.requested();
     tokio::pin!(stop);
     loop {
         changes.mark_unchanged();
-        let Some(obstacles) = shared.context.leases.recall(asker, inodes) else { return Ok(()) };
+        let Some(obstacles) = shared.context.leases.recall(asker, inodes, need) else { return Ok(()) };
+        if were_read && !obstacles.reads {
+            return Ok(());
+        }
+        were_read = obstacles.reads;
         for (&session, &inode) in &obstacles.overdue {
             fence(shared, session, inode).await?;
         }

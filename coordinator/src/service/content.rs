@@ -1,11 +1,15 @@
 //! File content: plans, commits, layouts.
 
+use std::sync::Arc;
+
 use cairn_proto::limits::LIST_MAX;
 use cairn_proto::{ByteRange, ErrorKind, FileName, v1};
 
-use super::coherence::Look;
+use super::coherence::{Look, until_released};
 use super::{Shared, wire};
 use crate::error::OpError;
+use crate::executor::Tx;
+use crate::leases::Need;
 use crate::ops::layout::{Layout, layout};
 use crate::ops::{self, OpenBy};
 use crate::sessions::Open;
@@ -53,16 +57,22 @@ pub(super) async fn confirm_upload(
     mut request: v1::ConfirmUploadRequest,
 ) -> Result<v1::ConfirmUploadResponse, OpError> {
     let id = wire::request_id(request.id.take())?;
-    let decoded = wire::confirm(id.session, request);
-    shared
-        .executor
-        .run(move |tx| {
+    let decoded = wire::confirm(id.session, request).map(Arc::new).map_err(|error| error.to_wire());
+    loop {
+        let decoded = decoded.clone();
+        let job = move |tx: &mut Tx| {
             slots::once(tx, &id, Method::ConfirmUpload, |tx| {
-                let results = ops::commit::confirm(tx, &decoded?)?;
+                let results = ops::commit::confirm(tx, &*decoded?)?;
                 Ok(v1::ConfirmUploadResponse { results: results.into_iter().map(wire::committed).collect() })
             })
-        })
-        .await
+        };
+        match shared.executor.run(job).await {
+            Err(OpError::Leased(inodes)) => {
+                until_released(shared, Some(id.session), &inodes, Need::Change).await?;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 pub(super) async fn download_file(
@@ -125,17 +135,10 @@ fn still_there(shared: &Shared, found: Layout, open: Option<OpenBy>) -> Result<L
 }
 
 fn response(layout: Layout, map: Option<v1::ClusterMap>) -> v1::DownloadFileResponse {
-    let chunk = |(chunk, missing): (crate::store::Chunk, Vec<cairn_proto::NodeId>)| v1::ChunkRef {
-        chunk: chunk.id.get(),
-        set: chunk.replica_set.get(),
-        length: chunk.length,
-        crc32c: chunk.crc32c,
-        missing: missing.into_iter().map(cairn_proto::NodeId::to_wire).collect(),
-    };
     v1::DownloadFileResponse {
         attr: Some(wire::attr(layout.inode)),
         extents: layout.extents.iter().map(wire::extent).collect(),
-        chunks: layout.chunks.into_iter().map(chunk).collect(),
+        chunks: layout.chunks.into_iter().map(wire::chunk_ref).collect(),
         covered: layout.covered,
         map,
     }

@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use cairn_proto::limits::MESSAGE_SIZE_MAX;
-use cairn_proto::{FileName, InodeId, SessionId, v1};
+use cairn_proto::{ByteRange, FileName, InodeId, SessionId, v1};
 
 use super::coherence::{Look, until_released};
 use super::{Shared, wire};
 use crate::error::OpError;
 use crate::executor::Tx;
+use crate::leases::{Grant, Granted, Need, READ_LEASE, ReadGrant};
 use crate::listings::{Listed, PageKey};
 use crate::metrics;
 use crate::ops;
 use crate::ops::listing::{self, Wanted};
 use crate::slots::{self, Method};
-use crate::store::{Inode, Reader};
+use crate::store::{Inode, Key, Kind, Reader};
 
 /// Entries of one page at most.
 const PAGE_ENTRIES_MAX: usize = 65_536;
@@ -23,6 +24,12 @@ const PAGE_ENTRIES_HERE: usize = 512;
 /// A page ends when it has about so many bytes: well below what a message can have, and little enough
 /// that several callers at once do not matter.
 const PAGE_BYTES_MAX: usize = MESSAGE_SIZE_MAX / 4;
+/// A listing tells where the bytes of files are that have at most so many, and at most so many extents.
+const SHORT_FILE: u64 = 128 << 10;
+const SHORT_EXTENTS_MAX: usize = 16;
+/// Of so many files at most; more than those here are read on a thread of the pool.
+const LAYOUTS_MAX: usize = 4096;
+const LAYOUTS_HERE: usize = 128;
 /// Inode ids that one request may reserve.
 const RESERVED_MAX: u32 = 65_536;
 
@@ -77,17 +84,90 @@ pub(super) async fn read_dir(
         return Err(OpError::invalid("a page of 0 entries"));
     }
     let limit = (request.limit as usize).min(PAGE_ENTRIES_MAX);
-    let v1::ReadDirRequest { after, attributes, .. } = request;
+    let v1::ReadDirRequest {
+        after, attributes, want_leases, layouts, map_revision, want_write_lease, ..
+    } = request;
     let wanted = Wanted { directory: id, after, limit, inodes: attributes, bytes_max: PAGE_BYTES_MAX };
     let mut look = Look::begin(shared, &request.session, Some(id)).await?;
+    let holder = look.asker.filter(|_| want_leases && attributes && after == 0);
+    let write_lease = match look.asker.filter(|_| want_write_lease) {
+        Some(session) => lease_for_writing(shared, session, id).await?.map(wire::lease),
+        None => None,
+    };
     loop {
+        let committed = shared.context.leases.committed();
         let page = read_page(shared, wanted).await;
         let inodes = page.as_ref().map_or(&[][..], |page| &page.inodes);
         let shown = inodes.iter().filter_map(directory_of);
         if look.stands(std::iter::once(id).chain(shown)).await? {
-            return Ok(page?.into_wire(shared.started_ns));
+            let page = page?;
+            let holder = holder.filter(|_| page.listed.end);
+            let Some(cover) = holder.and_then(|session| cover(shared, session, &page, committed)) else {
+                return Ok(v1::ReadDirResponse { write_lease, ..page.into_wire(shared.started_ns) });
+            };
+            let known = if layouts { short_layouts(shared, &cover, &page.inodes).await? } else { Vec::new() };
+            return Ok(v1::ReadDirResponse {
+                lease_grant: cover.number,
+                lease_ms: u32::try_from(READ_LEASE.as_millis()).unwrap_or(u32::MAX),
+                unleased: cover.without.iter().filter_map(|&at| u32::try_from(at).ok()).collect(),
+                layouts: known,
+                write_lease,
+                map: shared.context.cluster.map_if_newer(map_revision).filter(|_| layouts),
+                ..page.into_wire(shared.started_ns)
+            });
         }
     }
+}
+
+/// A write lease on a directory that somebody will change, unless others mind.
+async fn lease_for_writing(
+    shared: &Shared,
+    session: SessionId,
+    directory: InodeId,
+) -> Result<Option<Grant>, OpError> {
+    let job = move |tx: &mut Tx| {
+        tx.context.sessions.check(session)?;
+        let inode: Option<Inode> = tx.find(&Key::Inode(directory))?;
+        let is_there = inode.is_some_and(|inode| inode.is_directory() && inode.nlink > 0);
+        Ok(is_there.then(|| tx.context.leases.grant(session, directory)).flatten().map(Granted::grant))
+    };
+    shared.executor.run(job).await
+}
+
+/// Read leases on a whole directory and on what is in it.
+fn cover(shared: &Shared, session: SessionId, page: &Encoded, committed: u64) -> Option<ReadGrant> {
+    let entries: Vec<_> = page.inodes.iter().map(|inode| inode.id).collect();
+    shared.context.leases.grant_reads(session, page.directory.id, &entries, committed)
+}
+
+/// Where the bytes of the short files are that a read lease covers. They are read under the lease, so what is of
+/// the version that is shown stays so. One that can not be read is left to who opens it.
+async fn short_layouts(
+    shared: &Shared,
+    cover: &ReadGrant,
+    inodes: &[Inode],
+) -> Result<Vec<v1::ShortLayout>, OpError> {
+    let is_short = |inode: &Inode| inode.kind == Kind::File && (1..=SHORT_FILE).contains(&inode.size);
+    let is_covered = |at: usize| cover.without.binary_search(&at).is_err();
+    let short = inodes.iter().enumerate().filter(|&(at, inode)| is_short(inode) && is_covered(at));
+    let short: Vec<_> = short.map(|(at, inode)| (at, inode.id, inode.version)).take(LAYOUTS_MAX).collect();
+    let count = short.len();
+    let read = move |reader: &dyn Reader| {
+        let one = |(at, id, version)| short_layout(reader, at, id, version);
+        Ok(short.into_iter().filter_map(one).collect())
+    };
+    if count <= LAYOUTS_HERE { shared.read(true, read) } else { shared.read_many(read).await }
+}
+
+fn short_layout(reader: &dyn Reader, at: usize, id: InodeId, version: u64) -> Option<v1::ShortLayout> {
+    let range = ByteRange::between(0, SHORT_FILE);
+    let found = ops::layout::layout(reader, id, range, SHORT_EXTENTS_MAX + 1).ok()?;
+    let is_whole = found.inode.version == version && found.extents.len() <= SHORT_EXTENTS_MAX;
+    is_whole.then(|| v1::ShortLayout {
+        entry: u32::try_from(at).unwrap_or(u32::MAX),
+        extents: found.extents.iter().map(wire::extent).collect(),
+        chunks: found.chunks.into_iter().map(wire::chunk_ref).collect(),
+    })
 }
 
 async fn read_page(shared: &Shared, wanted: Wanted) -> Result<Encoded, OpError> {
@@ -136,6 +216,7 @@ impl Encoded {
             end: self.listed.end,
             directory: Some(wire::attr(self.directory)),
             started_ns,
+            ..v1::ReadDirResponse::default()
         }
     }
 }
@@ -186,7 +267,9 @@ pub(super) async fn apply(
             })
         };
         match shared.executor.run(job).await {
-            Err(OpError::Leased(inodes)) => until_released(shared, Some(id.session), &inodes).await?,
+            Err(OpError::Leased(inodes)) => {
+                until_released(shared, Some(id.session), &inodes, Need::Change).await?;
+            }
             outcome => return outcome,
         }
     }

@@ -190,11 +190,17 @@ impl Life {
             }
             Some(Message::Released(released)) => {
                 let grants = wire::grants(&released.leases)?;
+                let reads = wire::grants(&released.reads)?;
                 self.shared.context.leases.give_back(self.session, &self.line.stream, &grants);
+                if !reads.is_empty() {
+                    self.shared.context.leases.give_back_reads(self.session, &reads);
+                }
                 Ok(Next::Listen)
             }
             Some(Message::Goodbye(_)) => {
                 let session = self.session;
+                // Who says this shows nothing any more.
+                self.shared.context.leases.forget_reads(session);
                 self.shared.executor.run(move |tx| ops::open::end_session(tx, session, false)).await?;
                 tracing::info!(session = %session, "session closed");
                 Ok(Next::Close)
@@ -206,10 +212,11 @@ impl Life {
 
     async fn send_recalls(&mut self) -> Result<Next, OpError> {
         match self.shared.context.leases.take_recalls(self.session, &self.line.stream, RECALLS_MAX) {
-            Recalls::Ask(grants) if grants.is_empty() => Ok(Next::Listen),
-            Recalls::Ask(grants) => {
-                let leases = grants.into_iter().map(wire::lease).collect();
-                self.send(v1::session_response::Message::Recall(v1::Recall { leases })).await
+            Recalls::Ask { leases, reads } if leases.is_empty() && reads.is_empty() => Ok(Next::Listen),
+            Recalls::Ask { leases, reads } => {
+                let [leases, reads] =
+                    [leases, reads].map(|grants| grants.into_iter().map(wire::lease).collect());
+                self.send(v1::session_response::Message::Recall(v1::Recall { leases, reads })).await
             }
             Recalls::Superseded => Ok(Next::Close),
             Recalls::Over => self.shared.context.sessions.check(self.session).map(|()| Next::Close),

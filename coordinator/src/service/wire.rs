@@ -21,7 +21,7 @@ use crate::ops::{
 };
 use crate::sessions::{OPENS_MAX, Open};
 use crate::slots::RequestId;
-use crate::store::{Extent, Inode};
+use crate::store::{Chunk, Extent, Inode};
 
 /// Supplementary groups of a caller (NGROUPS_MAX).
 const GROUPS_MAX: usize = 65_536;
@@ -344,6 +344,17 @@ pub(super) fn attr(inode: Inode) -> v1::Attr {
         parent: inode.parent,
         symlink_target: inode.symlink_target,
         has_xattrs: inode.xattrs > 0,
+    }
+}
+
+/// A chunk, with the members that have no good copy.
+pub(super) fn chunk_ref((chunk, missing): (Chunk, Vec<NodeId>)) -> v1::ChunkRef {
+    v1::ChunkRef {
+        chunk: chunk.id.get(),
+        set: chunk.replica_set.get(),
+        length: chunk.length,
+        crc32c: chunk.crc32c,
+        missing: missing.into_iter().map(NodeId::to_wire).collect(),
     }
 }
 

@@ -272,7 +272,13 @@ impl Client {
 
     pub async fn list(&mut self, inode: u64) -> Answer<Vec<String>> {
         let session = self.session.clone();
-        let request = v1::ReadDirRequest { inode, after: 0, limit: 65_536, attributes: true, session };
+        let request = v1::ReadDirRequest {
+            inode,
+            limit: 65_536,
+            attributes: true,
+            session,
+            ..v1::ReadDirRequest::default()
+        };
         let page = self.grpc.read_dir(request).await?.into_inner();
         assert!(page.end);
         let entries = Entries::decode(&page.entries).unwrap();

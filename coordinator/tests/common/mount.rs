@@ -21,6 +21,7 @@ pub struct Mount {
     pub grpc: CoordinatorClient<Channel>,
     requests: mpsc::Sender<v1::SessionRequest>,
     recalls: mpsc::Receiver<v1::Lease>,
+    read_recalls: mpsc::Receiver<v1::Lease>,
     stream: JoinHandle<()>,
     sequence: u64,
 }
@@ -63,6 +64,7 @@ impl Mount {
         };
         anyhow::ensure!(welcome.now_ns > 0, "the coordinator tells its time");
         let (asked, recalls) = mpsc::channel(64);
+        let (reads_asked, read_recalls) = mpsc::channel(64);
         let beats = requests.clone();
         let stream = tokio::spawn(async move {
             loop {
@@ -77,6 +79,9 @@ impl Mount {
                                 for lease in recall.leases {
                                     let _ = asked.send(lease).await;
                                 }
+                                for lease in recall.reads {
+                                    let _ = reads_asked.send(lease).await;
+                                }
                             }
                         }
                         Ok(None) | Err(_) => break,
@@ -84,7 +89,7 @@ impl Mount {
                 }
             }
         });
-        Ok(Self { session: welcome.session, grpc, requests, recalls, stream, sequence })
+        Ok(Self { session: welcome.session, grpc, requests, recalls, read_recalls, stream, sequence })
     }
 
     /// The connection is gone, without goodbye.
@@ -113,7 +118,36 @@ impl Mount {
     }
 
     pub async fn give_back(&self, lease: v1::Lease) -> anyhow::Result<()> {
-        self.say(Message::Released(v1::Released { leases: vec![lease] })).await
+        self.say(Message::Released(v1::Released { leases: vec![lease], ..v1::Released::default() })).await
+    }
+
+    /// The next read lease that is asked back.
+    pub async fn read_recalled(&mut self) -> anyhow::Result<v1::Lease> {
+        let asked = tokio::time::timeout(Duration::from_secs(10), self.read_recalls.recv()).await?;
+        asked.ok_or_else(|| anyhow::anyhow!("the stream has ended"))
+    }
+
+    /// No read lease is asked back for a while.
+    pub async fn may_show_on(&mut self) -> bool {
+        tokio::time::timeout(QUIET, self.read_recalls.recv()).await.is_err()
+    }
+
+    pub async fn give_back_reads(&self, reads: Vec<v1::Lease>) -> anyhow::Result<()> {
+        self.say(Message::Released(v1::Released { reads, ..v1::Released::default() })).await
+    }
+
+    /// A whole directory, with read leases where nobody minds, and where the bytes of its files are.
+    pub async fn list_leased(&self, inode: u64) -> Answer<v1::ReadDirResponse> {
+        let request = v1::ReadDirRequest {
+            inode,
+            limit: 100,
+            attributes: true,
+            session: self.session.clone(),
+            want_leases: true,
+            layouts: true,
+            ..v1::ReadDirRequest::default()
+        };
+        Ok(self.grpc.clone().read_dir(request).await?.into_inner())
     }
 
     pub fn request(&mut self, mutations: Vec<v1::Mutation>, want_leases: bool) -> v1::ApplyRequest {
@@ -187,7 +221,13 @@ impl Reader {
 
     pub async fn list(mut self, inode: u64) -> Answer<Vec<String>> {
         let session = self.session;
-        let request = v1::ReadDirRequest { inode, after: 0, limit: 100, attributes: true, session };
+        let request = v1::ReadDirRequest {
+            inode,
+            limit: 100,
+            attributes: true,
+            session,
+            ..v1::ReadDirRequest::default()
+        };
         let page = self.grpc.read_dir(request).await?.into_inner();
         let entries = cairn_proto::listing::Entries::decode(&page.entries).unwrap();
         Ok(entries.iter().map(|entry| String::from_utf8_lossy(entry.name).into_owned()).collect())

@@ -26,7 +26,8 @@ pub(crate) fn page_of(
     let kind = v1::InodeKind::Directory.into();
     let parent = v1::Attr { inode: directory, kind, parent: 1, version, ..v1::Attr::default() };
     let (entries, directory) = (builder.encode(), Some(parent));
-    let wire = v1::ReadDirResponse { entries, attrs, end: false, directory, started_ns: 1 };
+    let wire =
+        v1::ReadDirResponse { entries, attrs, directory, started_ns: 1, ..v1::ReadDirResponse::default() };
     let page = DirPage::from_wire(wire, after, attributes).unwrap();
     Page { after, listing, page, asked: cairn_runtime::clock::now() }
 }

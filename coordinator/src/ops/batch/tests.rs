@@ -2,8 +2,10 @@ use cairn_proto::ErrorKind;
 use cairn_runtime::clock;
 
 use super::*;
+use crate::leases::{Need, ReadGrant};
 use crate::ops::tests::{make_file, name, set, tx};
-use crate::ops::{Create, NewInode, Rename, RenameMode, SetAttr, TimeChange, reserve};
+use crate::ops::{Create, NewInode, OpenBy, Rename, RenameMode, SetAttr, SetXattr, TimeChange, reserve};
+use crate::sessions::Open;
 use crate::store::Count;
 
 const ROOT: InodeId = InodeId::ROOT;
@@ -161,7 +163,7 @@ fn leases_on_changed_directories_are_granted_where_nobody_minds() {
     assert_eq!(granted(wanted(&mut tx, 1, rename((d, "f"), (ROOT, "f")))), [d, ROOT], "told again");
     let touch = Mutation::RemoveXattr { inode: d, name: "user.x".into() };
     assert!(wanted(&mut tx, 1, touch).is_err());
-    tx.context.leases.recall(None, &[d]);
+    tx.context.leases.recall(None, &[d], Need::Look);
     assert_eq!(granted(wanted(&mut tx, 1, file(d, "g"))), [], "it is asked back");
 }
 
@@ -219,4 +221,176 @@ fn files_do_not_wait_for_absent_sessions() {
     assert_eq!(in_the_way(one(&mut tx, 1, set(ROOT))), [ROOT]);
     assert_eq!(in_the_way(one(&mut tx, 1, file(ROOT, "g"))), [ROOT]);
     assert!(one(&mut tx, 9, file(ROOT, "g")).is_ok(), "the absent one itself may go on");
+}
+
+fn unlink(parent: InodeId, text: &str) -> Mutation {
+    Mutation::Unlink { parent, name: name(text) }
+}
+
+fn chmod(inode: InodeId) -> Mutation {
+    Mutation::SetAttr(SetAttr { mode: Some(0o700), ..set(inode) })
+}
+
+/// A directory d with files f and g and a directory below, which session 2 has listed.
+struct Listed {
+    tx: Tx,
+    d: InodeId,
+    f: InodeId,
+    g: InodeId,
+    below: InodeId,
+    read: ReadGrant,
+}
+
+impl Listed {
+    fn new() -> Self {
+        let mut tx = tx();
+        let (d, _) = made(one(&mut tx, 2, mkdir(ROOT, "d")));
+        let [f, g] = ["f", "g"].map(|text| made(one(&mut tx, 2, file(d, text))).0);
+        let (below, _) = made(one(&mut tx, 2, mkdir(d, "below")));
+        one(&mut tx, 2, file(ROOT, "elsewhere")).unwrap();
+        end_group(&mut tx);
+        for number in [1, 2] {
+            tx.context.sessions.open(session(number), String::new()).unwrap();
+            tx.context.leases.attach(session(number));
+        }
+        let leases = &tx.context.leases;
+        let read = leases.grant_reads(session(2), d, &[f, g, below], leases.committed()).unwrap();
+        assert_eq!(read.without, [0; 0]);
+        Self { tx, d, f, g, below, read }
+    }
+
+    fn give_back(&self, inodes: &[InodeId]) {
+        let grant = |&inode: &InodeId| Grant { inode, number: self.read.number };
+        let grants: Vec<_> = inodes.iter().map(grant).collect();
+        self.tx.context.leases.give_back_reads(session(2), &grants);
+    }
+}
+
+/// As the executor does it.
+fn end_group(tx: &mut Tx) {
+    tx.commit().unwrap();
+    tx.context.leases.group_ended();
+}
+
+type Change = fn(&Listed) -> (Mutation, Vec<InodeId>);
+
+/// Changes to what session 2 has listed, each with the inodes that it shows otherwise afterwards.
+fn changes_of_listed() -> Vec<Change> {
+    vec![
+        |t| (chmod(t.f), vec![t.f]),
+        |t| (chmod(t.d), vec![t.d]),
+        |t| (file(t.d, "new"), vec![t.d]),
+        |t| (leased_dir(t.d, "new"), vec![t.d]),
+        |t| (unlink(t.d, "f"), vec![t.d, t.f]),
+        |t| (Mutation::Rmdir { parent: t.d, name: name("below") }, vec![t.d, t.below]),
+        |t| (Mutation::Link { inode: t.f, parent: ROOT, name: name("link") }, vec![t.f]),
+        |t| (rename((t.d, "f"), (t.d, "g")), vec![t.d, t.f, t.g]),
+        |t| (rename((t.d, "g"), (ROOT, "g")), vec![t.d, t.g]),
+        |t| (rename((ROOT, "elsewhere"), (t.below, "f")), vec![t.below]),
+        |t| {
+            let (name, value) = ("user.x".into(), "y".into());
+            let op = SetXattr { inode: t.g, name, value, create: false, replace: false };
+            (Mutation::SetXattr(op), vec![t.g])
+        },
+        |t| (Mutation::SetAttr(SetAttr { size: Some(100), ..set(t.f) }), vec![t.f]),
+    ]
+}
+
+#[test]
+fn what_another_session_may_show_is_not_changed_until_it_has_given_that_back() {
+    for change in changes_of_listed() {
+        let mut t = Listed::new();
+        let (mutation, changed) = change(&t);
+        let wanted = |tx: &mut Tx| run_steps(tx, 1, true, vec![step(mutation.clone())]);
+        assert_eq!(in_the_way(wanted(&mut t.tx)), changed, "{mutation:?}");
+        assert_eq!(t.tx.changed_rows(), 0, "{mutation:?} has left something");
+        assert_eq!(t.tx.context.leases.len(), 0, "a lease came with {mutation:?}, which was not done");
+        let (last, others) = changed.split_last().unwrap();
+        t.give_back(others);
+        assert_eq!(in_the_way(wanted(&mut t.tx)), [*last], "{mutation:?}");
+        t.give_back(&[*last]);
+        assert!(wanted(&mut t.tx).unwrap()[0].is_ok(), "{mutation:?}");
+        assert!(t.tx.changed_rows() > 0);
+    }
+}
+
+#[test]
+fn who_may_show_something_may_change_it() {
+    for change in changes_of_listed() {
+        let mut t = Listed::new();
+        let (mutation, _) = change(&t);
+        assert!(one(&mut t.tx, 2, mutation.clone()).is_ok(), "{mutation:?}");
+        let still = t.tx.context.leases.changing(Some(session(1)), &[t.d, t.f, t.g, t.below]);
+        assert_eq!(still.len(), 4, "its own change takes nothing from it");
+    }
+}
+
+#[test]
+fn what_a_batch_leaves_as_it_is_may_be_shown() {
+    let mut t = Listed::new();
+    let steps = vec![
+        step(file(ROOT, "new")),
+        step(Mutation::RemoveXattr { inode: t.f, name: "user.x".into() }),
+        step(file(t.d, "f")),
+        Step { caller: by(7), ..step(chmod(t.f)) },
+        step(rename((t.d, "f"), (t.d, "f"))),
+    ];
+    let results = run_steps(&mut t.tx, 1, false, steps).unwrap();
+    let kinds: Vec<_> = results.into_iter().map(|result| result.err().map(|error| error.kind())).collect();
+    let failed = [ErrorKind::NoData, ErrorKind::Exists, ErrorKind::NotPermitted].map(Some);
+    assert_eq!(kinds, [None, failed[0], failed[1], failed[2], None]);
+}
+
+#[test]
+fn one_change_in_the_way_stops_the_whole_batch_and_all_of_them_are_told() {
+    let mut t = Listed::new();
+    let steps = || vec![leased_dir(ROOT, "new"), chmod(t.f), unlink(ROOT, "elsewhere"), chmod(t.g)];
+    let steps: Vec<_> = steps().into_iter().map(step).collect();
+    assert_eq!(in_the_way(run_steps(&mut t.tx, 1, true, steps.clone())), [t.f, t.g]);
+    assert_eq!((t.tx.changed_rows(), t.tx.context.leases.len()), (0, 0));
+    t.give_back(&[t.f, t.g]);
+    assert!(run_steps(&mut t.tx, 1, true, steps).unwrap().iter().all(Result::is_ok));
+    assert_eq!(t.tx.context.leases.len(), 2, "on the root and on the new one");
+}
+
+#[test]
+fn what_a_group_has_changed_is_covered_by_no_lease_until_it_is_committed() {
+    let mut t = Listed::new();
+    let list = |t: &Listed, committed| {
+        t.tx.context.leases.grant_reads(session(2), t.d, &[t.f, t.g, t.below], committed)
+    };
+    t.give_back(&[t.d, t.f, t.g, t.below]);
+    let before = t.tx.context.leases.committed();
+    one(&mut t.tx, 1, chmod(t.g)).unwrap();
+    for committed in [before, t.tx.context.leases.committed()] {
+        assert_eq!(list(&t, committed).unwrap().without, [1]);
+    }
+    one(&mut t.tx, 1, file(t.d, "new")).unwrap_err();
+    t.give_back(&[t.d, t.f, t.below]);
+    end_group(&mut t.tx);
+    assert_eq!(list(&t, before).map(|grant| grant.without), None, "a refused change may come any moment");
+    assert_eq!(list(&t, t.tx.context.leases.committed()).unwrap().without, [0; 0]);
+}
+
+#[test]
+fn nobody_holds_open_what_was_not_created_in_the_end() {
+    let mut t = Listed::new();
+    let open = Some(OpenBy { session: session(1), sequence: 1 });
+    let opened = create(t.d, "new", NewInode::File { exclusive: true, open });
+    assert_eq!(in_the_way(one(&mut t.tx, 1, Mutation::Create(opened))), [t.d]);
+    // Somebody else's file has its id now.
+    let (made, _) = made(one(&mut t.tx, 2, file(t.d, "other")));
+    one(&mut t.tx, 2, unlink(t.d, "other")).unwrap();
+    assert_eq!(t.tx.find::<Inode>(&Key::Inode(made)).unwrap(), None, "it is kept for nobody");
+}
+
+#[test]
+fn a_file_that_was_not_removed_in_the_end_can_be_opened() {
+    let mut t = Listed::new();
+    assert_eq!(in_the_way(one(&mut t.tx, 1, unlink(t.d, "f"))), [t.d, t.f]);
+    let open = Open { inode: t.f, sequence: 1 };
+    t.tx.context.sessions.register(session(2), open).unwrap();
+    t.give_back(&[t.d, t.f]);
+    let removed = one(&mut t.tx, 1, unlink(t.d, "f")).unwrap().applied.inode.unwrap();
+    assert_eq!(t.tx.find::<Inode>(&Key::Inode(t.f)).unwrap(), Some(removed), "its holder keeps it");
 }
