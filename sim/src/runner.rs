@@ -21,24 +21,25 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const REPEAT_EVERY: u64 = 10;
 /// Bugs, and seeds of 60 s that find them.
 const KNOWN: &[(Bug, &[u64])] = &[
-    (Bug::DatanodeNoSync, &[1]),
+    (Bug::DatanodeNoSync, &[2]),
     (Bug::FailedSyncForgiven, &[7]),
     (Bug::DirectoryNotSynced, &[3]),
     (Bug::AckBeforeReplicas, &[79]),
-    (Bug::AckBeforeOwnSync, &[9]),
-    (Bug::ChecksumSkipped, &[19]),
-    (Bug::TornTailKept, &[32]),
-    (Bug::FailedMembersCounted, &[71]),
+    (Bug::AckBeforeOwnSync, &[19]),
+    (Bug::ChecksumSkipped, &[8]),
+    (Bug::TornTailKept, &[8]),
+    (Bug::FailedMembersCounted, &[41]),
     (Bug::AnswerBeforeCommit, &[2]),
     (Bug::MetadataNoSync, &[2]),
-    (Bug::ReplyForgotten, &[19]),
-    (Bug::OpenKeepsOldLayout, &[1]),
+    (Bug::ReplyForgotten, &[2]),
+    (Bug::OpenKeepsOldLayout, &[6]),
     (Bug::CommitOrderIgnored, &[1]),
     (Bug::UnsyncedForgotten, &[4]),
     (Bug::GcTakesLive, &[2]),
-    (Bug::GcTakesStraysAtOnce, &[34]),
-    (Bug::RepairUnverified, &[17]),
+    (Bug::GcTakesStraysAtOnce, &[163]),
+    (Bug::RepairUnverified, &[24]),
     (Bug::BackfillTooEarly, &[23]),
+    (Bug::ReadLeasesIgnored, &[13]),
 ];
 
 /// What a run said.

@@ -418,14 +418,35 @@ impl Worker<'_> {
         let Some((root, paths)) = found else { return Ok(()) };
         let hot = self.rng.random_bool(0.5);
         let (path, id) = paths[if hot { 0 } else { self.rng.random_range(0..paths.len()) }].clone();
+        if self.rng.random_bool(0.3) {
+            self.list_of_other(&root).await?;
+        }
         // Several times while it is open here, so that what is known of it grows old.
         let mut handles = Vec::new();
-        for _ in 0..self.rng.random_range(1..=3) {
+        for _ in 0..self.rng.random_range(1..=5) {
             let Some(handle) = self.read_of_other(other, &root, &path, id).await? else { break };
             handles.push(handle);
-            self.wait_for_change(other, &root, id).await;
+            if self.rng.random_bool(0.7) {
+                self.wait_for_change(other, &root, id).await;
+            }
         }
         handles.into_iter().for_each(|handle| self.vfs.release(handle));
+        Ok(())
+    }
+
+    /// Lists the area of another client as a kernel does that will look at the files: with attributes.
+    async fn list_of_other(&self, root: &str) -> Outcome<()> {
+        let list = async {
+            let directory = self.vfs.lookup(InodeId::ROOT, &name(root)?, &self.me).await?.attr.inode;
+            let handle = self.vfs.opendir(directory);
+            let listed = self.vfs.readdir(handle, 0, Listing::Attributes).await;
+            self.vfs.releasedir(handle);
+            listed.map(drop)
+        };
+        match clock::timeout(OPERATION_MAX, list).await {
+            Ok(listed) => self.log("lists", root, &listed.map_err(|error| error.kind())),
+            Err(_) => return Err(Stop::TooSlow),
+        }
         Ok(())
     }
 
