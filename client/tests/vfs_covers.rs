@@ -184,6 +184,26 @@ async fn what_this_mount_changes_is_seen_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_this_mount_changed_and_a_kernel_forgot_is_not_shown_as_it_was_listed() {
+    let t = Setup::new().await;
+    t.list().await;
+    let inode = t.look(0).await.unwrap();
+    let change = AttrChange { mode: Some(0o600), ..AttrChange::default() };
+    t.vfs.setattr(inode, change, None, &t.me).await.unwrap();
+    t.vfs.forget(inode);
+    let handle = t.vfs.opendir(t.directory);
+    let entries = match t.vfs.try_readdir(handle, 0, Listing::Attributes) {
+        Some(known) => known.unwrap(),
+        None => t.vfs.readdir(handle, 0, Listing::Attributes).await.unwrap(),
+    };
+    let shown = entries.iter().find(|entry| entry.inode == inode).unwrap();
+    assert_eq!(shown.entry.unwrap().attr.mode, 0o600);
+    t.vfs.releasedir(handle);
+    assert_eq!(t.vfs.lookup(t.directory, &file(0), &t.me).await.unwrap().attr.mode, 0o600);
+    t.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_first_change_in_a_listed_directory_brings_its_names() {
     let t = Setup::new().await;
     let (d, me) = (t.directory, &t.me);

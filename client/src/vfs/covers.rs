@@ -296,13 +296,18 @@ impl Vfs {
         Some(Entry { valid, ..entry })
     }
 
-    /// A whole directory, when a cover tells.
-    pub(super) fn covered_page(&self, directory: InodeId) -> Option<Arc<Page>> {
+    /// A whole directory, when a cover tells. Attributes only while all of them are known: what is not known any
+    /// more may have been changed here since.
+    pub(super) fn covered_page(&self, directory: InodeId, listing: Listing) -> Option<Arc<Page>> {
         if !self.is_quiet(directory) {
             return None;
         }
         let mut state = self.covers.lock();
         let page = self.cover(&mut state, directory).map(|cover| Arc::clone(&cover.page))?;
+        let attrs = || page.page.iter_from(0).filter_map(|entry| entry.attr);
+        if listing == Listing::Attributes && !self.inodes.are_fresh(attrs()) {
+            return None;
+        }
         metrics::covered("readdir");
         Some(page)
     }

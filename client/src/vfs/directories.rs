@@ -114,7 +114,7 @@ impl Vfs {
         };
         if position == 0 {
             // rewinddir(3) shows the directory as it is now.
-            let page = self.covered_page(directory.inode)?;
+            let page = self.covered_page(directory.inode, listing)?;
             directory.restart();
             directory.show(&page);
             return Some(Ok(self.entries(&directory, page, 0, 0)));

@@ -105,6 +105,17 @@ impl InodeTable {
         Some(Entry { attr: state.overlay(attr), valid })
     }
 
+    /// Whether these attributes, or newer ones, are known and may still be shown.
+    pub(super) fn are_fresh<'a>(&self, mut attrs: impl Iterator<Item = &'a Attr>) -> bool {
+        let (now, trusted) = (clock::now(), self.session.leases.are_trusted());
+        let mut state = self.lock();
+        attrs.all(|attr| {
+            let is_usable = trusted || !state.pinned.contains_key(&attr.inode);
+            let known = state.get(attr.inode).filter(|known| now < known.until);
+            is_usable && known.is_some_and(|known| known.attr.version >= attr.version)
+        })
+    }
+
     /// How long something may be shown that is valid until then.
     fn left(&self, until: Instant, now: Instant) -> Duration {
         until.saturating_duration_since(now).min(self.valid)
