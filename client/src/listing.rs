@@ -44,7 +44,7 @@ pub(crate) struct Covering {
 }
 
 /// What is wanted with a listing besides entries and read leases.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Wish {
     /// Where the bytes of short files are.
     pub(crate) layouts: bool,

@@ -440,20 +440,18 @@ impl Filesystem for Adapter {
         let asked = self.asked(Op::Open, request, ino);
         let inode = decode!(reply, encode::inode(ino));
         let (vfs, caller, flags) = (Arc::clone(&self.vfs), without_groups(request), flags.0);
-        let opening = encode::open_flags(flags);
-        if let Some(opened) = self.vfs.try_open(inode, opening) {
-            return self.now(asked, reply, Ok(opened), |reply, opened| {
-                reply.opened(FileHandle(opened.handle.0), fopen_flags(&opened, flags));
-            });
-        }
-        let work = async move { vfs.open(inode, opening, &caller).await };
-        let notifier = Arc::clone(&self.notifier);
-        self.later(asked, reply, work, move |reply, opened| {
+        let (opening, notifier) = (encode::open_flags(flags), Arc::clone(&self.notifier));
+        let answer = move |reply: ReplyOpen, opened: Opened| {
             if opened.attributes_changed {
                 forget_attributes(&notifier, ino);
             }
             reply.opened(FileHandle(opened.handle.0), fopen_flags(&opened, flags));
-        });
+        };
+        if let Some(opened) = self.vfs.try_open(inode, opening) {
+            return self.now(asked, reply, Ok(opened), answer);
+        }
+        let work = async move { vfs.open(inode, opening, &caller).await };
+        self.later(asked, reply, work, answer);
     }
 
     fn create(

@@ -259,6 +259,9 @@ impl Vfs {
         name: &FileName,
         caller: &Caller,
     ) -> Local<Found> {
+        if !self.is_quiet(directory) {
+            return Local::Remote;
+        }
         let mut state = self.covers.lock();
         let Some(cover) = self.cover(&mut state, directory) else { return Local::Remote };
         let term = cover.term;

@@ -24,6 +24,7 @@ use cairn_proto::v1::mutation::Op;
 use cairn_runtime::clock::{self, Instant};
 use tokio::sync::Notify;
 
+use super::pages::Page;
 use super::{Result, Vfs};
 use crate::coordinator::Granted;
 use crate::retry::TRY_TIME;
@@ -168,11 +169,24 @@ impl State {
     }
 
     pub(super) fn remove(&mut self, directory: InodeId, name: &Bytes) -> Option<Child> {
-        let dir = self.readable(directory)?;
-        dir.removed = Some(clock::now());
-        let removed = dir.entries.remove(name)?;
+        let removed = self.readable(directory)?.entries.remove(name)?;
+        self.note_removal(directory);
         self.names = self.names.saturating_sub(1);
         Some(removed)
+    }
+
+    /// The directory is being emptied, or will be.
+    fn note_removal(&mut self, directory: InodeId) {
+        if let Some(dir) = self.dirs.get_mut(&directory) {
+            dir.removed = Some(clock::now());
+        }
+    }
+
+    /// `false`: no lease on it is held.
+    fn learn_grant(&mut self, directory: InodeId, grant: u64) -> bool {
+        let Some(dir) = self.dirs.get_mut(&directory) else { return false };
+        dir.grant = dir.grant.max(grant);
+        true
     }
 
     /// Whether a lease on it is held.
@@ -390,38 +404,43 @@ impl Vfs {
             if !self.session().leases.take_grant(inode, lease.grant, granted.era) {
                 continue;
             }
-            match state.dirs.get_mut(&inode) {
-                Some(dir) => dir.grant = dir.grant.max(lease.grant),
-                None => self.begin_lease(&mut state, inode, lease.grant, op, granted),
+            if !state.learn_grant(inode, lease.grant) {
+                let known = self.names_before(inode, op, granted);
+                let known = known.as_ref().map(|(page, attr)| (&page.page, attr));
+                self.begin_lease(&mut state, inode, lease.grant, known);
             }
         }
     }
 
-    /// A directory is leased from here on. Its names need not be read when they were known before the change
-    /// that brought the lease.
-    fn begin_lease(&self, state: &mut State, directory: InodeId, grant: u64, op: &Op, granted: &Granted) {
-        let Granted { applied, era, .. } = granted;
+    /// The names of a directory before a change that brought its lease, when they are known, and its attributes
+    /// afterwards.
+    fn names_before(&self, directory: InodeId, op: &Op, granted: &Granted) -> Option<(Arc<Page>, Attr)> {
         // Others may succeed and change nothing: then the one change since was somebody else's.
         let is_change = match op {
             Op::Create(create) => create.exclusive,
             Op::Unlink(_) | Op::Rmdir(_) => true,
             _ => false,
         };
-        let changed = applied.parent.as_ref().filter(|attr| is_change && attr.inode == directory);
-        let known =
-            changed.and_then(|attr| Some((attr, self.covered_before(directory, attr.version, *era)?)));
-        let dir = Dir::new(grant, state.uses);
-        state.dirs.insert(
-            directory,
-            match known {
-                Some((attr, page)) => {
-                    self.inodes.pin(attr.clone());
-                    state.names += page.page.len();
-                    dir.known(entries_of(&page.page))
-                }
-                None => dir,
-            },
-        );
+        let parent = granted.applied.parent.as_ref();
+        let attr = parent.filter(|attr| is_change && attr.inode == directory)?;
+        Some((self.covered_before(directory, attr.version, granted.era)?, attr.clone()))
+    }
+
+    /// A directory is leased from here on. `known`: all its names, which need not be read then, and its attributes.
+    fn begin_lease(
+        &self,
+        state: &mut State,
+        directory: InodeId,
+        grant: u64,
+        known: Option<(&DirPage, &Attr)>,
+    ) {
+        let mut dir = Dir::new(grant, state.uses);
+        if let Some((page, attr)) = known {
+            self.inodes.pin(attr.clone());
+            state.names += page.len();
+            dir = dir.known(entries_of(page));
+        }
+        state.dirs.insert(directory, dir);
     }
 
     /// Whether a directory that is being listed will be emptied next: its parent is.
@@ -439,26 +458,19 @@ impl Vfs {
         if !self.leased.is_enabled() || !self.session().leases.take_grant(directory, grant, era) {
             return;
         }
-        if let Some(dir) = state.dirs.get_mut(&directory) {
-            dir.grant = dir.grant.max(grant);
+        if state.learn_grant(directory, grant) {
             return;
         }
         let is_newest = self.inodes.version(directory) == Some(page.directory.version);
-        let mut dir = Dir::new(grant, state.uses);
-        dir.removed = Some(clock::now());
-        if page.end && is_newest && !state.is_under_way(directory) {
-            self.inodes.pin(page.directory.clone());
-            state.names += page.len();
-            dir = dir.known(entries_of(page));
-        }
-        state.dirs.insert(directory, dir);
+        let is_known = page.end && is_newest && !state.is_under_way(directory);
+        self.begin_lease(&mut state, directory, grant, is_known.then_some((page, &page.directory)));
+        state.note_removal(directory);
     }
 
     /// The grant of a directory that was made here has come.
     pub(super) fn learn_grant(&self, lease: &cairn_proto::v1::Lease) {
-        let Ok(inode) = InodeId::new(lease.inode) else { return };
-        if let Some(dir) = self.leased.lock().dirs.get_mut(&inode) {
-            dir.grant = dir.grant.max(lease.grant);
+        if let Ok(inode) = InodeId::new(lease.inode) {
+            self.leased.lock().learn_grant(inode, lease.grant);
         }
     }
 

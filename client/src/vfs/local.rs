@@ -63,9 +63,8 @@ impl Vfs {
     ) -> Local<Found> {
         let mut state = self.leased.lock();
         if !state.is_held(parent) {
-            let is_quiet = self.leased.is_enabled() && !state.is_under_way(parent);
             drop(state);
-            return if is_quiet { self.lookup_covered(parent, name, caller) } else { Local::Remote };
+            return self.lookup_covered(parent, name, caller);
         }
         done!(self.available(&mut state, parent));
         let directory = known!(self.inodes.pinned(parent));

@@ -4,7 +4,6 @@
 //! goes to the coordinator ([`Vfs::send`]).
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_proto::v1::{self, mutation::Op};
@@ -231,10 +230,7 @@ impl Vfs {
             .complete(async move {
                 let under_way = vfs.prepare(&parents).await?;
                 let removes = matches!(op, Op::Unlink(_) | Op::Rmdir(_) | Op::Rename(_));
-                let _removal = removes.then(|| vfs.removals.begin());
-                if removes {
-                    vfs.register_opens(Duration::ZERO).await;
-                }
+                let _removal = if removes { Some(vfs.begin_removal().await) } else { None };
                 let wanted = parents.iter().all(|&parent| vfs.wants_lease(parent));
                 let asked = clock::now();
                 let granted = vfs.coordinator().apply_for_leases(op.clone(), &caller, wanted).await;

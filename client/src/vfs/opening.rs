@@ -61,6 +61,14 @@ impl Vfs {
         (!self.session().opens.is_unregistered(inode)).then_some(covers)
     }
 
+    /// For who has a name removed by the coordinator: until the guard is dropped nothing is opened without asking, and
+    /// what was is registered.
+    pub(super) async fn begin_removal(&self) -> impl Drop {
+        let removal = self.removals.begin();
+        self.register_opens(Duration::ZERO).await;
+        removal
+    }
+
     /// Registers what stays open, until there is nothing to be registered.
     async fn register_in_time(self: Arc<Self>) {
         while let Some(next) = self.session().opens.tend_unregistered(REGISTER_AFTER) {
@@ -70,7 +78,7 @@ impl Vfs {
     }
 
     /// Registers what has been open for `age`.
-    pub(super) async fn register_opens(&self, age: Duration) {
+    async fn register_opens(&self, age: Duration) {
         let due = {
             let _none_is_added = self.covers.lock();
             self.session().opens.unregistered(age)
