@@ -13,8 +13,8 @@
 //! ([`recall`]). After a restart nothing is known: until a session recorded by an earlier reign has
 //! returned or expired it is *absent*, and may hold whatever nobody else is known to hold.
 //!
-//! One mutex guards it all, held for map look-ups only; while there are neither leases nor absent
-//! sessions nobody takes it.
+//! One mutex guards it all, held for map look-ups only. While there are neither write leases nor absent sessions only
+//! listings that want read leases and the executor, once a job that changes inodes and once a group, take it.
 
 mod cooling;
 mod history;

@@ -9,39 +9,39 @@ use std::collections::{HashSet, VecDeque};
 use cairn_proto::InodeId;
 
 /// Events remembered: those of the longest read.
-const ENDED_MAX: usize = 65_536;
+const EVENTS_MAX: usize = 65_536;
 
 #[derive(Debug, Default)]
 pub(super) struct History {
     /// Number of the first event that is remembered.
     oldest: u64,
-    ended: VecDeque<InodeId>,
+    events: VecDeque<InodeId>,
 }
 
 impl History {
     /// How many events there were.
     pub(super) fn generation(&self) -> u64 {
-        self.oldest + self.ended.len() as u64
+        self.oldest + self.events.len() as u64
     }
 
     pub(super) fn push(&mut self, inode: InodeId) {
-        if self.ended.len() >= ENDED_MAX {
-            self.ended.pop_front();
+        if self.events.len() >= EVENTS_MAX {
+            self.events.pop_front();
             self.oldest += 1;
         }
-        self.ended.push_back(inode);
+        self.events.push_back(inode);
     }
 
     /// Anything may have happened to any.
     pub(super) fn forget(&mut self) {
         self.oldest = self.generation() + 1;
-        self.ended.clear();
+        self.events.clear();
     }
 
     /// Those to which something has happened since that generation. `None`: it may be any.
     pub(super) fn since(&self, generation: u64) -> Option<HashSet<InodeId>> {
         let known = generation.checked_sub(self.oldest)?;
-        Some(self.ended.iter().skip(usize::try_from(known).unwrap_or(usize::MAX)).copied().collect())
+        Some(self.events.iter().skip(usize::try_from(known).unwrap_or(usize::MAX)).copied().collect())
     }
 
     /// Whether something may have happened to one of `inodes` since that generation.
@@ -68,7 +68,7 @@ mod tests {
         assert!(!missed(&history, 1));
         assert!(missed(&history, 2));
         assert!(!history.any_since(history.generation(), [inode(2)].into_iter()));
-        (0..ENDED_MAX as u64 - 2).for_each(|_| history.push(inode(9)));
+        (0..EVENTS_MAX as u64 - 2).for_each(|_| history.push(inode(9)));
         assert!(!missed(&history, 1), "just remembered");
         history.push(inode(9));
         history.push(inode(9));
