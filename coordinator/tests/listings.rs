@@ -42,14 +42,7 @@ async fn names(client: &mut Client, inode: u64, limit: u32) -> Result<(Rows, u64
 
 /// The same from the rows of the store, which pages with attributes always come from.
 async fn truth(client: &mut Client, inode: u64) -> Result<(Rows, u64)> {
-    let request = v1::ReadDirRequest {
-        inode,
-        after: 0,
-        limit: 65_536,
-        attributes: true,
-        ..v1::ReadDirRequest::default()
-    };
-    let page = client.grpc.read_dir(request).await?.into_inner();
+    let page = client.grpc.read_dir(common::listing(inode, &Bytes::new())).await?.into_inner();
     let entries = Entries::decode(&page.entries)?;
     let rows = entries.iter().zip(&page.attrs).map(|(entry, attr)| {
         let name = String::from_utf8_lossy(entry.name).into_owned();
@@ -179,13 +172,7 @@ async fn a_page_is_read_from_the_store_once_for_each_state() -> Result {
     // Attributes of the directory itself are those of now, also beside entries from memory.
     let mode = v1::SetAttr { inode: large, mode: Some(0o700), ..v1::SetAttr::default() };
     t.one.apply(vec![v1::Mutation { op: Some(Op::SetAttr(mode)), ..v1::Mutation::default() }]).await?;
-    let request = v1::ReadDirRequest {
-        inode: large,
-        after: 0,
-        limit: 65_536,
-        attributes: false,
-        ..v1::ReadDirRequest::default()
-    };
+    let request = v1::ReadDirRequest { attributes: false, ..common::listing(large, &Bytes::new()) };
     let page = t.two.grpc.read_dir(request).await?.into_inner();
     assert_eq!(page.directory.unwrap_or_default().mode, 0o700);
     t.cluster.stop().await

@@ -96,16 +96,7 @@ async fn a_listing_comes_with_leases_and_with_the_layouts_of_its_short_files() -
     assert_eq!((&layout.extents, &layout.chunks), (&opened.extents, &opened.chunks));
     let map = listed.map.unwrap();
     assert!(map.sets.iter().any(|set| set.id == layout.chunks[0].set), "it says where they are");
-    let request = v1::ReadDirRequest {
-        inode: t.d,
-        limit: 100,
-        attributes: true,
-        session: t.holder.session.clone(),
-        want_leases: true,
-        layouts: true,
-        map_revision: map.revision,
-        ..v1::ReadDirRequest::default()
-    };
+    let request = v1::ReadDirRequest { map_revision: map.revision, ..t.holder.listing_leased(t.d) };
     let again = t.holder.grpc.clone().read_dir(request.clone()).await?.into_inner();
     assert!(again.lease_grant > listed.lease_grant);
     assert_eq!((again.layouts, again.map), (listed.layouts, None), "that map is known");
@@ -119,15 +110,7 @@ async fn a_listing_comes_with_leases_and_with_the_layouts_of_its_short_files() -
 #[tokio::test]
 async fn no_leases_come_with_a_part_of_a_directory_or_to_who_did_not_ask() -> Result {
     let t = Setup::new().await?;
-    let full = v1::ReadDirRequest {
-        inode: t.d,
-        limit: 100,
-        attributes: true,
-        session: t.holder.session.clone(),
-        want_leases: true,
-        layouts: true,
-        ..v1::ReadDirRequest::default()
-    };
+    let full = t.holder.listing_leased(t.d);
     let first = t.holder.list_leased(t.d).await?;
     let after = cairn_proto::listing::Entries::decode(&first.entries)?.iter().next().unwrap().cookie;
     for (what, request) in [
@@ -254,15 +237,7 @@ async fn a_change_after_a_restart_waits_for_what_an_absent_session_may_show_and_
 #[tokio::test]
 async fn who_will_change_a_directory_gets_a_write_lease_with_its_listing() -> Result {
     let mut t = Setup::new().await?;
-    let listing = |session: Bytes| v1::ReadDirRequest {
-        inode: t.d,
-        limit: 100,
-        attributes: true,
-        session,
-        want_write_lease: true,
-        ..v1::ReadDirRequest::default()
-    };
-    let first = listing(t.holder.session.clone());
+    let first = v1::ReadDirRequest { want_write_lease: true, ..common::listing(t.d, &t.holder.session) };
     let lease = async |mount: &Mount, request: &v1::ReadDirRequest| {
         let listed = mount.grpc.clone().read_dir(request.clone()).await?.into_inner();
         anyhow::Ok(listed.write_lease)

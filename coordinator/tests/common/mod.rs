@@ -271,15 +271,7 @@ impl Client {
     }
 
     pub async fn list(&mut self, inode: u64) -> Answer<Vec<String>> {
-        let session = self.session.clone();
-        let request = v1::ReadDirRequest {
-            inode,
-            limit: 65_536,
-            attributes: true,
-            session,
-            ..v1::ReadDirRequest::default()
-        };
-        let page = self.grpc.read_dir(request).await?.into_inner();
+        let page = self.grpc.read_dir(listing(inode, &self.session)).await?.into_inner();
         assert!(page.end);
         let entries = Entries::decode(&page.entries).unwrap();
         assert_eq!(entries.len(), page.attrs.len());
@@ -364,6 +356,12 @@ async fn keep_alive(requests: mpsc::Sender<v1::SessionRequest>, mut answers: Str
             answer = answers.message() => if !matches!(answer, Ok(Some(_))) { break },
         }
     }
+}
+
+/// Asks for a whole directory, with attributes.
+pub fn listing(inode: u64, session: &Bytes) -> v1::ReadDirRequest {
+    let session = session.clone();
+    v1::ReadDirRequest { inode, limit: 65_536, attributes: true, session, ..v1::ReadDirRequest::default() }
 }
 
 pub fn mutation(op: Op) -> v1::Mutation {

@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use v1::session_request::Message;
 
-use super::{Answer, Cluster, dir};
+use super::{Answer, Cluster, dir, listing};
 
 /// Nothing happens for so long where nothing is to happen.
 const QUIET: Duration = Duration::from_millis(300);
@@ -136,18 +136,14 @@ impl Mount {
         self.say(Message::Released(v1::Released { reads, ..v1::Released::default() })).await
     }
 
-    /// A whole directory, with read leases where nobody minds, and where the bytes of its files are.
+    /// Asks for a whole directory, with read leases where nobody minds, and where the bytes of its files are.
+    pub fn listing_leased(&self, inode: u64) -> v1::ReadDirRequest {
+        v1::ReadDirRequest { want_leases: true, layouts: true, ..listing(inode, &self.session) }
+    }
+
+    /// The answer to that.
     pub async fn list_leased(&self, inode: u64) -> Answer<v1::ReadDirResponse> {
-        let request = v1::ReadDirRequest {
-            inode,
-            limit: 100,
-            attributes: true,
-            session: self.session.clone(),
-            want_leases: true,
-            layouts: true,
-            ..v1::ReadDirRequest::default()
-        };
-        Ok(self.grpc.clone().read_dir(request).await?.into_inner())
+        Ok(self.grpc.clone().read_dir(self.listing_leased(inode)).await?.into_inner())
     }
 
     pub fn request(&mut self, mutations: Vec<v1::Mutation>, want_leases: bool) -> v1::ApplyRequest {
@@ -220,15 +216,7 @@ impl Reader {
     }
 
     pub async fn list(mut self, inode: u64) -> Answer<Vec<String>> {
-        let session = self.session;
-        let request = v1::ReadDirRequest {
-            inode,
-            limit: 100,
-            attributes: true,
-            session,
-            ..v1::ReadDirRequest::default()
-        };
-        let page = self.grpc.read_dir(request).await?.into_inner();
+        let page = self.grpc.read_dir(listing(inode, &self.session)).await?.into_inner();
         let entries = cairn_proto::listing::Entries::decode(&page.entries).unwrap();
         Ok(entries.iter().map(|entry| String::from_utf8_lossy(entry.name).into_owned()).collect())
     }
