@@ -62,6 +62,11 @@ pub trait DiskFile: Send + Sync + 'static {
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
+    /// Has what is not in memory of a range read soon; does not wait for it.
+    fn read_ahead(&self, offset: u64, length: u64) -> io::Result<()> {
+        let _ = (offset, length);
+        Ok(())
+    }
     /// Forgets cached pages of a range, so that the next read comes from the device.
     fn drop_cache(&self, offset: u64, length: u64) -> io::Result<()>;
 }

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -114,6 +115,9 @@ impl Disk for RealDisk {
     }
 }
 
+/// The kernel reads no more at once than the device's read-ahead, which is this by default, and says nothing.
+const READ_AHEAD: NonZeroU64 = NonZeroU64::new(128 << 10).unwrap();
+
 struct RealFile(File);
 
 impl DiskFile for RealFile {
@@ -162,8 +166,41 @@ impl DiskFile for RealFile {
         Ok(self.0.metadata()?.len())
     }
 
+    fn read_ahead(&self, offset: u64, length: u64) -> io::Result<()> {
+        for piece in (offset..offset + length).step_by(READ_AHEAD.get() as usize) {
+            rustix::fs::fadvise(&self.0, piece, Some(READ_AHEAD), Advice::WillNeed)?;
+        }
+        Ok(())
+    }
+
     fn drop_cache(&self, offset: u64, length: u64) -> io::Result<()> {
-        let length = std::num::NonZeroU64::new(length);
+        let length = NonZeroU64::new(length);
         Ok(rustix::fs::fadvise(&self.0, offset, length, Advice::DontNeed)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read_ahead_comes_from_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = RealDisk::open(directory.path()).unwrap();
+        let file = disk.create_new(Path::new("log")).unwrap();
+        // More than the kernel takes at once.
+        let length = 4 * READ_AHEAD.get() + 1;
+        file.write_at(&vec![7; length as usize], 0).unwrap();
+        file.sync().unwrap();
+        file.drop_cache(0, length).unwrap();
+        file.read_ahead(0, length).unwrap();
+        let mut byte = [0];
+        for offset in [0, length / 2, length - 1] {
+            // It is on its way, as long as that takes.
+            while file.try_read_at(&mut byte, offset).is_err() {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            assert_eq!(byte, [7]);
+        }
     }
 }
