@@ -74,8 +74,17 @@ impl Shared {
         consistent: bool,
         read: impl FnOnce(&dyn Reader) -> Result<T, OpError>,
     ) -> Result<T, OpError> {
-        let reader = self.readers.reader(consistent)?;
-        read(&*reader)
+        read_beside_writer(&*self.readers, consistent, read)
+    }
+
+    /// Reads on a thread of the pool: a page of rows that may have been changed lately. The writer may have to wait
+    /// for it.
+    pub(crate) async fn read_page<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&dyn Reader) -> Result<T, OpError> + Send + 'static,
+    ) -> Result<T, OpError> {
+        let readers = Arc::clone(&self.readers);
+        self.on_pool(move || read_beside_writer(&*readers, true, read)).await
     }
 
     /// Reads on a thread of the pool: many rows.
@@ -84,13 +93,31 @@ impl Shared {
         read: impl FnOnce(&dyn Reader) -> Result<T, OpError> + Send + 'static,
     ) -> Result<T, OpError> {
         let readers = Arc::clone(&self.readers);
-        let work = move || {
-            let reader = readers.reader(true)?;
-            read(&*reader)
-        };
+        self.on_pool(move || read(&*readers.reader(true)?)).await
+    }
+
+    async fn on_pool<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, OpError> + Send + 'static,
+    ) -> Result<T, OpError> {
         let busy =
             |error: cairn_runtime::threads::PoolBusy| OpError::new(ErrorKind::Overloaded, error.to_string());
         self.pool.run(work).await.map_err(busy)?
+    }
+}
+
+fn read_beside_writer<T>(
+    readers: &dyn Readers,
+    consistent: bool,
+    read: impl FnOnce(&dyn Reader) -> Result<T, OpError>,
+) -> Result<T, OpError> {
+    let mut read = Some(read);
+    let mut found = None;
+    readers.beside_writer(&mut |reader| found = read.take().map(|read| read(reader)));
+    match (found, read) {
+        (Some(found), _) => found,
+        (None, Some(read)) => read(&*readers.reader(consistent)?),
+        (None, None) => Err(OpError::new(ErrorKind::Internal, "a read gave no answer")),
     }
 }
 

@@ -199,6 +199,12 @@ pub(crate) type Snapshot = Box<dyn Reader>;
 pub(crate) trait Readers: Send + Sync {
     /// With `consistent`, all reads see the same commit; otherwise each sees the latest.
     fn reader(&self, consistent: bool) -> Result<Snapshot, StoreError>;
+
+    /// Calls `read` with a consistent reader that has in memory what was changed lately, if that can be had now. The
+    /// writer waits until it returns.
+    fn beside_writer(&self, read: &mut dyn FnMut(&dyn Reader)) {
+        let _ = read;
+    }
 }
 
 /// An open store.

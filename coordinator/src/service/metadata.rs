@@ -182,7 +182,7 @@ async fn read_page(shared: &Shared, wanted: Wanted) -> Result<Encoded, OpError> 
         return shared.read(true, read);
     }
     if wanted.inodes {
-        return shared.read_many(read).await;
+        return shared.read_page(read).await;
     }
     let key = PageKey { directory: id, after, limit };
     if let Some(listed) = shared.listings.get(&key, directory.version) {
@@ -190,7 +190,7 @@ async fn read_page(shared: &Shared, wanted: Wanted) -> Result<Encoded, OpError> 
         return Ok(Encoded { directory, listed, inodes: Vec::new() });
     }
     metrics::listed("store");
-    let page = shared.read_many(read).await?;
+    let page = shared.read_page(read).await?;
     shared.listings.keep(key, page.listed.clone());
     Ok(page)
 }

@@ -233,6 +233,31 @@ fn a_consistent_reader_sees_one_commit() {
 }
 
 #[test]
+fn a_reader_beside_the_writer_sees_what_is_committed() {
+    for place in Place::all() {
+        let mut store = place.open();
+        let sqlite = matches!(place, Place::Sqlite(_));
+        let beside = |readers: &dyn Readers| {
+            let mut seen = None;
+            readers.beside_writer(&mut |reader| seen = Some(count(reader, Count::Inodes).unwrap()));
+            seen
+        };
+        for value in 2..5 {
+            store.writer.commit(&puts([Counter { name: Count::Inodes, value }.into()])).unwrap();
+            assert_eq!(beside(&*store.readers), sqlite.then_some(value));
+        }
+        let later = Counter { name: Count::Term, value: store.term + 1 };
+        store.writer.commit(&puts([later.into()])).unwrap();
+        store.writer.commit(&puts([Counter { name: Count::Inodes, value: 9 }.into()])).unwrap_err();
+        assert_eq!(beside(&*store.readers), sqlite.then_some(4), "what was refused is not seen");
+        // The store is closed with its writer, whoever else may still read.
+        let Store { writer, readers, .. } = store;
+        drop(writer);
+        assert_eq!(beside(&*readers), None);
+    }
+}
+
+#[test]
 fn a_writer_of_an_earlier_term_is_fenced() {
     for place in Place::all() {
         let mut store = place.open();

@@ -6,7 +6,9 @@
 //! in an SQLite file mostly changes results without any error.
 
 pub(crate) mod rebuild;
+mod resident;
 mod schema;
+mod shared;
 mod sound;
 mod sql;
 mod wal;
@@ -14,7 +16,7 @@ mod wal;
 use std::cell::RefCell;
 use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use cairn_proto::{ClusterId, InodeId};
 use cairn_runtime::disk::RealDisk;
@@ -26,6 +28,8 @@ use super::{
     Batch, Count, DentryRef, Inode, Key, Kind, ReadThrough, Reader, Readers, Record, Row, Scan, ScanRange,
     Snapshot, Store, StoreError, Table, Writer,
 };
+use resident::ResidentLog;
+use shared::SharedConnection;
 pub(crate) use sound::SoundRows;
 use sql::TableSql;
 
@@ -84,9 +88,16 @@ pub(crate) fn open(options: &SqliteOptions) -> Result<Store, StoreError> {
         schema::mark(&lock, &options.directory, identity.cluster)?;
     }
     let tables: Arc<[TableSql]> = Table::ALL.iter().map(|&table| TableSql::new(table)).collect();
-    let readers = SqliteReaders { file, idle: Arc::new(Mutex::new(Vec::new())), tables: Arc::clone(&tables) };
-    let reading = Connected::new(connection, tables);
-    let writer = SqliteWriter { reading, term: identity.term, failed: None, _lock: lock };
+    let connected = Arc::new(SharedConnection::new(Connected::new(connection, Arc::clone(&tables))));
+    let idle = Arc::new(Mutex::new(Vec::new()));
+    let readers = SqliteReaders { file, idle, tables, writer: Arc::downgrade(&connected) };
+    let writer = SqliteWriter {
+        connected,
+        term: identity.term,
+        failed: None,
+        log: ResidentLog::default(),
+        directory: lock,
+    };
     Ok(Store {
         writer: Box::new(writer),
         readers: Arc::new(readers),
@@ -324,35 +335,36 @@ impl Reader for Connected {
 
 /// The one connection that writes, and the lock on the directory.
 struct SqliteWriter {
-    reading: Connected,
+    connected: Arc<SharedConnection>,
     term: u64,
     /// Why a commit ended in doubt; nothing is written after that.
     failed: Option<String>,
-    _lock: RealDisk,
+    log: ResidentLog,
+    /// Locked by this.
+    directory: RealDisk,
 }
 
 impl ReadThrough for SqliteWriter {
     fn through(&self) -> Result<impl Deref<Target: Reader>, StoreError> {
-        Ok(&self.reading)
+        Ok(self.connected.take())
     }
 }
 
-impl SqliteWriter {
-    fn write(&self, batch: &Batch) -> Result<(), StoreError> {
+impl Connected {
+    fn write(&self, batch: &Batch, term: u64) -> Result<(), StoreError> {
         let failed = engine("write rows");
-        let found = super::count(&self.reading, Count::Term)?;
-        if found != self.term {
-            return Err(StoreError::Fenced { ours: self.term, found });
+        let found = super::count(self, Count::Term)?;
+        if found != term {
+            return Err(StoreError::Fenced { ours: term, found });
         }
-        let connection = &self.reading.connection;
         for key in &batch.deletes {
-            let text = &self.reading.sql(key.table()).delete;
-            let mut statement = connection.prepare_cached(text).map_err(&failed)?;
+            let text = &self.sql(key.table()).delete;
+            let mut statement = self.connection.prepare_cached(text).map_err(&failed)?;
             statement.execute(rusqlite::params_from_iter(key.values())).map_err(&failed)?;
         }
         for row in &batch.puts {
             let table = row.key().table();
-            let mut statement = connection.prepare_cached(&self.reading.sql(table).put).map_err(&failed)?;
+            let mut statement = self.connection.prepare_cached(&self.sql(table).put).map_err(&failed)?;
             statement.execute(rusqlite::params_from_iter(checked_values(table, row))).map_err(&failed)?;
         }
         Ok(())
@@ -360,7 +372,7 @@ impl SqliteWriter {
 
     fn run(&self, text: &'static str) -> Result<(), StoreError> {
         let failed = engine("commit");
-        self.reading.connection.prepare_cached(text).and_then(|mut s| s.execute([])).map_err(failed)?;
+        self.connection.prepare_cached(text).and_then(|mut s| s.execute([])).map_err(failed)?;
         Ok(())
     }
 }
@@ -380,13 +392,16 @@ impl Writer for SqliteWriter {
         if let Some(why) = &self.failed {
             return Err(StoreError::Failed(why.clone()));
         }
-        self.run("BEGIN IMMEDIATE")?;
-        let written = self.write(batch);
-        let committed = written.and_then(|()| self.run("COMMIT"));
+        self.log.keep(&self.directory);
+        // Nobody reads in the middle of a transaction.
+        let connected = self.connected.take();
+        connected.run("BEGIN IMMEDIATE")?;
+        let written = connected.write(batch, self.term);
+        let committed = written.and_then(|()| connected.run("COMMIT"));
         let Err(error) = committed else { return Ok(()) };
         // Already rolled back by SQLite after some errors, by us after the others.
-        if !self.reading.connection.is_autocommit() {
-            let _ = self.run("ROLLBACK");
+        if !connected.connection.is_autocommit() {
+            let _ = connected.run("ROLLBACK");
         }
         if matches!(error, StoreError::Engine { .. }) {
             // A failed sync: what became of the pages is unknown, so nothing may follow.
@@ -401,6 +416,8 @@ struct SqliteReaders {
     file: PathBuf,
     idle: Arc<Mutex<Vec<Connected>>>,
     tables: Arc<[TableSql]>,
+    /// It ends with the writer.
+    writer: Weak<SharedConnection>,
 }
 
 impl SqliteReaders {
@@ -429,6 +446,14 @@ impl Readers for SqliteReaders {
                 .map_err(engine("begin to read"))?;
         }
         Ok(Box::new(Pooled { reading: Some(reading), idle: Arc::clone(&self.idle) }))
+    }
+
+    fn beside_writer(&self, read: &mut dyn FnMut(&dyn Reader)) {
+        if let Some(writer) = self.writer.upgrade()
+            && let Some(connected) = writer.try_take()
+        {
+            read(&*connected);
+        }
     }
 }
 
