@@ -134,11 +134,8 @@ impl Vfs {
         let after = position.saturating_sub(DOTS);
         if position == 0 {
             directory.restart();
-        } else if let Some(mut arrived) = directory.on_its_way(after, listing) {
-            let _ = arrived.changed().await; // nothing is ever sent: this is the end of who fetches it
-            if let Some((page, at)) = directory.cached(after, listing) {
-                return Ok(self.entries(&directory, page, position, at));
-            }
+        } else if let Some((page, at)) = directory.wait_for(after, listing).await {
+            return Ok(self.entries(&directory, page, position, at));
         }
         let limit = match listing {
             Listing::Names => PAGE_OF_NAMES,

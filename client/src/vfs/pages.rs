@@ -111,8 +111,19 @@ impl DirHandle {
         self.lock().current = Some(Arc::clone(page));
     }
 
+    /// [`Self::cached`], also when the page is still on its way.
+    pub(super) async fn wait_for(&self, after: u64, listing: Listing) -> Option<(Arc<Page>, usize)> {
+        // In this order: what is not on its way any more is there.
+        let on_its_way = self.on_its_way(after, listing);
+        if let Some(found) = self.cached(after, listing) {
+            return Some(found);
+        }
+        let _ = on_its_way?.changed().await; // nothing is ever sent: this is the end of who fetches it
+        self.cached(after, listing)
+    }
+
     /// To be waited for by who needs what is behind cookie `after`, when that may be on its way.
-    pub(super) fn on_its_way(&self, after: u64, listing: Listing) -> Option<watch::Receiver<()>> {
+    fn on_its_way(&self, after: u64, listing: Listing) -> Option<watch::Receiver<()>> {
         let pages = self.lock();
         let ahead = pages.ahead.as_ref().filter(|ahead| ahead.may_bring(after, listing))?;
         Some(ahead.arrived.clone())

@@ -86,6 +86,28 @@ fn what_is_on_its_way_is_not_asked_for_again() {
     assert_eq!(place(&handle, 16, Listing::Names), Some((10, 1)));
 }
 
+#[tokio::test]
+async fn who_comes_while_a_page_arrives_does_not_ask_again() {
+    let place = async |handle: &DirHandle, after| {
+        handle.wait_for(after, Listing::Names).await.map(|(page, at)| (page.after, at))
+    };
+    let handle = Arc::new(handle());
+    assert_eq!(place(&handle, 16).await, None, "nothing is on its way");
+    let fetching = handle.begin_ahead(0, Listing::Names).unwrap();
+    let waiting = tokio::spawn({
+        let handle = Arc::clone(&handle);
+        async move { handle.wait_for(16, Listing::Names).await.map(|(page, at)| (page.after, at)) }
+    });
+    tokio::task::yield_now().await;
+    handle.end_ahead(fetching, Some(Arc::new(names(2, 1, 0, 16..100))));
+    assert_eq!(waiting.await.unwrap(), Some((0, 1)));
+    // There already, and the one behind it on its way.
+    let behind = handle.begin_ahead(99, Listing::Names).unwrap();
+    assert_eq!(place(&handle, 20).await, Some((0, 5)));
+    drop(behind);
+    assert_eq!(place(&handle, 99).await, None, "who fetched it has failed");
+}
+
 #[test]
 fn a_page_that_was_asked_for_before_a_restart_is_dropped() {
     let handle = handle();
