@@ -243,7 +243,10 @@ impl Covered {
     }
 }
 
-/// Asks the mounted directory for its attributes and room; returns when the answers come.
+/// Asks the mounted directory for its attributes, room and first entries; returns when the answers come.
+///
+/// The entries are asked for so that the first program does not wait until the code that answers it has been read
+/// in: that takes as long as a listing of some thousand names.
 pub(crate) fn answers(path: &Path) -> io::Result<()> {
     let root = std::fs::metadata(path)?;
     let room = rustix::fs::statfs(path)?;
@@ -251,6 +254,8 @@ pub(crate) fn answers(path: &Path) -> io::Result<()> {
     if root.ino() != 1 || room.f_type != FUSE_SUPER_MAGIC {
         return Err(io::Error::other("another file system answers there"));
     }
+    // Whoever mounts may not be allowed to list it.
+    let _ = std::fs::read_dir(path).map(|entries| entries.take(1).count());
     Ok(())
 }
 
