@@ -7,18 +7,28 @@
 //! first, as for any other request.
 //!
 //! Two generations: what is used moves to the young one; when that is full, the old one is dropped.
+//!
+//! The first page of a directory that has changed is made anew once the directory is quiet, since who fills a directory
+//! often lists it next.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_proto::InodeId;
+use cairn_runtime::clock::{self, Instant};
 
 /// Bytes of one generation: the two together are as much as the page cache of the store's writer, and
 /// hold the names of more than a million entries.
 const GENERATION_BYTES_MAX: usize = 16 << 20;
 /// What a page costs besides its bytes.
 const PAGE_OVERHEAD: usize = 128;
+
+/// A directory without changes for so long is quiet.
+const QUIET_TIME: Duration = Duration::from_millis(100);
+/// Directories that are waited for at once.
+const CHANGING_MAX: usize = 256;
 
 /// Which page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,6 +56,8 @@ struct State {
     young: HashMap<PageKey, Listed>,
     young_bytes: usize,
     old: HashMap<PageKey, Listed>,
+    /// Directories that somebody waits for, with their last change.
+    changing: HashMap<InodeId, Instant>,
 }
 
 impl State {
@@ -82,6 +94,29 @@ pub(crate) struct Listings(Mutex<State>);
 impl Listings {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Entries of a directory have changed. `true`: the caller shall wait with [`Self::until_quiet`].
+    pub(crate) fn changed(&self, directory: InodeId) -> bool {
+        let mut state = self.lock();
+        let is_new = !state.changing.contains_key(&directory);
+        if is_new && state.changing.len() >= CHANGING_MAX {
+            return false;
+        }
+        state.changing.insert(directory, clock::now());
+        is_new
+    }
+
+    /// How long to wait until a directory may be quiet; `None`: it is.
+    pub(crate) fn until_quiet(&self, directory: InodeId) -> Option<Duration> {
+        let mut state = self.lock();
+        let changed = state.changing.get(&directory)?;
+        let left = QUIET_TIME.saturating_sub(changed.elapsed());
+        if left.is_zero() {
+            state.changing.remove(&directory);
+            return None;
+        }
+        Some(left)
     }
 
     /// A page of a directory that has this version now.
@@ -135,6 +170,27 @@ mod tests {
         listings.keep(key(2, 0), page(7, 10));
         listings.keep(key(2, 0), page(6, 20));
         assert_eq!(listings.get(&key(2, 0), 7), Some(page(7, 10)), "a late page replaces no newer one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_waits_for_each_directory_until_it_is_quiet() {
+        let listings = Listings::default();
+        let [one, two] = [1, 2].map(|id| InodeId::new(id).unwrap());
+        assert!(listings.changed(one));
+        assert!(listings.changed(two), "each has its own");
+        clock::sleep(QUIET_TIME / 2).await;
+        assert!(!listings.changed(one), "somebody waits already");
+        clock::sleep(QUIET_TIME / 2).await;
+        assert_eq!(listings.until_quiet(two), None);
+        assert_eq!(listings.until_quiet(one), Some(QUIET_TIME / 2));
+        clock::sleep(QUIET_TIME / 2).await;
+        assert_eq!(listings.until_quiet(one), None);
+        assert!(listings.changed(one));
+        for id in 2..CHANGING_MAX as u64 + 1 {
+            assert!(listings.changed(InodeId::new(id).unwrap()));
+        }
+        assert!(!listings.changed(InodeId::new(9999).unwrap()), "nobody waits for any number");
+        assert!(!listings.changed(one));
     }
 
     #[test]

@@ -12,7 +12,8 @@ const ROWS: &str = "coordinator_rows_written_total";
 const REQUEST_SECONDS: &str = "coordinator_request_seconds";
 /// Requests refused, by method and kind of error.
 const REFUSED: &str = "coordinator_requests_refused_total";
-/// Pages of large directories that were sent, by where they came from: the store, or memory.
+/// Pages of large directories that were sent, by where they came from: the store, or memory; and those that were made
+/// ahead.
 const LISTINGS: &str = "coordinator_listing_pages_total";
 /// Sessions that are open.
 const SESSIONS: &str = "coordinator_sessions";

@@ -64,8 +64,8 @@ fn rename(from: (u64, &str), to: (u64, &str), exchange: bool) -> v1::Mutation {
     v1::Mutation { op: Some(Op::Rename(rename)), ..v1::Mutation::default() }
 }
 
-/// How many pages came from memory, and how many from the store.
-async fn pages(cluster: &Cluster) -> Result<[u64; 2]> {
+/// How many pages came from memory, how many from the store, and how many were made ahead.
+async fn pages(cluster: &Cluster) -> Result<[u64; 3]> {
     let address = cluster.metrics_address().ok_or_else(|| anyhow::anyhow!("metrics are on"))?;
     #[allow(clippy::disallowed_methods)] // a test that speaks HTTP by hand
     let mut stream = tokio::net::TcpStream::connect(address).await?;
@@ -77,7 +77,7 @@ async fn pages(cluster: &Cluster) -> Result<[u64; 2]> {
         let line = answer.lines().find_map(|line| line.strip_prefix(&name));
         line.map_or(Ok(0), |value| value.trim().parse())
     };
-    Ok([value("memory")?, value("store")?])
+    Ok([value("memory")?, value("store")?, value("ahead")?])
 }
 
 struct Setup {
@@ -163,18 +163,44 @@ async fn a_page_is_read_from_the_store_once_for_each_state() -> Result {
         names(&mut t.one, large, 65_536).await?;
         names(&mut t.two, large, 65_536).await?;
     }
-    assert_eq!(pages(&t.cluster).await?, [9, 1]);
+    assert_eq!(pages(&t.cluster).await?[..2], [9, 1]);
     t.one.apply(vec![unlink(large, "f9")]).await?;
     for _ in 0..5 {
         names(&mut t.one, large, 65_536).await?;
     }
-    assert_eq!(pages(&t.cluster).await?, [13, 2]);
+    assert_eq!(pages(&t.cluster).await?[..2], [13, 2]);
     // Attributes of the directory itself are those of now, also beside entries from memory.
     let mode = v1::SetAttr { inode: large, mode: Some(0o700), ..v1::SetAttr::default() };
     t.one.apply(vec![v1::Mutation { op: Some(Op::SetAttr(mode)), ..v1::Mutation::default() }]).await?;
     let request = v1::ReadDirRequest { attributes: false, ..common::listing(large, &Bytes::new()) };
     let page = t.two.grpc.read_dir(request).await?.into_inner();
     assert_eq!(page.directory.unwrap_or_default().mode, 0o700);
+    t.cluster.stop().await
+}
+
+#[tokio::test]
+async fn a_directory_that_has_changed_is_read_before_somebody_lists_it() -> Result {
+    let mut t = Setup::new().await?;
+    let large = t.large;
+    let limit = cairn_proto::limits::PAGE_NAMES;
+    let mut ahead = 0;
+    for change in [None, Some(file(large, "new")), Some(unlink(large, "f0"))] {
+        if let Some(change) = change {
+            t.one.apply(vec![change]).await?;
+        }
+        while pages(&t.cluster).await?[2] == ahead {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        ahead += 1;
+        assert_eq!(names(&mut t.two, large, limit).await?, truth(&mut t.one, large).await?);
+        assert_eq!(pages(&t.cluster).await?, [ahead, 0, ahead]);
+    }
+    // Content changes no listing, and what is small is read anew anyway.
+    let mode = v1::SetAttr { inode: large, mode: Some(0o700), ..v1::SetAttr::default() };
+    t.one.apply(vec![v1::Mutation { op: Some(Op::SetAttr(mode)), ..v1::Mutation::default() }]).await?;
+    t.one.apply(vec![file(t.other, "small")]).await?;
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert_eq!(pages(&t.cluster).await?[2], ahead);
     t.cluster.stop().await
 }
 

@@ -6,6 +6,8 @@ pub const BLOCK_SIZE: usize = 64 << 10;
 pub const FRAME_SIZE: usize = 256 << 10;
 /// Largest payload of a frame that is accepted.
 pub const FRAME_SIZE_MAX: usize = 1 << 20;
+/// Names in a page of a listing by custom; coordinators have such pages of large directories ready.
+pub const PAGE_NAMES: u32 = 16_384;
 /// Bytes of a chunk unless the file or mount asks for another size.
 pub const CHUNK_SIZE_DEFAULT: u64 = 8 << 20;
 /// Smallest chunk size that can be asked for (a chunk itself may be shorter).

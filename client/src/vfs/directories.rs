@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cairn_proto::limits::PAGE_NAMES;
 use cairn_proto::{ErrorKind, InodeId};
 use cairn_runtime::clock;
 
@@ -21,9 +22,8 @@ const FIRST_PAGE: u32 = ENTRIES_MIN as u32;
 /// The same of a directory that is known to have more. A kernel asks for attributes at the start, whoever
 /// lists; these are enough to find out whether somebody looks at them, and the names follow at once.
 const FIRST_PAGE_OF_MANY: u32 = 16;
-/// Entries of each other page; with attributes about 100 bytes each on the wire, without about 15.
+/// Entries of each other page with attributes, about 100 bytes each on the wire; names alone take about 15.
 const PAGE_WITH_ATTRIBUTES: u32 = 4096;
-const PAGE_OF_NAMES: u32 = 16_384;
 
 /// Positions in front of the first entry of the cluster.
 const DOTS: u64 = 2;
@@ -138,7 +138,7 @@ impl Vfs {
             return Ok(self.entries(&directory, page, position, at));
         }
         let limit = match listing {
-            Listing::Names => PAGE_OF_NAMES,
+            Listing::Names => PAGE_NAMES,
             Listing::Attributes if after > 0 => PAGE_WITH_ATTRIBUTES,
             Listing::Attributes => match self.inodes.last(directory.inode) {
                 Some(known) if known.size > ENTRIES_MIN as u64 => {
@@ -226,7 +226,7 @@ impl Vfs {
             return directory.end_ahead(fetching, Some(kept));
         }
         let limit = match listing {
-            Listing::Names => PAGE_OF_NAMES,
+            Listing::Names => PAGE_NAMES,
             Listing::Attributes => PAGE_WITH_ATTRIBUTES,
         };
         let (vfs, directory) = (Arc::clone(self), Arc::clone(directory));

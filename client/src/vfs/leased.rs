@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_proto::InodeId;
+use cairn_proto::limits::PAGE_NAMES;
 use cairn_proto::v1::mutation::Op;
 use cairn_runtime::clock::{self, Instant};
 use tokio::sync::Notify;
@@ -37,8 +38,6 @@ const DIRECTORIES_MAX: usize = 16_384;
 const NAMES_MAX: usize = 262_144;
 /// A directory with more names is not worth reading for the change of one.
 const NAMES_READ_MAX: u64 = 65_536;
-/// Entries of a page while the names of a directory are read.
-const PAGE: u32 = 16_384;
 /// Files whose attributes are pinned, about 400 bytes each.
 const PRIVATE_MAX: usize = 65_536;
 /// Inode ids that are reserved at once, and below how many more are asked for.
@@ -325,7 +324,7 @@ impl Vfs {
         let mut entries = HashMap::new();
         let mut after = 0;
         loop {
-            let page = self.coordinator().read_dir(directory, after, PAGE, false).await?;
+            let page = self.coordinator().read_dir(directory, after, PAGE_NAMES, false).await?;
             entries.extend(entries_of(&page));
             if page.end {
                 return Ok((entries, page.directory));

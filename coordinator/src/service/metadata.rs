@@ -1,9 +1,10 @@
 //! Names and attributes.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use cairn_proto::limits::MESSAGE_SIZE_MAX;
+use cairn_proto::limits::{MESSAGE_SIZE_MAX, PAGE_NAMES};
 use cairn_proto::{ByteRange, FileName, InodeId, SessionId, v1};
+use cairn_runtime::clock;
 
 use super::coherence::{Look, until_released};
 use super::{Shared, wire};
@@ -190,7 +191,12 @@ async fn read_page(shared: &Shared, wanted: Wanted) -> Result<Encoded, OpError> 
         return Ok(Encoded { directory, listed, inodes: Vec::new() });
     }
     metrics::listed("store");
-    let page = shared.read_page(read).await?;
+    make_page(shared, wanted, key).await
+}
+
+/// Reads a page of names, and keeps it.
+async fn make_page(shared: &Shared, wanted: Wanted, key: PageKey) -> Result<Encoded, OpError> {
+    let page = shared.read_page(move |reader| Ok(encode(listing::page(reader, wanted)?))).await?;
     shared.listings.keep(key, page.listed.clone());
     Ok(page)
 }
@@ -252,7 +258,7 @@ pub(super) async fn stat_fs(shared: &Shared) -> Result<v1::StatFsResponse, OpErr
 }
 
 pub(super) async fn apply(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     mut request: v1::ApplyRequest,
 ) -> Result<v1::ApplyResponse, OpError> {
     let id = wire::request_id(request.id.take())?;
@@ -270,8 +276,44 @@ pub(super) async fn apply(
             Err(OpError::Leased(inodes)) => {
                 until_released(shared, Some(id.session), &inodes, Need::Change).await?;
             }
-            outcome => return outcome,
+            outcome => {
+                outcome.iter().for_each(|response| renew_listings(shared, &response.results));
+                return outcome;
+            }
         }
+    }
+}
+
+/// Has the first pages of large directories made anew that have changed.
+fn renew_listings(shared: &Arc<Shared>, results: &[v1::MutationResult]) {
+    let parents = results.iter().flat_map(|result| [&result.parent, &result.new_parent]).flatten();
+    let large = parents.filter(|parent| parent.size > PAGE_ENTRIES_HERE as u64);
+    for directory in large.filter_map(|parent| InodeId::new(parent.inode).ok()) {
+        if !shared.listings.changed(directory) {
+            continue;
+        }
+        let (weak, stop) = (Arc::downgrade(shared), shared.shutdown.requested());
+        shared.shutdown.spawn(async move {
+            tokio::select! { () = renew_when_quiet(weak, directory) => {}, () = stop => {} }
+        });
+    }
+}
+
+async fn renew_when_quiet(shared: Weak<Shared>, directory: InodeId) {
+    while let Some(strong) = shared.upgrade() {
+        if let Some(wait) = strong.listings.until_quiet(directory) {
+            drop(strong);
+            clock::sleep(wait).await;
+            continue;
+        }
+        let limit = PAGE_NAMES as usize;
+        let wanted = Wanted { directory, after: 0, limit, inodes: false, bytes_max: PAGE_BYTES_MAX };
+        let key = PageKey { directory, after: 0, limit };
+        // Who lists it finds out what is wrong.
+        if make_page(&strong, wanted, key).await.is_ok() {
+            metrics::listed("ahead");
+        }
+        return;
     }
 }
 
