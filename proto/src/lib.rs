@@ -3,6 +3,7 @@
 //! No I/O happens here.
 
 pub mod checksum;
+pub mod codec;
 pub mod digest;
 mod error;
 pub mod health;
