@@ -467,7 +467,7 @@ impl Shared {
             }
             return Err(Failed::new("preallocating a segment", source));
         }
-        Ok(SegmentState::new(Arc::new(SegmentFile { id, salt, file }), size))
+        Ok(SegmentState::new(Arc::new(SegmentFile::new(id, salt, file)), size))
     }
 
     /// Sets a record aside, in memory and on the disk.

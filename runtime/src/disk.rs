@@ -62,6 +62,10 @@ pub trait DiskFile: Send + Sync + 'static {
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
+    /// Reads through this handle come in no order: the kernel shall read what they ask for, and no more.
+    fn expect_scattered_reads(&self) -> io::Result<()> {
+        Ok(())
+    }
     /// Has what is not in memory of a range read soon; does not wait for it.
     fn read_ahead(&self, offset: u64, length: u64) -> io::Result<()> {
         let _ = (offset, length);

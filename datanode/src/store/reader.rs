@@ -3,12 +3,14 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use cairn_proto::ChunkId;
 use cairn_proto::checksum::{combine_blocks, verify_blocks};
 use cairn_proto::limits::{BLOCK_SIZE, FRAME_SIZE};
 use cairn_runtime::bugs::{Bug, planted};
+use cairn_runtime::disk::DiskFile;
 
 use super::Shared;
 use super::error::StoreError;
@@ -17,6 +19,9 @@ use super::state::{Entry, SegmentFile};
 
 /// Header, checksums and payload are fetched in one read when they are no larger than this.
 const ONE_READ_MAX: u64 = 2 * BLOCK_SIZE as u64;
+
+/// So much of what was asked for is read ahead on a disk, once a part of it is not in memory.
+const AHEAD_MAX: u64 = 2 << 20;
 
 /// Reads one chunk. Holds the segment open, so that the chunk can be deleted meanwhile.
 #[derive(Clone)]
@@ -30,6 +35,8 @@ pub(crate) struct ChunkReader {
     crcs: Vec<u32>,
     /// The whole record, when it is small.
     record: Option<Bytes>,
+    /// The offset in the segment up to which was read ahead.
+    ahead: Arc<AtomicU64>,
 }
 
 /// Whole blocks of a chunk, verified.
@@ -53,7 +60,16 @@ impl ChunkReader {
         }
         let segment = state.segments.get(&entry.segment).ok_or(StoreError::NotFound(chunk))?;
         let segment = Arc::clone(&segment.file);
-        Ok(Self { shared: Arc::clone(shared), segment, chunk, entry, set: 0, crcs: Vec::new(), record: None })
+        Ok(Self {
+            shared: Arc::clone(shared),
+            segment,
+            chunk,
+            entry,
+            set: 0,
+            crcs: Vec::new(),
+            record: None,
+            ahead: Arc::default(),
+        })
     }
 
     /// Bytes of the chunk.
@@ -72,7 +88,7 @@ impl ChunkReader {
         let whole = payload + u64::from(self.entry.length);
         let table_end = HEADER_LEN + 4 * blocks(self.entry.length);
         let wanted = if whole <= ONE_READ_MAX { whole as usize } else { table_end };
-        let head = self.fetch(self.entry.offset(), wanted).await?;
+        let head = self.fetch(&self.segment.file, self.entry.offset(), wanted, 0).await?;
         self.adopt(head, whole <= ONE_READ_MAX)
     }
 
@@ -106,7 +122,11 @@ impl ChunkReader {
         let start = payload_start(self.entry.length) + offset;
         let data = match &self.record {
             Some(record) => record.slice(start as usize..start as usize + wanted),
-            None => self.fetch(self.entry.offset() + start, wanted).await?,
+            None => {
+                let file = self.segment.scattered(&*self.shared.disk);
+                let start = self.entry.offset() + start;
+                self.fetch(file, start, wanted, start + (end - offset)).await?
+            }
         };
         let first = (offset / BLOCK_SIZE as u64) as usize;
         let crcs = self.crcs[first..first + wanted.div_ceil(BLOCK_SIZE)].to_vec();
@@ -117,12 +137,23 @@ impl ChunkReader {
         Ok(Blocks { offset, data, crcs })
     }
 
-    async fn fetch(&self, offset: u64, len: usize) -> Result<Bytes, StoreError> {
+    /// `end`: where in the segment ends what will be fetched next; the disk reads on up to there.
+    async fn fetch(
+        &self,
+        file: &Arc<dyn DiskFile>,
+        offset: u64,
+        len: usize,
+        end: u64,
+    ) -> Result<Bytes, StoreError> {
         let mut buffer = BytesMut::zeroed(len);
-        let result = match self.segment.file.try_read_at(&mut buffer, offset) {
+        let result = match file.try_read_at(&mut buffer, offset) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let (shared, segment) = (Arc::clone(&self.shared), Arc::clone(&self.segment));
-                let read = move || shared.timed_read(&*segment.file, &mut buffer, offset).map(|()| buffer);
+                let (shared, file, ahead) =
+                    (Arc::clone(&self.shared), Arc::clone(file), Arc::clone(&self.ahead));
+                let read = move || {
+                    read_on(&*file, &ahead, offset + len as u64, end);
+                    shared.timed_read(&*file, &mut buffer, offset).map(|()| buffer)
+                };
                 self.shared.run(read).await?
             }
             other => other.map(|()| buffer),
@@ -181,6 +212,16 @@ impl ChunkReader {
     /// CRC-32C of the whole chunk, from the checksums of its blocks.
     pub(crate) fn whole_crc(&self) -> u32 {
         combine_blocks(&self.crcs, self.length())
+    }
+}
+
+/// Has what follows read, up to `end`, unless that was done before. Blocks.
+fn read_on(file: &dyn DiskFile, ahead: &AtomicU64, offset: u64, end: u64) {
+    let end = end.min(offset + AHEAD_MAX);
+    if offset < end && ahead.load(Ordering::Relaxed) <= offset {
+        ahead.store(end, Ordering::Relaxed);
+        // Advice only.
+        let _ = file.read_ahead(offset, end - offset);
     }
 }
 

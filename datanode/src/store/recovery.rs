@@ -100,7 +100,7 @@ fn load(shared: &Shared, id: u32) -> Result<(), StoreError> {
         error!(disk = %shared.name, segment = id, "neither the header nor the first record of a segment is readable; the file is kept, nothing of it is served");
         return Ok(());
     };
-    let file = Arc::new(SegmentFile { id, salt, file });
+    let file = Arc::new(SegmentFile::new(id, salt, file));
     let found = match trailer {
         Some(trailer) => match read_footer(&file, trailer) {
             Some(entries) => Found { entries, tail: trailer.footer, footer: Some(trailer) },

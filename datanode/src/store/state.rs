@@ -5,15 +5,16 @@
 //! creation of a segment when no spare one is ready.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cairn_proto::ChunkId;
 use cairn_runtime::clock::Instant;
-use cairn_runtime::disk::DiskFile;
+use cairn_runtime::disk::{Disk, DiskFile};
 
 use super::error::StoreError;
 use super::health::Latencies;
 use super::record::{ALIGN, record_len};
+use super::segment_path;
 
 /// Called once a chunk is durable, or never will be. Runs on the syncer thread: must not block.
 pub(crate) type SyncCallback = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
@@ -23,6 +24,24 @@ pub(super) struct SegmentFile {
     pub(super) id: u32,
     pub(super) salt: u64,
     pub(super) file: Arc<dyn DiskFile>,
+    scattered: OnceLock<Arc<dyn DiskFile>>,
+}
+
+impl SegmentFile {
+    pub(super) fn new(id: u32, salt: u64, file: Arc<dyn DiskFile>) -> Self {
+        Self { id, salt, file, scattered: OnceLock::new() }
+    }
+
+    /// The same file, without the kernel's read-ahead: in a chunk that is read from one end to the other it would
+    /// reach far into the next one, which others read, or nobody.
+    pub(super) fn scattered(&self, disk: &dyn Disk) -> &Arc<dyn DiskFile> {
+        self.scattered.get_or_init(|| {
+            let opened = disk.open(&segment_path(self.id));
+            let advised = opened.and_then(|file| file.expect_scattered_reads().map(|()| file));
+            // Deleted meanwhile, or too many files are open: then with read-ahead.
+            advised.unwrap_or_else(|_| Arc::clone(&self.file))
+        })
+    }
 }
 
 /// Where a chunk lies. 16 bytes, so that a million chunks take some 40 MiB.

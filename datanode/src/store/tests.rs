@@ -10,6 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use cairn_proto::checksum::{block_crcs, crc32c};
+use cairn_proto::limits::FRAME_SIZE;
 use cairn_runtime::disk::{Disk, DiskFile, RealDisk, Space};
 use proptest::prelude::*;
 
@@ -407,6 +408,11 @@ struct Faults {
     full_write: AtomicBool,
     /// Writes wait for this.
     gate: Mutex<Option<Arc<Gate>>>,
+    /// Nothing is in memory.
+    cold: AtomicBool,
+    fail_open: AtomicBool,
+    /// What was read ahead: offset, length, and whether with the handle for scattered reads.
+    ahead: Mutex<Vec<(u64, u64, bool)>>,
 }
 
 /// Holds one write up until it is opened.
@@ -424,11 +430,12 @@ struct FaultyDisk {
 struct FaultyFile {
     inner: Arc<dyn DiskFile>,
     faults: Arc<Faults>,
+    scattered: AtomicBool,
 }
 
 impl FaultyDisk {
     fn wrap(&self, inner: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        Arc::new(FaultyFile { inner, faults: Arc::clone(&self.faults) })
+        Arc::new(FaultyFile { inner, faults: Arc::clone(&self.faults), scattered: AtomicBool::new(false) })
     }
 }
 
@@ -437,7 +444,10 @@ impl Disk for FaultyDisk {
         Ok(self.wrap(self.inner.create_new(path)?))
     }
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.wrap(self.inner.open(path)?))
+        match self.faults.fail_open.load(Ordering::SeqCst) {
+            true => Err(io::Error::from_raw_os_error(24)),
+            false => Ok(self.wrap(self.inner.open(path)?)),
+        }
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.inner.rename(from, to)
@@ -493,7 +503,19 @@ impl DiskFile for FaultyFile {
         if self.faults.fail_read.load(Ordering::SeqCst) {
             return Err(io::Error::from_raw_os_error(5));
         }
+        if self.faults.cold.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         self.inner.try_read_at(buffer, offset)
+    }
+    fn expect_scattered_reads(&self) -> io::Result<()> {
+        self.scattered.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+    fn read_ahead(&self, offset: u64, length: u64) -> io::Result<()> {
+        let scattered = self.scattered.load(Ordering::SeqCst);
+        self.faults.ahead.lock().unwrap().push((offset, length, scattered));
+        Ok(())
     }
     fn sync(&self) -> io::Result<()> {
         match self.faults.fail_sync.load(Ordering::SeqCst) {
@@ -529,6 +551,49 @@ fn faulty(dir: &Path, room: i64) -> (DiskStore, Arc<Faults>) {
     let faults = Arc::new(Faults { room: AtomicI64::new(room), ..Faults::default() });
     let disk = FaultyDisk { inner: RealDisk::open(dir).unwrap(), faults: Arc::clone(&faults) };
     (DiskStore::open(Arc::new(disk), options(true), Arc::default()).unwrap(), faults)
+}
+
+#[test]
+fn what_is_not_in_memory_is_read_ahead_to_the_end_of_what_was_asked_for_and_no_further() {
+    const LENGTH: usize = 5 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, faults) = faulty(dir.path(), -1);
+    let (large, small) = (content(1, LENGTH), content(2, 100_000));
+    store(&disk, 1, &large).unwrap();
+    store(&disk, 2, &small).unwrap();
+    let ahead = || std::mem::take(&mut *faults.ahead.lock().unwrap());
+    assert_eq!((read(&disk, 1).unwrap(), ahead()), (large.clone(), vec![]), "it is in memory");
+    faults.cold.store(true, Ordering::SeqCst);
+    assert_eq!(read(&disk, 1).unwrap(), large);
+    let payload = ALIGN + super::record::payload_start(LENGTH as u32);
+    let frame = FRAME_SIZE as u64;
+    let step = 2 << 20;
+    let rest = LENGTH as u64 - 2 * step - frame;
+    assert_eq!(
+        ahead(),
+        [
+            (payload + frame, step, true),
+            (payload + frame + step, step, true),
+            (payload + frame + 2 * step, rest, true)
+        ]
+    );
+    // A part of a chunk.
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let part = runtime.block_on(async {
+        let mut reader = disk.reader(id(1)).unwrap();
+        reader.prepare().await.unwrap();
+        reader.read(frame, 3 * frame).await.unwrap()
+    });
+    assert_eq!(part.data, large[FRAME_SIZE..2 * FRAME_SIZE]);
+    assert_eq!(ahead(), [(payload + 2 * frame, frame, true)]);
+    // Small ones lie side by side, and are left to the kernel.
+    assert_eq!((read(&disk, 2).unwrap(), ahead()), (small, vec![]));
+    drop(disk);
+    let (disk, faults) = faulty(dir.path(), -1);
+    faults.cold.store(true, Ordering::SeqCst);
+    faults.fail_open.store(true, Ordering::SeqCst);
+    assert_eq!(read(&disk, 1).unwrap(), large, "too many files are open");
+    assert!(faults.ahead.lock().unwrap().iter().all(|&(_, _, scattered)| !scattered));
 }
 
 /// A file that is in every directory of a node.

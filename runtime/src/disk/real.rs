@@ -166,6 +166,10 @@ impl DiskFile for RealFile {
         Ok(self.0.metadata()?.len())
     }
 
+    fn expect_scattered_reads(&self) -> io::Result<()> {
+        Ok(rustix::fs::fadvise(&self.0, 0, None, Advice::Random)?)
+    }
+
     fn read_ahead(&self, offset: u64, length: u64) -> io::Result<()> {
         for piece in (offset..offset + length).step_by(READ_AHEAD.get() as usize) {
             rustix::fs::fadvise(&self.0, piece, Some(READ_AHEAD), Advice::WillNeed)?;
