@@ -1,9 +1,9 @@
 //! The SQLite engine: one file `meta.db` in WAL mode.
 //!
 //! A commit is one transaction with `synchronous=FULL`, so it is durable when it returns. Readers
-//! are pooled read-only connections that see committed state and never wait for the writer. Each
-//! row ends in a column `crc` over its other columns, verified on every read, because a flipped bit
-//! in an SQLite file mostly changes results without any error.
+//! are pooled read-only connections, or the writer's while that is idle ([`shared`]); they see committed state and
+//! never wait for the writer. Each row ends in a column `crc` over its other columns, verified on every read,
+//! because a flipped bit in an SQLite file mostly changes results without any error.
 
 pub(crate) mod rebuild;
 mod resident;
