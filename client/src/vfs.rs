@@ -110,6 +110,9 @@ impl std::fmt::Debug for Vfs {
 impl Vfs {
     /// A view of `client`'s cluster that keeps attributes for `valid`, cut to
     /// [`ATTRIBUTES_VALID_MAX`]. Call inside a tokio runtime: background work runs there.
+    ///
+    /// The leases of the client's session are this view's: what is changed with the same client past it shows here
+    /// up to `valid` later. Whoever needs both uses a client for each.
     pub fn new(client: Arc<Client>, valid: Duration) -> Arc<Self> {
         let valid = valid.min(ATTRIBUTES_VALID_MAX);
         let session = Arc::clone(client.coordinator().session());
