@@ -196,9 +196,12 @@ mod tests {
         let length = 4 * READ_AHEAD.get() + 1;
         file.write_at(&vec![7; length as usize], 0).unwrap();
         file.sync().unwrap();
+        let mut byte = [0];
+        if file.try_read_at(&mut byte, 0).is_err() {
+            return; // a file system that can not tell what is in memory
+        }
         file.drop_cache(0, length).unwrap();
         file.read_ahead(0, length).unwrap();
-        let mut byte = [0];
         for offset in [0, length / 2, length - 1] {
             // It is on its way, as long as that takes.
             while file.try_read_at(&mut byte, offset).is_err() {
