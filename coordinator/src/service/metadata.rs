@@ -1,5 +1,6 @@
 //! Names and attributes.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 
 use cairn_proto::limits::{MESSAGE_SIZE_MAX, PAGE_NAMES};
@@ -172,33 +173,37 @@ fn short_layout(reader: &dyn Reader, at: usize, id: InodeId, version: u64) -> Op
 }
 
 async fn read_page(shared: &Shared, wanted: Wanted) -> Result<Encoded, OpError> {
-    let Wanted { directory: id, after, limit, .. } = wanted;
-    let read = move |reader: &dyn Reader| Ok(encode(listing::page(reader, wanted)?));
-    if limit <= PAGE_ENTRIES_HERE {
+    let read = move |reader: &dyn Reader| encoded(reader, wanted);
+    if wanted.limit <= PAGE_ENTRIES_HERE {
         return shared.read(true, read);
     }
     // Most directories are small, whatever page is asked for.
-    let directory = shared.read(false, |reader| listing::directory(reader, id))?;
+    let directory = shared.read(false, |reader| listing::directory(reader, wanted.directory))?;
     if directory.size <= PAGE_ENTRIES_HERE as u64 {
         return shared.read(true, read);
     }
     if wanted.inodes {
         return shared.read_page(read).await;
     }
-    let key = PageKey { directory: id, after, limit };
-    if let Some(listed) = shared.listings.get(&key, directory.version) {
+    if let Some(listed) = shared.listings.get(&key(wanted), directory.version) {
         metrics::listed("memory");
         return Ok(Encoded { directory, listed, inodes: Vec::new() });
     }
     metrics::listed("store");
-    make_page(shared, wanted, key).await
+    make_page(shared, wanted).await
 }
 
 /// Reads a page of names, and keeps it.
-async fn make_page(shared: &Shared, wanted: Wanted, key: PageKey) -> Result<Encoded, OpError> {
-    let page = shared.read_page(move |reader| Ok(encode(listing::page(reader, wanted)?))).await?;
-    shared.listings.keep(key, page.listed.clone());
+async fn make_page(shared: &Shared, wanted: Wanted) -> Result<Encoded, OpError> {
+    let page = shared.read_page(move |reader| encoded(reader, wanted)).await?;
+    shared.listings.keep(key(wanted), page.listed.clone());
     Ok(page)
+}
+
+/// By which a page of names is kept.
+fn key(wanted: Wanted) -> PageKey {
+    let Wanted { directory, after, limit, .. } = wanted;
+    PageKey { directory, after, limit }
 }
 
 /// A page whose entries have the form of the wire: made on the thread that reads them.
@@ -208,10 +213,10 @@ struct Encoded {
     inodes: Vec<Inode>,
 }
 
-fn encode(page: listing::Page) -> Encoded {
-    let listing::Page { directory, entries, inodes, end } = page;
+fn encoded(reader: &dyn Reader, wanted: Wanted) -> Result<Encoded, OpError> {
+    let listing::Page { directory, entries, inodes, end } = listing::page(reader, wanted)?;
     let listed = Listed { version: directory.version, entries: entries.encode(), end };
-    Encoded { directory, listed, inodes }
+    Ok(Encoded { directory, listed, inodes })
 }
 
 impl Encoded {
@@ -288,7 +293,9 @@ pub(super) async fn apply(
 fn renew_listings(shared: &Arc<Shared>, results: &[v1::MutationResult]) {
     let parents = results.iter().flat_map(|result| [&result.parent, &result.new_parent]).flatten();
     let large = parents.filter(|parent| parent.size > PAGE_ENTRIES_HERE as u64);
-    for directory in large.filter_map(|parent| InodeId::new(parent.inode).ok()) {
+    // A batch mostly changes one directory, many times.
+    let large: BTreeSet<_> = large.filter_map(|parent| InodeId::new(parent.inode).ok()).collect();
+    for directory in large {
         if !shared.listings.changed(directory) {
             continue;
         }
@@ -308,9 +315,8 @@ async fn renew_when_quiet(shared: Weak<Shared>, directory: InodeId) {
         }
         let limit = PAGE_NAMES as usize;
         let wanted = Wanted { directory, after: 0, limit, inodes: false, bytes_max: PAGE_BYTES_MAX };
-        let key = PageKey { directory, after: 0, limit };
         // Who lists it finds out what is wrong.
-        if make_page(&strong, wanted, key).await.is_ok() {
+        if make_page(&strong, wanted).await.is_ok() {
             metrics::listed("ahead");
         }
         return;
