@@ -3,39 +3,39 @@
 use std::time::Duration;
 
 /// Time from taking a group of jobs until it is committed, seconds.
-const GROUP_SECONDS: &str = "coordinator_group_commit_seconds";
+const GROUP_SECONDS: &str = "cairn_coordinator_group_commit_seconds";
 /// Jobs executed.
-const JOBS: &str = "coordinator_jobs_total";
+const JOBS: &str = "cairn_coordinator_jobs_total";
 /// Rows written.
-const ROWS: &str = "coordinator_rows_written_total";
+const ROWS: &str = "cairn_coordinator_rows_written_total";
 /// Time to answer a request, seconds, by method.
-const REQUEST_SECONDS: &str = "coordinator_request_seconds";
+const REQUEST_SECONDS: &str = "cairn_coordinator_request_seconds";
 /// Requests refused, by method and kind of error.
-const REFUSED: &str = "coordinator_requests_refused_total";
+const REFUSED: &str = "cairn_coordinator_requests_refused_total";
 /// Pages of large directories that were sent, by where they came from: the store, or memory; and those that were made
 /// ahead.
-const LISTINGS: &str = "coordinator_listing_pages_total";
+const LISTINGS: &str = "cairn_coordinator_listing_pages_total";
 /// Sessions that are open.
-const SESSIONS: &str = "coordinator_sessions";
+const SESSIONS: &str = "cairn_coordinator_sessions";
 /// Write leases that sessions hold.
-const LEASES: &str = "coordinator_leases";
+const LEASES: &str = "cairn_coordinator_leases";
 /// Write leases asked back because another session needed them.
-const RECALLED: &str = "coordinator_leases_recalled_total";
+const RECALLED: &str = "cairn_coordinator_leases_recalled_total";
 /// Read leases that sessions hold.
-const READ_LEASES: &str = "coordinator_read_leases";
+const READ_LEASES: &str = "cairn_coordinator_read_leases";
 /// Read leases asked back because another session changed what they cover.
-const READS_RECALLED: &str = "coordinator_read_leases_recalled_total";
+const READS_RECALLED: &str = "cairn_coordinator_read_leases_recalled_total";
 /// Sessions ended because they did not give a lease back.
-const FENCED: &str = "coordinator_sessions_fenced_total";
+const FENCED: &str = "cairn_coordinator_sessions_fenced_total";
 /// Datanodes, by state.
-const NODES: &str = "coordinator_datanodes";
+const NODES: &str = "cairn_coordinator_datanodes";
 
 /// Commits that have arrived in the second place.
-const SHIPPED: &str = "coordinator_log_shipped_total";
+const SHIPPED: &str = "cairn_coordinator_log_shipped_total";
 /// Bytes of log written to the second place.
-const SHIPPED_BYTES: &str = "coordinator_log_shipped_bytes_total";
+const SHIPPED_BYTES: &str = "cairn_coordinator_log_shipped_bytes_total";
 /// For how long the second place has lacked something, seconds.
-const LOG_BEHIND: &str = "coordinator_log_behind_seconds";
+const LOG_BEHIND: &str = "cairn_coordinator_log_behind_seconds";
 
 /// Commits have arrived in the second place.
 pub(crate) fn shipped(commits: usize, bytes: u64) {
@@ -49,9 +49,9 @@ pub(crate) fn log_behind(behind: Duration) {
 }
 
 /// Copies that were made again, or could not be, by outcome.
-const REPAIRED: &str = "coordinator_copies_repaired_total";
+const REPAIRED: &str = "cairn_coordinator_copies_repaired_total";
 /// Bytes that datanodes fetched for that.
-const REPAIRED_BYTES: &str = "coordinator_repaired_bytes_total";
+const REPAIRED_BYTES: &str = "cairn_coordinator_repaired_bytes_total";
 
 /// A copy was made again, or could not be.
 pub(crate) fn repaired(done: bool, bytes: u64) {

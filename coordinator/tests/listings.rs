@@ -73,7 +73,7 @@ async fn pages(cluster: &Cluster) -> Result<[u64; 3]> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     let value = |from: &str| {
-        let name = format!("coordinator_listing_pages_total{{from=\"{from}\"}} ");
+        let name = format!("cairn_coordinator_listing_pages_total{{from=\"{from}\"}} ");
         let line = answer.lines().find_map(|line| line.strip_prefix(&name));
         line.map_or(Ok(0), |value| value.trim().parse())
     };

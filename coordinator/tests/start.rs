@@ -67,8 +67,8 @@ async fn health_and_metrics_are_shown() -> Result {
     assert!(get("/healthz").await?.starts_with("HTTP/1.1 200"));
     assert!(get("/readyz").await?.starts_with("HTTP/1.1 200"));
     let metrics = get("/metrics").await?;
-    assert!(metrics.contains("coordinator_jobs_total"), "{metrics}");
-    assert!(metrics.contains("coordinator_request_seconds"), "{metrics}");
+    assert!(metrics.contains("cairn_coordinator_jobs_total"), "{metrics}");
+    assert!(metrics.contains("cairn_coordinator_request_seconds"), "{metrics}");
     cluster.stop().await
 }
 

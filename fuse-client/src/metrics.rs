@@ -1,7 +1,7 @@
 //! Every metric of the mount.
 //!
-//! * `fuse_request_seconds{op}`: from a request's arrival to its answer.
-//! * `fuse_requests_interrupted_total`: requests given up because a signal waited for their caller.
+//! * `cairn_fuse_request_seconds{op}`: from a request's arrival to its answer.
+//! * `cairn_fuse_requests_interrupted_total`: requests given up because a signal waited for their caller.
 
 use std::sync::OnceLock;
 
@@ -41,7 +41,10 @@ impl Op {
         static HISTOGRAMS: OnceLock<Vec<Histogram>> = OnceLock::new();
         // Looked up once: a lookup by name costs more than the smallest requests.
         let all = HISTOGRAMS.get_or_init(|| {
-            Self::LABELS.iter().map(|label| histogram!("fuse_request_seconds", "op" => *label)).collect()
+            Self::LABELS
+                .iter()
+                .map(|label| histogram!("cairn_fuse_request_seconds", "op" => *label))
+                .collect()
         });
         all[self as usize].record(started.elapsed().as_secs_f64());
     }
@@ -49,5 +52,5 @@ impl Op {
 
 /// Records a request that was given up for a signal.
 pub(crate) fn interrupted() {
-    counter!("fuse_requests_interrupted_total").increment(1);
+    counter!("cairn_fuse_requests_interrupted_total").increment(1);
 }

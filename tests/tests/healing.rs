@@ -166,7 +166,7 @@ fn many_chunks_of_a_lost_datanode_are_made_again_by_all_others() {
     wait_whole(&wire, 3);
     let seconds = begun.elapsed().as_secs_f64();
     let copied: Vec<u64> = (1..4)
-        .map(|index| counter(&node_at(&cluster, &wire, index), "datanode_chunk_copied_bytes_total"))
+        .map(|index| counter(&node_at(&cluster, &wire, index), "cairn_datanode_chunk_copied_bytes_total"))
         .collect();
     assert!(copied.iter().all(|&bytes| bytes > 0), "not all of the others took a part: {copied:?}");
     check(&cluster, &mut wire, &[file], 3);
@@ -201,7 +201,7 @@ fn a_lost_datanode_that_returns_gets_only_what_it_missed() {
     wait_whole(&wire, 3);
     check(&cluster, &mut wire, &[before, meanwhile], 3);
     // Its process is new, and so are its counters.
-    let copied = counter(&node_at(&cluster, &wire, 1), "datanode_chunk_copied_bytes_total");
+    let copied = counter(&node_at(&cluster, &wire, 1), "cairn_datanode_chunk_copied_bytes_total");
     assert_eq!(copied, meanwhile.length, "bytes that it was sent; it missed {}", meanwhile.length);
 }
 

@@ -28,9 +28,11 @@ fn metrics_and_health_are_shown_by_every_service() {
         .start();
     pattern::write_file(&cluster.mount_path().join("file"), 1, 10 * MIB);
     std::fs::File::open(cluster.mount_path().join("file")).and_then(|file| file.sync_all()).expect("fsync");
-    for (name, prefix) in
-        [("coordinator", "coordinator_"), ("datanode0", "datanode_"), ("mount-mnt", "fuse_")]
-    {
+    for (name, prefix) in [
+        ("coordinator", "cairn_coordinator_"),
+        ("datanode0", "cairn_datanode_"),
+        ("mount-mnt", "cairn_fuse_"),
+    ] {
         let ready = std::fs::read(cluster.path().join("ready").join(name)).expect("ready file");
         let ready: serde_json::Value = serde_json::from_slice(&ready).expect("JSON");
         let address =
