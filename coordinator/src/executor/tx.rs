@@ -1,7 +1,8 @@
 //! What an operation executes against: committed rows, overlaid with the changes of its group.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::Bound;
+mod pending;
+
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use cairn_proto::{ErrorKind, InodeId, NodeId, SessionId};
@@ -13,8 +14,10 @@ use crate::error::OpError;
 use crate::sessions::{NOBODY, Open};
 use crate::slots::SlotCache;
 use crate::store::{
-    Batch, Count, Counter, Inode, Key, Kind, Orphan, Record, Row, Scan, ScanRange, StoreError, Table, Writer,
+    Batch, Count, Counter, Inode, Key, Kind, Orphan, Record, Row, Scan, StoreError, Table, Writer,
 };
+
+use pending::Pending;
 
 /// A client's idea of this clock may be ahead by so much; what it says to be later happens now.
 const CLOCKS_APART_NS: i64 = 1_000_000_000;
@@ -24,10 +27,8 @@ const CACHE_ROWS: usize = 16_384;
 /// Rows as they are after everything executed so far.
 pub(crate) struct Tx {
     store: Box<dyn Writer>,
-    /// Changes of this group; `None` deletes.
-    pending: BTreeMap<Key, Option<Row>>,
-    /// What `pending` held before each change of the job under way.
-    undo: Vec<(Key, Option<Option<Row>>)>,
+    /// Changes of this group.
+    pending: Pending,
     cache: HashMap<Key, Option<Row>>,
     now_ns: i64,
     /// When the mutation under way was performed, if that is told.
@@ -52,8 +53,7 @@ impl Tx {
     pub(crate) fn new(store: Box<dyn Writer>, context: Arc<Context>) -> Self {
         Self {
             store,
-            pending: BTreeMap::new(),
-            undo: Vec::new(),
+            pending: Pending::default(),
             cache: HashMap::new(),
             now_ns: clock::wall_ns(),
             at_ns: None,
@@ -89,7 +89,7 @@ impl Tx {
 
     /// Rows that the group has changed.
     pub(crate) fn changed_rows(&self) -> usize {
-        self.pending.len()
+        self.pending.rows()
     }
 
     /// Runs one job: when it fails, nothing of it stays.
@@ -104,7 +104,7 @@ impl Tx {
             // The coordinator's own work shows in no attribute that anybody has seen.
             self.settle(None);
         }
-        self.undo.clear();
+        self.pending.keep();
         let (condemned, opened) = (std::mem::take(&mut self.condemned), std::mem::take(&mut self.opened));
         if result.is_err() {
             self.context.sessions.take_back(&condemned, &opened);
@@ -124,11 +124,11 @@ impl Tx {
 
     fn settle(&mut self, asker: Option<SessionId>) -> Vec<InodeId> {
         self.is_settled = true;
-        let inode = |(key, _): &(Key, _)| match key {
+        let inode = |key: &Key| match key {
             Key::Inode(id) => Some(*id),
             _ => None,
         };
-        let changed: BTreeSet<InodeId> = self.undo.iter().filter_map(inode).collect();
+        let changed: BTreeSet<InodeId> = self.pending.changed().filter_map(inode).collect();
         if changed.is_empty() {
             return Vec::new();
         }
@@ -140,38 +140,32 @@ impl Tx {
         &mut self,
         run: impl FnOnce(&mut Self) -> Result<T, OpError>,
     ) -> Result<T, OpError> {
-        let mark = self.undo.len();
+        let mark = self.pending.mark();
         let result = run(self);
         if result.is_err() {
-            while self.undo.len() > mark {
-                match self.undo.pop() {
-                    Some((key, Some(before))) => drop(self.pending.insert(key, before)),
-                    Some((key, None)) => drop(self.pending.remove(&key)),
-                    None => break,
-                }
-            }
+            self.pending.take_back(mark);
         }
         result
     }
 
     /// Whether the job under way has changed any row.
     pub(crate) fn has_changes(&self) -> bool {
-        !self.undo.is_empty()
+        self.pending.mark() > 0
     }
 
     /// Writes the changes of the group, and the number of this commit with them.
     pub(crate) fn commit(&mut self) -> Result<(), StoreError> {
-        let mut pending = std::mem::take(&mut self.pending);
         let removed = std::mem::take(&mut self.removed_directories);
-        if pending.is_empty() {
+        if self.pending.rows() == 0 {
             self.context.sessions.clear_condemned();
             return Ok(());
         }
         let sequence =
             Counter { name: Count::Sequence, value: self.context.sequence.get().saturating_add(1) };
-        pending.insert(Key::Counter(Count::Sequence), Some(sequence.clone().into()));
+        self.pending.put(sequence.clone().into());
+        self.pending.keep();
         let mut batch = Batch::default();
-        for (key, row) in pending {
+        for (key, row) in self.pending.take() {
             if self.cache.len() >= CACHE_ROWS {
                 self.cache.clear();
             }
@@ -217,8 +211,8 @@ impl Tx {
     }
 
     pub(crate) fn get(&mut self, key: &Key) -> Result<Option<Row>, StoreError> {
-        if let Some(row) = self.pending.get(key) {
-            return Ok(row.clone());
+        if let Some(change) = self.pending.get(key) {
+            return Ok(change.clone());
         }
         if let Some(row) = self.cache.get(key) {
             return Ok(row.clone());
@@ -237,52 +231,16 @@ impl Tx {
 
     /// Rows of a range, with the changes of the group.
     pub(crate) fn list<R: Record>(&mut self, scan: &Scan) -> Result<Vec<R>, StoreError> {
-        let table = scan.table();
-        let changed: Vec<(Key, Option<Row>)> = match &scan.range {
-            ScanRange::Between(first, last) if first <= last => {
-                self.pending.range(first..=last).map(|(key, row)| (key.clone(), row.clone())).collect()
-            }
-            ScanRange::Between(..) => return Ok(Vec::new()),
-            ScanRange::Behind(after) => {
-                let behind = self.pending.range((Bound::Excluded(after.clone()), Bound::Unbounded));
-                let of_table = behind.take_while(|(key, _)| key.table() == table);
-                of_table.map(|(key, row)| (key.clone(), row.clone())).collect()
-            }
-            ScanRange::All(_) => {
-                let of_table = self.pending.iter().filter(|(key, _)| key.table() == table);
-                of_table.map(|(key, row)| (key.clone(), row.clone())).collect()
-            }
-        };
-        if changed.is_empty() {
-            return crate::store::list(&*self.store, scan);
-        }
-        // Of the stored rows at most `changed` fall away, so this many are always enough.
-        let stored = self.store.scan(&scan.clone().limit(scan.limit.saturating_add(changed.len())))?;
-        let mut rows: BTreeMap<Key, Row> = stored.into_iter().map(|row| (row.key(), row)).collect();
-        for (key, row) in changed {
-            match row {
-                Some(row) => drop(rows.insert(key, row)),
-                None => drop(rows.remove(&key)),
-            }
-        }
-        let rows = rows.into_values();
-        Ok(if scan.reverse {
-            rows.rev().take(scan.limit).filter_map(R::from_row).collect()
-        } else {
-            rows.take(scan.limit).filter_map(R::from_row).collect()
-        })
+        let rows = self.pending.scan(&*self.store, scan)?;
+        Ok(rows.into_iter().filter_map(R::from_row).collect())
     }
 
     pub(crate) fn put(&mut self, row: impl Into<Row>) {
-        let row = row.into();
-        let key = row.key();
-        let before = self.pending.insert(key.clone(), Some(row));
-        self.undo.push((key, before));
+        self.pending.put(row.into());
     }
 
     pub(crate) fn delete(&mut self, key: Key) {
-        let before = self.pending.insert(key.clone(), None);
-        self.undo.push((key, before));
+        self.pending.delete(key);
     }
 
     /// Adds to a counter.
