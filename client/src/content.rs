@@ -37,6 +37,7 @@ use crate::writer::flight::Flight;
 use extents::ExtentMap;
 use failure::Failures;
 pub use failure::Told;
+pub use write::Place;
 
 /// The content of one inode as this client sees it; all its handles share it.
 ///
@@ -70,7 +71,7 @@ struct State {
     written_ns: i64,
     /// Oldest first.
     flights: VecDeque<Arc<Flight>>,
-    /// Nothing is taken into the buffer or out of it meanwhile.
+    /// Nothing is taken into the buffer meanwhile, and what is in it is taken out by the holder alone.
     held: bool,
     /// What stores in the background met.
     failures: Failures,

@@ -30,7 +30,7 @@ mod writer;
 pub use attr::{Applied, Attr, Caller, Kind, StatFs};
 pub use client::Client;
 pub use config::{ClientConfig, Unreachable};
-pub use content::{FileContent, Told};
+pub use content::{FileContent, Place, Told};
 pub use coordinator::Coordinator;
 pub use error::{ClientError, Result};
 pub use layout::Layout;

@@ -3,9 +3,10 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use cairn_client::vfs::{
     AllocateMode, AttrChange, HandleId, OpenFlags, Opened, RenameMode, SeekFrom, Time, Vfs, VfsError,
     WriteOrigin,
@@ -151,6 +152,40 @@ async fn appends_go_to_the_end_and_mapped_pages_where_they_belong() -> anyhow::R
         mount.vfs.write(file.handle, u64::MAX - 1, Bytes::from_static(b"xy"), WriteOrigin::PageCache);
     assert_eq!(kind(too_far.await), ErrorKind::FileTooLarge);
     mount.close(file.handle).await?;
+    mount.vfs.client().close().await?;
+    cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_truncated_in_order_with_the_appends_of_who_never_pauses() -> anyhow::Result<()> {
+    let cluster = Cluster::start().await?;
+    let mount = Mount::new(&cluster).await?;
+    let log = mount.create("log", OpenFlags { append: true, ..READ_WRITE }).await?;
+    let (inode, done) = (log.entry.attr.inode, Arc::new(AtomicBool::new(false)));
+    let writer = {
+        let (mount, done, handle) = (mount.clone(), Arc::clone(&done), log.handle);
+        tokio::spawn(async move {
+            let mut next = 1u64; // 0 is what a hole would show
+            while !done.load(Ordering::Relaxed) {
+                mount.write(handle, 0, &next.to_be_bytes()).await?;
+                next += 1;
+            }
+            Ok::<_, VfsError>(next)
+        })
+    };
+    for _ in 0..30 {
+        let truncated = mount.open(inode, OpenFlags { truncate: true, ..READ_WRITE }).await?;
+        mount.close(truncated.handle).await?;
+    }
+    done.store(true, Ordering::Relaxed);
+    let next = writer.await??;
+    let size = usize::try_from(mount.size(inode).await?)?;
+    let written = mount.read(log.handle, 0, size).await?;
+    let records: Vec<u64> =
+        written.chunks(8).map(|record| Bytes::copy_from_slice(record).get_u64()).collect();
+    let expected: Vec<u64> = (next - records.len() as u64..next).collect();
+    assert!(records == expected, "neither holes nor gaps: {} records up to {next}", records.len());
+    mount.close(log.handle).await?;
     mount.vfs.client().close().await?;
     cluster.stop().await
 }

@@ -11,11 +11,15 @@ use super::extents::Part;
 use crate::attr::{Attr, Caller};
 use crate::error::{ClientError, Result};
 
-/// How often new writes are let go before a change, until it takes its turn between two of them.
-const SETTLE_MAX: usize = 8;
-
-/// The buffer is neither filled nor emptied while this lives.
+/// The buffer takes no writes while this lives; who writes waits.
 struct Hold(Arc<FileContent>);
+
+impl Hold {
+    fn begin(content: &Arc<FileContent>) -> Self {
+        content.lock().held = true;
+        Self(Arc::clone(content))
+    }
+}
 
 impl Drop for Hold {
     fn drop(&mut self) {
@@ -158,7 +162,7 @@ impl FileContent {
         let this = self.shared()?;
         let work = async move {
             let _alone = this.changes.lock().await;
-            let hold = this.hold().await?;
+            let hold = this.hold().await;
             let result = change(Arc::clone(&this)).await;
             drop(hold);
             result
@@ -166,16 +170,15 @@ impl FileContent {
         self.engine.complete(work).await
     }
 
-    async fn hold(self: &Arc<Self>) -> Result<Hold> {
-        for _ in 0..SETTLE_MAX {
-            self.settle(false).await;
-            let mut state = self.lock();
-            if !state.is_dirty() {
-                state.held = true;
-                return Ok(Hold(Arc::clone(self)));
-            }
-        }
-        Err(ClientError::new(ErrorKind::Busy, "the file is being written without a pause"))
+    /// Has everything committed, and lets no write come until the guard is dropped.
+    ///
+    /// Most of the buffer leaves while writers go on, so that they wait for the rest alone. They do have to wait for
+    /// that: a file that is written without a pause is never found clean.
+    async fn hold(self: &Arc<Self>) -> Hold {
+        self.settle(false).await;
+        let hold = Hold::begin(self);
+        self.drain().await;
+        hold
     }
 }
 

@@ -18,13 +18,47 @@ const PIECE: usize = 1 << 20;
 const SCATTERED_CHUNKS: u64 = 4;
 const RUNS_MAX: usize = 8192;
 
+/// Where a write goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// From this byte of the file on.
+    At(u64),
+    /// To the end of the file as it is when the write is taken: a truncation that comes before it counts (O_APPEND).
+    End,
+}
+
+impl From<u64> for Place {
+    fn from(offset: u64) -> Self {
+        Self::At(offset)
+    }
+}
+
+impl Place {
+    /// `FileTooLarge`: it is known already that the write ends past the largest size.
+    fn check(self, len: usize) -> Result<()> {
+        match self {
+            Self::At(offset) => check(offset, len),
+            Self::End => Ok(()),
+        }
+    }
+
+    /// Where the next piece goes when one of `len` bytes was taken.
+    fn behind(self, len: usize) -> Self {
+        match self {
+            Self::At(offset) => Self::At(offset + len as u64),
+            Self::End => Self::End,
+        }
+    }
+}
+
 impl FileContent {
     /// Buffers a write when that needs no waiting. `Ok(false)`: nothing was taken, use [`Self::write_for`].
     ///
     /// An error that an earlier write of this file met in the background is reported here, once to each
     /// descriptor.
-    pub fn try_write(&self, told: &Told, offset: u64, data: &[u8]) -> Result<bool> {
-        check(offset, data.len())?;
+    pub fn try_write(&self, told: &Told, place: impl Into<Place>, data: &[u8]) -> Result<bool> {
+        let place = place.into();
+        place.check(data.len())?;
         if data.is_empty() {
             return Ok(true);
         }
@@ -32,7 +66,7 @@ impl FileContent {
             return Ok(false);
         }
         let Some(memory) = self.engine.budget.writes.try_take(data.len()) else { return Ok(false) };
-        Ok(self.buffer(told, offset, data, memory)?.is_none())
+        Ok(self.buffer(told, place, data, memory)?.is_none())
     }
 
     /// [`Self::write_for`] without a descriptor.
@@ -43,19 +77,19 @@ impl FileContent {
     /// Buffers a write, waiting for memory. Taken piece by piece when it is large.
     ///
     /// While the cluster has no room it is also stored, so that `NoSpace` is told here.
-    pub async fn write_for(&self, told: &Told, offset: u64, data: Bytes) -> Result<()> {
-        check(offset, data.len())?;
-        let mut at = offset;
+    pub async fn write_for(&self, told: &Told, place: impl Into<Place>, data: Bytes) -> Result<()> {
+        let mut place = place.into();
+        place.check(data.len())?;
         for piece in data.chunks(PIECE) {
             let mut memory = Some(self.wait_for_memory(piece.len()).await?);
             while let Some(taken) = memory.take() {
                 let released = self.released.notified();
-                memory = self.buffer(told, at, piece, taken)?;
+                memory = self.buffer(told, place, piece, taken)?;
                 if memory.is_some() {
                     let _ = clock::timeout(crate::retry::TRY_TIME, released).await;
                 }
             }
-            at += piece.len() as u64;
+            place = place.behind(piece.len());
         }
         if self.engine.lacks_space() {
             return self.flush_for(told).await;
@@ -87,7 +121,7 @@ impl FileContent {
     fn buffer(
         &self,
         told: &Told,
-        offset: u64,
+        place: Place,
         data: &[u8],
         memory: Reservation,
     ) -> Result<Option<Reservation>> {
@@ -99,6 +133,11 @@ impl FileContent {
             if state.held {
                 return Ok(Some(memory));
             }
+            let offset = match place {
+                Place::At(offset) => offset,
+                Place::End => state.size(),
+            };
+            check(offset, data.len())?;
             if !state.is_dirty() {
                 self.engine.add_dirty(Arc::clone(&shared));
             }
@@ -142,7 +181,7 @@ impl FileContent {
 
     /// Everything buffered, as one flight behind those before it.
     fn take_flight(&self, state: &mut State, durable: bool) -> Option<Arc<Flight>> {
-        if state.dirty.is_empty() || state.held {
+        if state.dirty.is_empty() {
             return None;
         }
         let file = self.this.upgrade()?;
@@ -159,11 +198,28 @@ impl FileContent {
     pub(crate) fn start_flush(&self, durable: bool) {
         let flight = {
             let mut state = self.lock();
-            self.take_flight(&mut state, durable)
+            // Who holds the file empties it.
+            if state.held { None } else { self.take_flight(&mut state, durable) }
         };
         if let Some(flight) = flight {
             self.engine.writer.submit(&self.engine, flight);
         }
+    }
+
+    /// For who holds the file: empties the buffer, and waits until everything is committed or has failed.
+    pub(super) async fn drain(&self) {
+        let flight = self.take_flight(&mut self.lock(), false);
+        if let Some(flight) = flight {
+            self.engine.writer.submit(&self.engine, flight);
+        }
+        while let Some(last) = self.last_flight() {
+            last.wait().await;
+        }
+        assert!(!self.is_dirty(), "inode {} was written while it was held", self.inode);
+    }
+
+    fn last_flight(&self) -> Option<Arc<Flight>> {
+        self.lock().flights.back().cloned()
     }
 
     /// Waits until everything buffered so far is committed or has failed; errors stay for the next

@@ -13,7 +13,7 @@ use super::handles::{FileHandle, FileRef, Handle, Mode};
 use super::local::Made;
 use super::names::create_of;
 use super::{Entry, HandleId, MAY_READ, MAY_WRITE, Result, Vfs, VfsError, access};
-use crate::{Applied, Caller, ClientError, FileContent, Kind, OpenGuard};
+use crate::{Applied, Caller, ClientError, FileContent, Kind, OpenGuard, Place};
 
 /// How open(2) was called, as far as a file system minds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -285,11 +285,7 @@ impl Vfs {
             Ok(file) => file,
             Err(error) => return Some(Err(error)),
         };
-        let offset = match place(&file, offset, data.len(), origin) {
-            Ok(offset) => offset,
-            Err(error) => return Some(Err(error)),
-        };
-        match file.content.try_write(&file.told, offset, data) {
+        match file.content.try_write(&file.told, place(&file, offset, origin), data) {
             Ok(true) => Some(Ok(())),
             Ok(false) => None,
             Err(error) => Some(Err(error.into())),
@@ -299,8 +295,7 @@ impl Vfs {
     /// Writes all of `data`; waits for memory, and with O_SYNC until it is durable.
     pub async fn write(&self, handle: HandleId, offset: u64, data: Bytes, origin: WriteOrigin) -> Result<()> {
         let file = self.writable(handle)?;
-        let offset = place(&file, offset, data.len(), origin)?;
-        file.content.write_for(&file.told, offset, data).await?;
+        file.content.write_for(&file.told, place(&file, offset, origin), data).await?;
         if file.sync {
             file.content.fsync_for(&file.told).await?;
         }
@@ -493,13 +488,11 @@ impl Vfs {
 }
 
 /// Where a write goes.
-fn place(file: &FileHandle, offset: u64, len: usize, origin: WriteOrigin) -> Result<u64> {
-    let offset = match (file.mode, origin) {
-        (Mode::Append, WriteOrigin::Call) => file.content.size(),
-        _ => offset,
-    };
-    end_of(offset, len as u64)?;
-    Ok(offset)
+fn place(file: &FileHandle, offset: u64, origin: WriteOrigin) -> Place {
+    match (file.mode, origin) {
+        (Mode::Append, WriteOrigin::Call) => Place::End,
+        _ => Place::At(offset),
+    }
 }
 
 fn end_of(offset: u64, length: u64) -> Result<u64> {
