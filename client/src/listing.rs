@@ -31,7 +31,7 @@ pub struct DirPage {
     started_ns: i64,
 }
 
-/// The read leases that came with a whole directory.
+/// The read leases that came with a directory, or with a part of it.
 #[derive(Debug)]
 pub(crate) struct Covering {
     pub(crate) grant: u64,
@@ -50,6 +50,8 @@ pub(crate) struct Wish {
     pub(crate) layouts: bool,
     /// A write lease on the directory.
     pub(crate) write_lease: bool,
+    /// Read leases also when the page is a part of the directory.
+    pub(crate) part: bool,
 }
 
 /// The leases that came with a page.
@@ -63,12 +65,12 @@ pub(crate) struct PageLeases {
 }
 
 impl PageLeases {
-    /// Parts the answer to what was asked in `era`: the beginning of a directory with attributes.
-    pub(crate) fn split(mut answer: v1::ReadDirResponse, era: Era) -> Result<(DirPage, Self)> {
+    /// Parts the answer to what was asked in `era`: what is behind `after` in a directory, with attributes.
+    pub(crate) fn split(mut answer: v1::ReadDirResponse, after: u64, era: Era) -> Result<(DirPage, Self)> {
         let (grant, lasts) = (answer.lease_grant, Duration::from_millis(answer.lease_ms.into()));
         let (layouts, unleased) = (std::mem::take(&mut answer.layouts), std::mem::take(&mut answer.unleased));
         let write_lease = answer.write_lease.take();
-        let page = DirPage::from_wire(answer, 0, true)?;
+        let page = DirPage::from_wire(answer, after, true)?;
         let layout = |known: v1::ShortLayout| {
             let attr = page.attrs.get(known.entry as usize);
             let attr = attr.ok_or_else(|| ClientError::protocol(PEER, "a layout of no entry"))?.clone();

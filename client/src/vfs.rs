@@ -50,6 +50,7 @@ mod local;
 mod names;
 mod opening;
 mod pages;
+mod parts;
 mod xattrs;
 
 pub(crate) use access::permits;
@@ -69,6 +70,7 @@ use kept::KeptPages;
 use lately::{ClosedLately, Removals};
 use leased::Leased;
 use local::Found;
+use parts::Walks;
 
 /// Attributes are never answered from local state for longer than this.
 pub const ATTRIBUTES_VALID_MAX: Duration = Duration::from_secs(1);
@@ -93,6 +95,7 @@ pub struct Vfs {
     covers: Covers,
     handles: HandleTable,
     kept_pages: KeptPages,
+    walks: Walks,
     closed_lately: ClosedLately,
     /// Own removals of names that are under way.
     removals: Removals,
@@ -123,6 +126,7 @@ impl Vfs {
             client,
             handles: HandleTable::default(),
             kept_pages: KeptPages::default(),
+            walks: Walks::default(),
             closed_lately: ClosedLately::default(),
             removals: Removals::default(),
             stat_fs: Mutex::new(None),
@@ -195,7 +199,7 @@ impl Vfs {
             Some(Err(error)) => return Err(error),
             None => {}
         }
-        if self.cover_names(parent).await
+        if self.cover_names(parent, name).await
             && let Some(known) = self.try_lookup(parent, name, caller)
         {
             return known;

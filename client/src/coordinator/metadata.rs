@@ -73,20 +73,22 @@ impl Coordinator {
         DirPage::from_wire(self.list(request).await?, after, attributes)
     }
 
-    /// The beginning of a directory with attributes, and the leases that it was given with; only a whole
-    /// directory has read leases.
+    /// What is behind cookie `after` in a directory, with attributes, and the leases that it was given with.
     pub(crate) async fn read_dir_leased(
         &self,
         inode: InodeId,
+        after: u64,
         limit: u32,
         wish: Wish,
     ) -> Result<(DirPage, PageLeases)> {
         let era = self.shared.session.leases.era();
         let request = v1::ReadDirRequest {
             inode: inode.get(),
+            after,
             limit,
             attributes: true,
             want_leases: true,
+            leases_of_part: wish.part,
             layouts: wish.layouts,
             want_write_lease: wish.write_lease,
             map_revision: self.shared.map.revision(),
@@ -94,7 +96,7 @@ impl Coordinator {
         };
         let mut answer = self.list(request).await?;
         self.shared.map.adopt(answer.map.take());
-        PageLeases::split(answer, era)
+        PageLeases::split(answer, after, era)
     }
 
     async fn list(&self, request: v1::ReadDirRequest) -> Result<v1::ReadDirResponse> {

@@ -114,16 +114,16 @@ fn leased() -> v1::ReadDirResponse {
 #[test]
 fn leases_come_with_what_they_cover() {
     let era = crate::session::leases::Leases::default().era();
-    let (page, leases) = PageLeases::split(leased(), era).unwrap();
+    let (page, leases) = PageLeases::split(leased(), 0, era).unwrap();
     let reads = leases.reads.unwrap();
     assert_eq!((page.len(), leases.write, reads.grant), (2, Some(3), 4));
     assert_eq!((reads.lasts, reads.without), (Duration::from_secs(2), BTreeSet::from([0])));
     assert_eq!((reads.layouts[0].attr.inode.get(), reads.layouts[0].extents.len()), (5, 1));
 
-    let (_, none) = PageLeases::split(good(), era).unwrap();
+    let (_, none) = PageLeases::split(good(), 0, era).unwrap();
     assert!(none.write.is_none() && none.reads.is_none());
     let foreign = v1::ReadDirResponse { write_lease: Some(v1::Lease { inode: 9, grant: 3 }), ..leased() };
-    assert_eq!(PageLeases::split(foreign, era).unwrap().1.write, None, "of another directory");
+    assert_eq!(PageLeases::split(foreign, 0, era).unwrap().1.write, None, "of another directory");
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn layouts_that_fit_no_entry_or_no_file_are_refused() {
     let refused = |change: fn(&mut v1::ShortLayout)| {
         let mut answer = leased();
         change(&mut answer.layouts[0]);
-        PageLeases::split(answer, era).unwrap_err().kind() == cairn_proto::ErrorKind::Protocol
+        PageLeases::split(answer, 0, era).unwrap_err().kind() == cairn_proto::ErrorKind::Protocol
     };
     assert!(refused(|layout| layout.entry = 2));
     assert!(refused(|layout| layout.extents[0].length = 11));

@@ -10,6 +10,8 @@
 //! It comes with listings that are asked for anyway, and with those that are made because a directory is looked
 //! into again and again: one of them costs little more than a look-up.
 //!
+//! Of a directory that is too large to be covered a part may be (`parts.rs`). It tells of the names in it and of no others.
+//!
 //! A file that is opened under a cover is registered with the coordinator later (`opening.rs`).
 //!
 //! Lock order: after that of write leases ([`super::leased`]), before inodes.
@@ -63,6 +65,7 @@ impl Term {
 
 struct Cover {
     term: Term,
+    /// The whole directory, or a part of it.
     page: Arc<Page>,
     /// The entries whose inodes are not covered.
     without: BTreeSet<usize>,
@@ -71,6 +74,10 @@ struct Cover {
 }
 
 impl Cover {
+    fn is_whole(&self) -> bool {
+        self.page.after == 0 && self.page.page.end
+    }
+
     fn find(&mut self, name: &[u8]) -> Option<usize> {
         let page = &self.page.page;
         let name_of = |at: usize| page.get(at).map_or(&[][..], |entry| entry.name);
@@ -268,7 +275,9 @@ impl Vfs {
         if let Err(error) = access::check(&cover.page.page.directory, MAY_EXECUTE, caller) {
             return Local::Done(Err(error));
         }
-        let Some(at) = cover.find(name.as_bytes()) else { return Local::Done(Err(no_such_name())) };
+        let Some(at) = cover.find(name.as_bytes()) else {
+            return if cover.is_whole() { Local::Done(Err(no_such_name())) } else { Local::Remote };
+        };
         let inode = cover.page.page.get(at).filter(|_| !cover.without.contains(&at)).map(|entry| entry.inode);
         let Some(entry) = inode.and_then(|inode| self.covered_entry(&state, inode, &term)) else {
             return Local::Remote;
@@ -306,7 +315,8 @@ impl Vfs {
             return None;
         }
         let mut state = self.covers.lock();
-        let page = self.cover(&mut state, directory).map(|cover| Arc::clone(&cover.page))?;
+        let cover = self.cover(&mut state, directory).filter(|cover| cover.is_whole());
+        let page = cover.map(|cover| Arc::clone(&cover.page))?;
         let attrs = || page.page.iter_from(0).filter_map(|entry| entry.attr);
         if listing == Listing::Attributes && !self.inodes.are_fresh(attrs()) {
             return None;
@@ -318,7 +328,8 @@ impl Vfs {
     /// The names of a directory one version ago: all of them, whatever the time is.
     pub(super) fn covered_before(&self, directory: InodeId, version: u64, era: Era) -> Option<Arc<Page>> {
         let state = self.covers.lock();
-        let cover = state.covers.get(&directory).filter(|cover| cover.term.era == era)?;
+        let is_usable = |cover: &&Cover| cover.term.era == era && cover.is_whole();
+        let cover = state.covers.get(&directory).filter(is_usable)?;
         let page = &cover.page;
         (page.page.directory.version + 1 == version).then(|| Arc::clone(page))
     }
@@ -338,9 +349,12 @@ impl Vfs {
         Some((hold(), layout.clone()))
     }
 
-    /// A name was looked up that no cover knows: lists the directory when that is worth it. `true`: look again.
-    pub(super) async fn cover_names(&self, directory: InodeId) -> bool {
-        let Some(size) = self.worth_covering(directory) else { return false };
+    /// A name was looked up that no cover knows: lists the directory, or a part of it, when that is worth it. `true`:
+    /// look again.
+    pub(super) async fn cover_names(&self, directory: InodeId, name: &FileName) -> bool {
+        let Some(size) = self.worth_covering(directory) else {
+            return self.cover_part(directory, name).await.unwrap_or(false);
+        };
         let list = self.covers.lock().miss(directory, Miss::Name, size);
         list && self.fetch_cover(directory, false).await.unwrap_or(false)
     }
@@ -367,20 +381,20 @@ impl Vfs {
         self.client.behind().applied(directory).await?;
         let asked = clock::now();
         let limit = u32::try_from(ENTRIES_MAX).unwrap_or(u32::MAX);
-        let wish = Wish { layouts, write_lease: false };
-        let (page, leases) = self.coordinator().read_dir_leased(directory, limit, wish).await?;
+        let wish = Wish { layouts, write_lease: false, part: false };
+        let (page, leases) = self.coordinator().read_dir_leased(directory, 0, limit, wish).await?;
         self.inodes.adopt(page.directory.clone(), asked);
         let page = Arc::new(Page { after: 0, listing: Listing::Attributes, page, asked });
         ending.is_covered = self.take_cover(&page, leases);
         Ok(ending.is_covered)
     }
 
-    /// Takes the read leases that came with a whole directory.
+    /// Takes the read leases that came with a directory, or with a part of one.
     pub(super) fn take_cover(&self, page: &Arc<Page>, leases: PageLeases) -> bool {
         let directory = page.page.directory.inode;
         let (era, Some(covering)) = (leases.era, leases.reads) else { return false };
         let Covering { grant, lasts, without, layouts } = covering;
-        if !page.page.end || !self.is_quiet(directory) {
+        if !self.is_quiet(directory) {
             return false;
         }
         let term = Term { until: page.asked + self.valid.min(lasts / LASTS_SHARE), era, grant };

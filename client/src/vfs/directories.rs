@@ -168,8 +168,8 @@ impl Vfs {
         self.client.behind().applied(directory.inode).await?;
         let inode = directory.inode;
         let (page, leases) = if after == 0 && attributes && self.is_quiet(inode) {
-            let wish = Wish { layouts: false, write_lease: self.will_be_emptied(inode) };
-            let (page, leases) = self.coordinator().read_dir_leased(inode, limit, wish).await?;
+            let wish = Wish { layouts: false, write_lease: self.will_be_emptied(inode), part: false };
+            let (page, leases) = self.coordinator().read_dir_leased(inode, 0, limit, wish).await?;
             (page, Some(leases))
         } else {
             (self.coordinator().read_dir(inode, after, limit, attributes).await?, None)

@@ -69,6 +69,15 @@ impl KeptPages {
         self.lock().pages.iter().any(|page| page.after == 0 && of(&page.page))
     }
 
+    /// The pages of a directory as it was at `version`, in no order.
+    pub(super) fn all_of(&self, directory: InodeId, version: u64) -> Vec<Arc<Page>> {
+        let of = |page: &&Arc<Page>| {
+            let shown = &page.page.directory;
+            shown.inode == directory && shown.version == version
+        };
+        self.lock().pages.iter().filter(of).cloned().collect()
+    }
+
     /// The names behind cookie `after` of the directory that `shown` is a page of, in the same state.
     pub(super) fn behind(&self, after: u64, shown: &DirPage) -> Option<Arc<Page>> {
         let mut state = self.lock();

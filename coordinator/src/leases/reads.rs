@@ -20,6 +20,9 @@ pub(crate) const READ_LEASE: Duration = Duration::from_secs(2);
 /// Read leases of all sessions: about 30 MiB.
 const READS_MAX: usize = 262_144;
 
+/// So many of the newest grants are looked at for one that a new one replaces.
+const LAST_LOOKED_AT: usize = 64;
+
 /// A read lease.
 #[derive(Debug)]
 struct Held {
@@ -74,6 +77,19 @@ impl Reads {
         self.count -= before - holders.len();
         if holders.is_empty() {
             self.by_inode.remove(&inode);
+        }
+    }
+
+    /// Ends what `session` was granted last with a listing of `directory`, as far as that is among the newest
+    /// grants: its holder shows nothing by it any more, and older ones end soon by themselves.
+    fn drop_last(&mut self, session: SessionId, directory: InodeId) {
+        let is_it =
+            |granted: &Granted| granted.session == session && granted.inodes.first() == Some(&directory);
+        let looked_at = self.granted.len().saturating_sub(LAST_LOOKED_AT);
+        let Some(at) = self.granted.range(looked_at..).rposition(is_it) else { return };
+        if let Some(granted) = self.granted.remove(looked_at + at) {
+            let is_it = |held: &Held| held.session == session && held.number == granted.number;
+            granted.inodes.into_iter().for_each(|inode| self.remove(inode, is_it));
         }
     }
 
@@ -158,6 +174,13 @@ impl Leases {
     /// To be taken before rows are read that a read lease shall cover: what has surely been committed.
     pub(crate) fn committed(&self) -> u64 {
         self.lock().reads.committed
+    }
+
+    /// A session is about to be granted leases with another part of a directory, and gives up those with the
+    /// part before.
+    pub(crate) fn drop_reads_of_part(&self, session: SessionId, directory: InodeId) {
+        self.lock().reads.drop_last(session, directory);
+        self.changes.send_replace(());
     }
 
     /// Read leases on a directory and on what its entries name, as they were read after `committed`. `None`:

@@ -87,11 +87,18 @@ pub(super) async fn read_dir(
     }
     let limit = (request.limit as usize).min(PAGE_ENTRIES_MAX);
     let v1::ReadDirRequest {
-        after, attributes, want_leases, layouts, map_revision, want_write_lease, ..
+        after,
+        attributes,
+        want_leases,
+        layouts,
+        map_revision,
+        want_write_lease,
+        leases_of_part,
+        ..
     } = request;
     let wanted = Wanted { directory: id, after, limit, inodes: attributes, bytes_max: PAGE_BYTES_MAX };
     let mut look = Look::begin(shared, &request.session, Some(id)).await?;
-    let holder = look.asker.filter(|_| want_leases && attributes && after == 0);
+    let holder = look.asker.filter(|_| want_leases && attributes && (after == 0 || leases_of_part));
     let write_lease = match look.asker.filter(|_| want_write_lease) {
         Some(session) => lease_for_writing(shared, session, id).await?.map(wire::lease),
         None => None,
@@ -103,7 +110,10 @@ pub(super) async fn read_dir(
         let shown = inodes.iter().filter_map(directory_of);
         if look.stands(std::iter::once(id).chain(shown)).await? {
             let page = page?;
-            let holder = holder.filter(|_| page.listed.end);
+            let holder = holder.filter(|_| page.listed.end || leases_of_part);
+            if let (Some(session), true) = (holder, leases_of_part) {
+                shared.context.leases.drop_reads_of_part(session, id);
+            }
             let Some(cover) = holder.and_then(|session| cover(shared, session, &page, committed)) else {
                 return Ok(v1::ReadDirResponse { write_lease, ..page.into_wire(shared.started_ns) });
             };
@@ -136,7 +146,7 @@ async fn lease_for_writing(
     shared.executor.run(job).await
 }
 
-/// Read leases on a whole directory and on what is in it.
+/// Read leases on a directory and on what is in a page of it.
 fn cover(shared: &Shared, session: SessionId, page: &Encoded, committed: u64) -> Option<ReadGrant> {
     let entries: Vec<_> = page.inodes.iter().map(|inode| inode.id).collect();
     shared.context.leases.grant_reads(session, page.directory.id, &entries, committed)

@@ -393,3 +393,24 @@ async fn they_have_a_bound() {
     clock::sleep(READ_LEASE).await;
     assert!(of(&many[1..]).is_some(), "the room of those that have ended is free");
 }
+
+#[tokio::test]
+async fn a_part_takes_the_place_of_the_one_before_and_of_nothing_else() {
+    let leases = Leases::new(LEASE, []);
+    let (one, two) = (session(1), session(2));
+    let (_one, _two) = (leases.attach(one), leases.attach(two));
+    let list = |of: SessionId, directory: u64, entry: u64| {
+        leases.drop_reads_of_part(of, inode(directory));
+        leases.grant_reads(of, inode(directory), &[inode(entry)], leases.committed()).unwrap();
+    };
+    list(one, 10, 11);
+    list(one, 20, 21);
+    list(two, 10, 11);
+    list(one, 10, 12);
+    assert_eq!(leases.reads_len(), 6, "of three directories with an entry each");
+    assert_eq!(in_the_way(&leases, Some(two), &[inode(11)]), [], "the first one has given it up");
+    assert_eq!(in_the_way(&leases, Some(one), &[inode(11)]), [inode(11)]);
+    for entry in [12, 21, 10, 20] {
+        assert_eq!(in_the_way(&leases, Some(two), &[inode(entry)]), [inode(entry)]);
+    }
+}
