@@ -176,6 +176,8 @@ pub struct Applied {
     pub new_parent: Option<Attr>,
     /// Rename: of the inode that lost its name or was exchanged.
     pub replaced: Option<Attr>,
+    /// Copy of a range: bytes copied, from its start on.
+    pub copied: u64,
 }
 
 impl Applied {
@@ -193,6 +195,7 @@ impl Applied {
             parent: Attr::optional(result.parent)?,
             new_parent: Attr::optional(result.new_parent)?,
             replaced: Attr::optional(result.replaced)?,
+            copied: result.copied,
         })
     }
 }

@@ -16,6 +16,7 @@ mod unsynced;
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use cairn_proto::limits::COMMIT_FILES_MAX;
 use cairn_proto::{ErrorKind, WireError, v1};
 use futures::future::try_join_all;
 use tokio::sync::Semaphore;
@@ -35,9 +36,9 @@ use unsynced::Unsynced;
 const PACKED_BYTES_MAX: u64 = 1 << 20;
 /// Packs on their way at once. Few, so that many small flushes at a time share one.
 const PACKS_RUNNING_MAX: usize = 2;
-/// Files and runs in one pack, which bounds the commit.
-const PACK_FILES_MAX: usize = 1024;
-const PACK_RUNS_MAX: usize = 16_384;
+/// Files and runs in one pack, which bound its commit.
+const PACK_FILES_MAX: usize = COMMIT_FILES_MAX;
+const PACK_RUNS_MAX: usize = flight::RUNS_MAX;
 /// Large chunks on their way at once; four keep the datanodes busy.
 const STORES_MAX: usize = 8;
 /// How often bytes are stored anew because their commit was refused for a reason that this cures.

@@ -17,6 +17,9 @@ pub(crate) enum OpError {
     /// until they have given them back, and tries again.
     #[error("other sessions hold leases on directories {0:?}")]
     Leased(Vec<InodeId>),
+    /// Nothing was changed, and the same request can succeed in a moment; nobody remembers this answer.
+    #[error("{0}")]
+    Later(String),
 }
 
 impl OpError {
@@ -33,6 +36,7 @@ impl OpError {
             Self::Refused { kind, .. } => *kind,
             Self::Store(error) => error.kind(),
             Self::Leased(_) => ErrorKind::Unavailable,
+            Self::Later(_) => ErrorKind::Overloaded,
         }
     }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use cairn_proto::ErrorKind;
 use cairn_runtime::bugs::{Bug, planted};
-use cairn_runtime::clock;
+use cairn_runtime::clock::{self, Instant};
 use cairn_runtime::threads::{self, Inbox, Refused};
 use tokio::sync::oneshot;
 
@@ -23,20 +23,28 @@ use crate::error::OpError;
 use crate::metrics;
 use crate::store::StoreError;
 
-pub(crate) use tx::Tx;
+pub(crate) use tx::{Steps, Tx};
 
 /// Jobs that may wait; more are refused with `Overloaded`, which clients answer with backoff.
 const QUEUE_DEPTH: usize = 4096;
 /// Jobs in one transaction.
 const GROUP_JOBS_MAX: usize = 512;
 /// Changed rows after which a group is closed, so that a commit stays short.
-const GROUP_ROWS_MAX: usize = 16_384;
+const GROUP_ROWS_MAX: usize = 8192;
+/// Time after which a group is closed, so that the first of it are answered.
+const GROUP_TIME_MAX: Duration = Duration::from_millis(50);
+/// No job should hold up the others for longer. One that does is counted and logged.
+const JOB_TIME_MAX: Duration = Duration::from_millis(100);
+/// Slow jobs are logged this often at most.
+const SLOW_LOGGED_EVERY: Duration = Duration::from_secs(10);
 /// A job that is not answered by then gets `TimedOut`; what became of it is unknown.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
 
 /// One job: executed once, then answered once its group is committed.
 trait Job: Send {
     fn execute(&mut self, tx: &mut Tx);
+    /// Of the function that made it, for logs.
+    fn name(&self) -> &'static str;
     /// `failure`: why the group could not be committed.
     fn answer(self: Box<Self>, failure: Option<&StoreError>);
 }
@@ -56,6 +64,10 @@ where
         if let Some(run) = self.run.take() {
             self.result = Some(tx.attempt(run));
         }
+    }
+
+    fn name(&self) -> &'static str {
+        std::any::type_name::<F>()
     }
 
     fn answer(self: Box<Self>, failure: Option<&StoreError>) {
@@ -82,11 +94,12 @@ impl Executor {
         let (ended, end) = oneshot::channel();
         let failed = Arc::new(AtomicBool::new(false));
         let failing = Arc::clone(&failed);
+        let mut slow = SlowJobs::default();
         let queue = threads::serve(
             "executor",
             QUEUE_DEPTH,
             move |first, more: &mut dyn FnMut() -> Option<Box<dyn Job>>| {
-                run_group(&mut tx, first, more, &failing);
+                run_group(&mut tx, first, more, &failing, &mut slow);
             },
             move || {
                 let _ = ended.send(());
@@ -125,20 +138,49 @@ fn stopped() -> OpError {
     OpError::new(ErrorKind::Unavailable, "the coordinator is stopping")
 }
 
+/// Jobs that took longer than any should.
+#[derive(Debug, Default)]
+struct SlowJobs {
+    logged: Option<Instant>,
+    /// Since the last was logged.
+    more: u64,
+}
+
+impl SlowJobs {
+    fn note(&mut self, job: &dyn Job, took: Duration) {
+        if took <= JOB_TIME_MAX {
+            return;
+        }
+        metrics::slow_job();
+        if self.logged.is_some_and(|logged| logged.elapsed() < SLOW_LOGGED_EVERY) {
+            self.more += 1;
+            return;
+        }
+        let (job, not_logged) = (job.name(), std::mem::take(&mut self.more));
+        tracing::warn!(job, ?took, not_logged, "a change of metadata held up all others");
+        self.logged = Some(clock::now());
+    }
+}
+
 /// Executes the jobs that wait, commits what they changed, answers them.
 fn run_group(
     tx: &mut Tx,
     first: Box<dyn Job>,
     more: &mut dyn FnMut() -> Option<Box<dyn Job>>,
     failed: &AtomicBool,
+    slow: &mut SlowJobs,
 ) {
     let began = clock::now();
     let mut group = Vec::with_capacity(8);
     let mut next = Some(first);
     while let Some(mut job) = next {
+        let started = clock::now();
         job.execute(tx);
+        slow.note(&*job, started.elapsed());
         group.push(job);
-        let full = group.len() >= GROUP_JOBS_MAX || tx.changed_rows() >= GROUP_ROWS_MAX;
+        let full = group.len() >= GROUP_JOBS_MAX
+            || tx.changed_rows() >= GROUP_ROWS_MAX
+            || began.elapsed() >= GROUP_TIME_MAX;
         next = if full { None } else { more() };
     }
     let rows = tx.changed_rows();

@@ -1,5 +1,4 @@
-//! What happens by itself: leases that run out, datanodes that fall silent, plans that expire,
-//! large files that are deleted step by step.
+//! What happens by itself: leases that run out, datanodes that fall silent, plans that expire.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -18,8 +17,6 @@ const ROUND: Duration = Duration::from_millis(500);
 const PLAN_ROUNDS: u64 = 120;
 /// Longest sleep of the watch over datanodes; a registration brings the deadline nearer.
 const WATCH: Duration = Duration::from_millis(250);
-/// Steps of deletion in one round, so that other jobs get their turn.
-const REAP_STEPS: usize = 64;
 
 /// Starts the tasks. They hold no strong reference while they sleep, and end with the service.
 pub(crate) fn start(shared: &Arc<Shared>) {
@@ -62,11 +59,6 @@ async fn run_round(shared: &Shared, round: u64) -> Result<(), OpError> {
         let ended = shared.executor.run(move |tx| ops::open::end_session(tx, session, true)).await?;
         if ended {
             tracing::warn!(session = %session, "session ended: its lease ran out");
-        }
-    }
-    for _ in 0..REAP_STEPS {
-        if !shared.executor.run(ops::open::reap_step).await? {
-            break;
         }
     }
     if round.is_multiple_of(PLAN_ROUNDS) {

@@ -6,6 +6,8 @@ use std::time::Duration;
 const GROUP_SECONDS: &str = "cairn_coordinator_group_commit_seconds";
 /// Jobs executed.
 const JOBS: &str = "cairn_coordinator_jobs_total";
+/// Jobs that took more than 100 ms, in which nobody else was served.
+const SLOW_JOBS: &str = "cairn_coordinator_slow_jobs_total";
 /// Rows written.
 const ROWS: &str = "cairn_coordinator_rows_written_total";
 /// Time to answer a request, seconds, by method.
@@ -64,6 +66,11 @@ pub(crate) fn group(jobs: usize, rows: usize, took: Duration) {
     metrics::histogram!(GROUP_SECONDS).record(took.as_secs_f64());
     metrics::counter!(JOBS).increment(jobs as u64);
     metrics::counter!(ROWS).increment(rows as u64);
+}
+
+/// A job held up all others for longer than any should.
+pub(crate) fn slow_job() {
+    metrics::counter!(SLOW_JOBS).increment(1);
 }
 
 /// A request was answered.

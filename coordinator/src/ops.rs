@@ -13,7 +13,7 @@ pub(crate) mod commit;
 pub(crate) mod compact;
 mod create;
 mod directory;
-mod extents;
+pub(crate) mod extents;
 pub(crate) mod faults;
 pub(crate) mod gc;
 pub(crate) mod layout;
@@ -25,7 +25,7 @@ pub(crate) mod open;
 pub(crate) mod plan;
 pub(crate) mod read;
 pub(crate) mod reconcile;
-mod remove;
+pub(crate) mod remove;
 mod rename;
 pub(crate) mod reserve;
 mod rmdir;
@@ -91,6 +91,8 @@ pub(crate) struct Applied {
     pub(crate) new_parent: Option<Inode>,
     /// What lost its name in a rename, or was exchanged.
     pub(crate) replaced: Option<Inode>,
+    /// Bytes of a range that were copied, from its start on.
+    pub(crate) copied: u64,
 }
 
 impl Applied {

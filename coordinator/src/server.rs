@@ -22,14 +22,15 @@ use crate::archive::shipper;
 use crate::config::{CoordinatorConfig, Engine};
 use crate::context::{Context, Policy, Sequence};
 use crate::datanodes::Datanodes;
-use crate::executor::{Executor, Tx};
+use crate::executor::{Executor, Steps, Tx};
 use crate::leases::Leases;
 use crate::listings::Listings;
 use crate::maintenance;
 use crate::membership::state::Members;
 use crate::membership::{Cluster, timing};
 use crate::service::{Service, Shared};
-use crate::sessions::{NOBODY, Sessions};
+use crate::sessions::Sessions;
+use crate::slots::UnderWay;
 use crate::store::memory::MemoryStore;
 use crate::store::shipped::ShippedWriter;
 use crate::store::sqlite::{self, SqliteOptions};
@@ -37,6 +38,7 @@ use crate::store::{self, Count, Orphan, Scan, Session, Store, StoreError, Table}
 use crate::workers::compact::Compact;
 use crate::workers::gc::{Gc, GcState};
 use crate::workers::placement::PlacementWorker;
+use crate::workers::reap::Reap;
 use crate::workers::reconcile::Reconcile;
 use crate::workers::repair::RepairWorker;
 use crate::workers::{self, Workers};
@@ -179,6 +181,7 @@ pub(crate) async fn start_on(
     let shared = Arc::new(Shared {
         context,
         executor,
+        under_way: UnderWay::default(),
         readers,
         backups,
         pool,
@@ -199,6 +202,7 @@ pub(crate) async fn start_on(
     workers::start(&shared, RepairWorker::new(config.repair_rate.as_u64()));
     workers::start(&shared, Gc::default());
     workers::start(&shared, Compact::new());
+    workers::start(&shared, Reap::default());
     workers::start(&shared, Reconcile::new(config.reconcile_every));
     let server = serve(listener, shared, &shutdown).await;
     tracing::info!(%address, %cluster, "coordinator serves");
@@ -243,6 +247,7 @@ fn open(config: &CoordinatorConfig, memory: &MemoryStore) -> Result<Opened, Stor
     });
     let orphans: Vec<Orphan> = store::list(&*writer, &Scan::all(Table::Orphan))?;
     let sessions: Vec<Session> = store::list(&*writer, &Scan::all(Table::Session))?;
+    let known = sessions.iter().map(|session| session.id).collect();
     let members = Members::new(
         timing(config.suspect_after, config.down_after, config.lost_after),
         store::list(&*writer, &Scan::all(Table::Datanode))?,
@@ -263,7 +268,7 @@ fn open(config: &CoordinatorConfig, memory: &MemoryStore) -> Result<Opened, Stor
         false => writer,
     };
     let mut tx = Tx::new(writer, Arc::clone(&context));
-    tx.reap = orphans.iter().filter(|row| row.session == NOBODY).map(|row| row.inode).collect();
+    tx.steps = Steps::of(&orphans, &known);
     Ok(Opened { context, readers, tx })
 }
 

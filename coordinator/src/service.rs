@@ -36,6 +36,7 @@ use crate::error::OpError;
 use crate::executor::Executor;
 use crate::listings::Listings;
 use crate::metrics;
+use crate::slots::UnderWay;
 use crate::store::{Reader, Readers};
 use crate::workers::Workers;
 use crate::workers::gc::GcState;
@@ -44,6 +45,7 @@ use crate::workers::gc::GcState;
 pub(crate) struct Shared {
     pub(crate) context: Arc<Context>,
     pub(crate) executor: Executor,
+    pub(crate) under_way: UnderWay,
     pub(crate) readers: Arc<dyn Readers>,
     /// Asks for a base backup in the second place, when there is one.
     pub(crate) backups: Option<mpsc::Sender<BaseRequest>>,

@@ -241,6 +241,11 @@ impl Sessions {
         orphans
     }
 
+    /// Whether the session has an inode open.
+    pub(crate) fn holds_open(&self, session: SessionId, inode: InodeId) -> bool {
+        self.lock().live.get(&session).is_some_and(|live| live.opens.contains_key(&inode))
+    }
+
     /// Whether the session holds an inode that has no name any more.
     pub(crate) fn holds_orphan(&self, session: SessionId, inode: InodeId) -> bool {
         self.lock().orphans.contains(&(inode, session))

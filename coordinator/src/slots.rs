@@ -6,12 +6,15 @@
 //! and the first request of each slot may jump ahead then.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use cairn_proto::limits::SLOTS_MAX;
 use cairn_proto::{ErrorKind, SessionId, WireError};
 use cairn_runtime::bugs::{Bug, planted};
 use prost::Message;
+use tokio::sync::watch;
 
 use crate::error::OpError;
 use crate::executor::Tx;
@@ -21,7 +24,7 @@ use crate::store::{Key, Slot};
 const REPLY_REMEMBERED_MAX: usize = 16 << 10;
 
 /// Names one mutating request for ever.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct RequestId {
     pub(crate) session: SessionId,
     pub(crate) slot: u32,
@@ -38,6 +41,41 @@ impl RequestId {
             return Err(OpError::invalid(format!("sequence {sequence}; they start at 1")));
         }
         Ok(Self { session, slot, sequence })
+    }
+}
+
+/// Requests that wait for the executor or are executed. One that is sent again meanwhile waits here for itself: it
+/// would else take a place in the queue each time, only to find its reply there.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct UnderWay(Arc<Mutex<HashMap<RequestId, watch::Sender<()>>>>);
+
+impl UnderWay {
+    /// Waits until no attempt of this request is under way; then it is this one. Cancel-safe.
+    pub(crate) async fn enter(&self, id: RequestId) -> Attempt {
+        loop {
+            let mut earlier = match self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(id) {
+                Entry::Occupied(attempt) => attempt.get().subscribe(),
+                Entry::Vacant(place) => {
+                    place.insert(watch::Sender::new(()));
+                    return Attempt { all: self.clone(), id };
+                }
+            };
+            // Ends when the sender is dropped.
+            let _ = earlier.changed().await;
+        }
+    }
+}
+
+/// One attempt of a request; it goes with its job, and ends with this.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    all: UnderWay,
+    id: RequestId,
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.all.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
     }
 }
 
@@ -125,8 +163,9 @@ pub(crate) fn once<R: Message + Default>(
             Ok(reply)
         }
         Err(error) => {
-            // The store's own failures and leases of others pass; the same request is then tried again.
-            if !matches!(error, OpError::Store(_) | OpError::Leased(_)) {
+            // The store's own failures, leases of others and work under way pass; the same request is then tried
+            // again.
+            if !matches!(error, OpError::Store(_) | OpError::Leased(_) | OpError::Later(_)) {
                 tx.slots.remember(id, Outcome::Refused(error.to_wire()));
             }
             Err(error)
@@ -174,4 +213,33 @@ fn earlier_reply(tx: &mut Tx, id: &RequestId) -> Result<Option<Bytes>, OpError> 
         return Err(OpError::invalid(message));
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_that_is_sent_again_waits_for_its_first_attempt_and_no_other_does() {
+        let under_way = UnderWay::default();
+        let id = |sequence| RequestId::new(SessionId::from_uuid(uuid::Uuid::nil()), 1, sequence).unwrap();
+        let first = under_way.enter(id(1)).await;
+        let again: Vec<_> = (0..3)
+            .map(|_| {
+                let under_way = under_way.clone();
+                tokio::spawn(async move { drop(under_way.enter(id(1)).await) })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        assert!(again.iter().all(|attempt| !attempt.is_finished()));
+        drop(under_way.enter(id(2)).await);
+        again[1].abort();
+        drop(first);
+        let mut ended = 0;
+        for attempt in again {
+            ended += usize::from(attempt.await.is_ok());
+        }
+        assert_eq!(ended, 2, "one after the other");
+        assert!(under_way.0.lock().unwrap().is_empty());
+    }
 }

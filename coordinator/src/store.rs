@@ -27,12 +27,13 @@ use cairn_proto::{ClusterId, InodeId};
 
 pub(crate) use error::StoreError;
 pub(crate) use rows::{
-    AdminState, Chunk, Cluster, Count, Counter, Datanode, Dentry, Extent, Fault, Garbage, Inode, Key, Kind,
-    Labels, Member, MemberState, Members, Orphan, Plan, Record, ReplicaSet, Row, Session, Slot, Table, Xattr,
+    AdminState, Chunk, Cluster, Count, Counter, Datanode, DeadRange, Dentry, Extent, Fault, Garbage, Inode,
+    Key, Kind, Labels, Member, MemberState, Members, Orphan, Plan, Record, ReplicaSet, Row, Session, Slot,
+    Table, Xattr,
 };
 
 /// Version of the schema that this build reads and writes.
-pub(crate) const SCHEMA: u64 = 2;
+pub(crate) const SCHEMA: u64 = 3;
 
 /// Which rows a scan visits.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,6 +8,7 @@
 pub(crate) mod compact;
 pub(crate) mod gc;
 pub(crate) mod placement;
+pub(crate) mod reap;
 pub(crate) mod reconcile;
 pub(crate) mod repair;
 pub(crate) mod strays;

@@ -361,7 +361,7 @@ async fn bad_input_gets_an_error_and_nothing_else() -> Result {
     }
     let none = client.apply(vec![]).await;
     assert_eq!(client.error(none), ErrorKind::InvalidArgument);
-    let many = client.apply(vec![v1::Mutation::default(); 4097]).await;
+    let many = client.apply(vec![v1::Mutation::default(); 1025]).await;
     assert_eq!(client.error(many), ErrorKind::InvalidArgument);
     let bad_id = v1::RequestId { session: vec![1, 2, 3].into(), slot: 0, sequence: 1 };
     let no_session = client.apply_as(bad_id, vec![file(1, "x")]).await;

@@ -30,7 +30,13 @@ pub const FILE_SIZE_MAX: u64 = i64::MAX as u64;
 pub const LINK_MAX: u32 = 65_000;
 /// Reply slots of one session.
 pub const SLOTS_MAX: u32 = 256;
-/// Mutations in one `Apply`, files in one `ConfirmUpload`.
+/// Mutations in one `Apply`: the coordinator executes so many in some ten milliseconds.
+pub const MUTATIONS_MAX: usize = 1024;
+/// Ids in one plan, bad chunks in one heartbeat.
 pub const BATCH_MAX: usize = 4096;
-/// Extents in one `FileCommit`, chunks in one request to a datanode.
+/// Extents, and chunks, in one `ConfirmUpload`: the coordinator commits so many in some ten milliseconds.
+pub const COMMIT_EXTENTS_MAX: usize = 2048;
+/// Files in one `ConfirmUpload`.
+pub const COMMIT_FILES_MAX: usize = 1024;
+/// Extents in one answer, chunks in one request to a datanode.
 pub const LIST_MAX: usize = 65_536;

@@ -356,7 +356,7 @@ fn batches_and_request_ids() {
             r.id.as_mut().unwrap().session = Bytes::from_static(&[1; 16]);
         }),
         ("no mutations", &[InvalidArgument], |r| r.mutations.clear()),
-        ("4,097 mutations", &[InvalidArgument], |r| r.mutations = vec![r.mutations[0].clone(); 4097]),
+        ("1,025 mutations", &[InvalidArgument], |r| r.mutations = vec![r.mutations[0].clone(); 1025]),
         ("a mutation of no kind", &[InvalidArgument, Protocol], |r| r.mutations[0].op = None),
         ("no credentials", &[InvalidArgument], |r| r.credentials = None),
         ("a time before 1970", &[InvalidArgument], |r| r.mutations[0].at_ns = -1),
@@ -392,18 +392,25 @@ fn batches_and_request_ids() {
     rows.push(row("ReserveInodes of 2^32 - 1", &[InvalidArgument], reserve(&[1; 16], u32::MAX)));
     rows.push(row("ReserveInodes of no session", &[InvalidArgument], reserve(&[], 1)));
     rows.push(row("ReserveInodes of a session that is not", &[SessionExpired], reserve(&[1; 16], 1)));
-    rows.push(row("ConfirmUpload of 4,097 files", &[InvalidArgument], |wire| {
+    rows.push(row("ConfirmUpload of 1,025 files", &[InvalidArgument], |wire| {
         let file = v1::FileCommit { inode: ROOT, ..v1::FileCommit::default() };
-        let files = vec![file; 4097];
+        let files = vec![file; 1025];
         wire.confirm_any(v1::ConfirmUploadRequest { id: Some(wire.next_id()), chunks: vec![], files })
             .map(drop)
     }));
-    rows.push(row("ConfirmUpload of 65,537 extents", &[InvalidArgument], |wire| {
-        let inode = wire.create("many-extents");
-        let extents = (0..65_537)
-            .map(|i| v1::Extent { offset: i * 10, length: 1, chunk: 1, chunk_offset: 0 })
-            .collect();
-        let files = vec![v1::FileCommit { inode, extents, ..v1::FileCommit::default() }];
+    rows.push(row("ConfirmUpload of 2,049 chunks", &[InvalidArgument], |wire| {
+        let chunks =
+            (1..=2049).map(|chunk| v1::StoredChunk { chunk, ..v1::StoredChunk::default() }).collect();
+        let files = vec![v1::FileCommit { inode: ROOT, ..v1::FileCommit::default() }];
+        wire.confirm_any(v1::ConfirmUploadRequest { id: Some(wire.next_id()), chunks, files }).map(drop)
+    }));
+    rows.push(row("ConfirmUpload of 2,049 extents in two files", &[InvalidArgument], |wire| {
+        let file = |name, first: u64, count: u64| {
+            let extent = |i| v1::Extent { offset: i * 10, length: 1, chunk: 1, chunk_offset: 0 };
+            let extents = (first..first + count).map(extent).collect();
+            v1::FileCommit { inode: wire.create(name), extents, ..v1::FileCommit::default() }
+        };
+        let files = vec![file("many-extents", 0, 2000), file("some-extents", 0, 49)];
         wire.confirm_any(v1::ConfirmUploadRequest { id: Some(wire.next_id()), chunks: vec![], files })
             .map(drop)
     }));

@@ -86,8 +86,10 @@ impl FileContent {
         .await
     }
 
-    /// copy_file_range(2) as a copy of extents, after all buffered writes of both files; how many
-    /// bytes were copied (cut at the source's end).
+    /// copy_file_range(2) as a copy of extents, after all buffered writes of both files; how many bytes were
+    /// copied. Fewer than `length`: to the source's end, or to where a later part failed.
+    ///
+    /// The coordinator copies a bounded number of extents at a time; each part is atomic, all of them are not.
     pub async fn clone_from(
         &self,
         source: &FileContent,
@@ -107,19 +109,25 @@ impl FileContent {
                 return Ok(0);
             }
             this.engine.behind.applied(source.inode).await?;
-            let op = v1::CloneRange {
-                source: source.inode.get(),
-                source_offset,
-                destination: this.inode.get(),
-                destination_offset: offset,
-                length,
-            };
-            let attr = this.apply(Op::CloneRange(op), &caller).await?;
-            this.engine.writer.unsynced.copy(source.inode, this.inode);
-            let mut state = this.lock();
-            state.adopt(&attr, true);
-            state.extents.clear();
-            Ok(length)
+            let mut copied = 0;
+            while copied < length {
+                let op = v1::CloneRange {
+                    source: source.inode.get(),
+                    source_offset: source_offset + copied,
+                    destination: this.inode.get(),
+                    destination_offset: offset + copied,
+                    length: length - copied,
+                };
+                match this.clone_part(op, &source, &caller).await {
+                    // The source has become shorter.
+                    Ok(0) => break,
+                    Ok(more) => copied += more.min(length - copied),
+                    Err(error) if copied == 0 => return Err(error),
+                    // Whoever goes on from there meets the error, if it is still one.
+                    Err(_) => break,
+                }
+            }
+            Ok(copied)
         })
         .await
     }
@@ -146,6 +154,18 @@ impl FileContent {
                 None => at = size,
             }
         }
+    }
+
+    async fn clone_part(&self, op: v1::CloneRange, source: &Self, caller: &Caller) -> Result<u64> {
+        self.engine.behind.applied(self.inode).await?;
+        let applied = self.engine.coordinator.apply(Op::CloneRange(op), caller).await?;
+        let copied = applied.copied;
+        let attr = applied.into_attr()?;
+        self.engine.writer.unsynced.copy(source.inode, self.inode);
+        let mut state = self.lock();
+        state.adopt(&attr, true);
+        state.extents.clear();
+        Ok(copied)
     }
 
     async fn apply(&self, op: Op, caller: &Caller) -> Result<Attr> {

@@ -10,7 +10,7 @@ use cairn_runtime::clock;
 use super::{FileContent, State, Told};
 use crate::budget::Reservation;
 use crate::error::{ClientError, Result};
-use crate::writer::flight::Flight;
+use crate::writer::flight::{self, Flight};
 
 /// Larger writes are taken piece by piece, so that one does not need all the memory at once.
 const PIECE: usize = 1 << 20;
@@ -174,42 +174,46 @@ impl FileContent {
             let scattered =
                 state.dirty.bytes() as u64 > SCATTERED_CHUNKS * size || state.dirty.runs() > RUNS_MAX;
             if scattered || ends_chunk && full() {
-                leaving.extend(self.take_flight(state, false));
+                leaving.extend(self.take_flights(state, false));
             }
         }
     }
 
-    /// Everything buffered, as one flight behind those before it.
-    fn take_flight(&self, state: &mut State, durable: bool) -> Option<Arc<Flight>> {
+    /// Everything buffered, as flights behind those before them, each of which fits one commit.
+    fn take_flights(&self, state: &mut State, durable: bool) -> Vec<Arc<Flight>> {
         if state.dirty.is_empty() {
-            return None;
+            return Vec::new();
         }
-        let file = self.this.upgrade()?;
-        let memory = state.memory.split(state.dirty.bytes());
+        let Some(file) = self.this.upgrade() else { return Vec::new() };
         let runs = state.dirty.take();
         state.dirty_since = None;
-        let previous = state.flights.back().cloned();
-        let flight = Flight::new(file, runs, state.written_ns, durable, previous, memory);
-        state.flights.push_back(Arc::clone(&flight));
-        Some(flight)
+        let mut taken = Vec::with_capacity(1);
+        for runs in flight::groups(runs, self.engine.chunk_size) {
+            let memory = state.memory.split(runs.iter().map(|(_, run)| run.len()).sum());
+            let previous = state.flights.back().cloned();
+            let flight = Flight::new(Arc::clone(&file), runs, state.written_ns, durable, previous, memory);
+            state.flights.push_back(Arc::clone(&flight));
+            taken.push(flight);
+        }
+        taken
     }
 
     /// Sends everything buffered on its way, without waiting; callable from any thread.
     pub(crate) fn start_flush(&self, durable: bool) {
-        let flight = {
+        let flights = {
             let mut state = self.lock();
             // Who holds the file empties it.
-            if state.held { None } else { self.take_flight(&mut state, durable) }
+            if state.held { Vec::new() } else { self.take_flights(&mut state, durable) }
         };
-        if let Some(flight) = flight {
+        for flight in flights {
             self.engine.writer.submit(&self.engine, flight);
         }
     }
 
     /// For who holds the file: empties the buffer, and waits until everything is committed or has failed.
     pub(super) async fn drain(&self) {
-        let flight = self.take_flight(&mut self.lock(), false);
-        if let Some(flight) = flight {
+        let flights = self.take_flights(&mut self.lock(), false);
+        for flight in flights {
             self.engine.writer.submit(&self.engine, flight);
         }
         while let Some(last) = self.last_flight() {

@@ -1,7 +1,7 @@
 //! Names, attributes, directories, layouts, membership.
 
 use bytes::Bytes;
-use cairn_proto::limits::BATCH_MAX;
+use cairn_proto::limits::MUTATIONS_MAX;
 use cairn_proto::{ErrorKind, FileName, InodeId, v1};
 
 use cairn_runtime::clock;
@@ -149,8 +149,8 @@ impl Coordinator {
         ops: Vec<v1::mutation::Op>,
         caller: &Caller,
     ) -> Result<Vec<Result<Applied>>> {
-        if ops.is_empty() || ops.len() > BATCH_MAX {
-            let message = format!("{} mutations in one call; 1 to {BATCH_MAX} are possible", ops.len());
+        if ops.is_empty() || ops.len() > MUTATIONS_MAX {
+            let message = format!("{} mutations in one call; 1 to {MUTATIONS_MAX} are possible", ops.len());
             return Err(ClientError::new(ErrorKind::InvalidArgument, message));
         }
         let expected = ops.len();

@@ -8,11 +8,35 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use cairn_proto::ByteRange;
+use cairn_proto::limits::COMMIT_EXTENTS_MAX;
 use cairn_runtime::bugs::{Bug, planted};
 use tokio::sync::watch;
 
 use crate::budget::Reservation;
 use crate::content::FileContent;
+
+/// Runs and whole chunks of one flight: each becomes an extent of its commit, and one more where a run is cut.
+pub(crate) const RUNS_MAX: usize = COMMIT_EXTENTS_MAX / 2;
+const CHUNKS_MAX: u64 = COMMIT_EXTENTS_MAX as u64 / 4;
+
+/// Buffered runs in groups that each fit one commit, in their order.
+pub(crate) fn groups(runs: Vec<(u64, Bytes)>, chunk_size: u64) -> Vec<Vec<(u64, Bytes)>> {
+    let bytes_max = CHUNKS_MAX.saturating_mul(chunk_size);
+    let mut groups: Vec<Vec<(u64, Bytes)>> = Vec::new();
+    let mut bytes = 0;
+    for run in runs {
+        let length = run.1.len() as u64;
+        bytes += length;
+        match groups.last_mut().filter(|group| group.len() < RUNS_MAX && bytes <= bytes_max) {
+            Some(group) => group.push(run),
+            None => {
+                bytes = length;
+                groups.push(vec![run]);
+            }
+        }
+    }
+    groups
+}
 
 #[derive(Debug)]
 pub(crate) struct Flight {
@@ -86,5 +110,28 @@ impl Flight {
     pub(crate) fn land(&self) {
         drop(self.memory.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.landed.send_replace(true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::writer::cut::cut;
+
+    #[test]
+    fn each_group_of_runs_fits_one_commit_and_all_are_there_in_their_order() {
+        let scattered: Vec<_> = (0..10_000u64).map(|n| (n * 8192, Bytes::from_static(&[7; 3]))).collect();
+        let long: Vec<_> = (0..600u64).map(|n| (n << 18, Bytes::from_static(&[7; 1 << 18]))).collect();
+        for (runs, chunk_size) in [(scattered, 8 << 20), (long, 64 << 10)] {
+            let groups = groups(runs.clone(), chunk_size);
+            assert!(groups.len() > 1);
+            for group in &groups {
+                let drafts = cut([&group[..]], chunk_size);
+                let extents: usize = drafts.iter().map(|draft| draft.uses.len()).sum();
+                assert!(extents <= COMMIT_EXTENTS_MAX && drafts.len() <= COMMIT_EXTENTS_MAX, "{extents}");
+            }
+            assert_eq!(groups.concat(), runs);
+        }
+        assert!(groups(Vec::new(), 64 << 10).is_empty());
     }
 }

@@ -1,6 +1,7 @@
 //! What an operation executes against: committed rows, overlaid with the changes of its group.
 
 mod pending;
+mod steps;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -11,16 +12,21 @@ use cairn_runtime::clock;
 
 use crate::context::Context;
 use crate::error::OpError;
-use crate::sessions::{NOBODY, Open};
+use crate::sessions::Open;
 use crate::slots::SlotCache;
-use crate::store::{
-    Batch, Count, Counter, Inode, Key, Kind, Orphan, Record, Row, Scan, StoreError, Table, Writer,
-};
+use crate::store::{Batch, Count, Counter, Inode, Key, Kind, Record, Row, Scan, StoreError, Table, Writer};
 
 use pending::Pending;
+pub(crate) use steps::Steps;
 
 /// A client's idea of this clock may be ahead by so much; what it says to be later happens now.
 const CLOCKS_APART_NS: i64 = 1_000_000_000;
+/// Extents that one job removes or copies, with what follows for their chunks: some ten milliseconds.
+const EXTENTS_AT_ONCE: usize = 2048;
+/// Rows that a job changes before it leaves what it can to later steps.
+const JOB_ROWS: usize = 8192;
+/// Extents that each part may remove even then, so that small files go at once.
+const EXTENTS_ANYHOW: usize = 4;
 /// Rows remembered from earlier groups. As the only writer the executor may trust them.
 const CACHE_ROWS: usize = 16_384;
 
@@ -41,8 +47,12 @@ pub(crate) struct Tx {
     pub(crate) opened: Vec<(SessionId, Open)>,
     /// Directories that the group removes; with the commit their leases end.
     pub(crate) removed_directories: Vec<InodeId>,
-    /// Inodes without names whose extents are still to be removed, step by step.
-    pub(crate) reap: BTreeSet<InodeId>,
+    /// What is left to be done step by step.
+    pub(crate) steps: Steps,
+    /// Extents that one job removes or copies at most.
+    pub(crate) extents_at_once: usize,
+    /// Rows after which a job of many parts leaves what it can to later steps.
+    pub(crate) job_rows: usize,
     /// Datanodes that may lack a chunk of this group although they said that they have it.
     pub(crate) doubted: BTreeSet<NodeId>,
     pub(crate) slots: SlotCache,
@@ -61,7 +71,9 @@ impl Tx {
             condemned: Vec::new(),
             opened: Vec::new(),
             removed_directories: Vec::new(),
-            reap: BTreeSet::new(),
+            steps: Steps::default(),
+            extents_at_once: EXTENTS_AT_ONCE,
+            job_rows: JOB_ROWS,
             doubted: BTreeSet::new(),
             slots: SlotCache::default(),
             context,
@@ -92,6 +104,18 @@ impl Tx {
         self.pending.rows()
     }
 
+    /// Whether the job under way may begin with something more that can wait.
+    pub(crate) fn has_room(&self) -> bool {
+        self.pending.mark() < self.job_rows
+    }
+
+    /// How many extents the job under way may still remove or copy; what is more has to wait for later steps.
+    pub(crate) fn extents_left(&self) -> usize {
+        let rows_left = self.job_rows.saturating_sub(self.pending.mark());
+        // With each goes a row of its chunk and what the garbage of that takes.
+        (rows_left / 4).max(EXTENTS_ANYHOW).min(self.extents_at_once)
+    }
+
     /// Runs one job: when it fails, nothing of it stays.
     pub(crate) fn attempt<T>(
         &mut self,
@@ -99,6 +123,7 @@ impl Tx {
     ) -> Result<T, OpError> {
         self.now_ns = clock::wall_ns().max(self.now_ns);
         self.is_settled = false;
+        let mark = self.steps.mark();
         let result = self.nested(run);
         if !self.is_settled {
             // The coordinator's own work shows in no attribute that anybody has seen.
@@ -107,6 +132,7 @@ impl Tx {
         self.pending.keep();
         let (condemned, opened) = (std::mem::take(&mut self.condemned), std::mem::take(&mut self.opened));
         if result.is_err() {
+            self.steps.take_back(mark);
             self.context.sessions.take_back(&condemned, &opened);
         }
         result
@@ -157,6 +183,7 @@ impl Tx {
     pub(crate) fn commit(&mut self) -> Result<(), StoreError> {
         let removed = std::mem::take(&mut self.removed_directories);
         if self.pending.rows() == 0 {
+            self.steps.keep();
             self.context.sessions.clear_condemned();
             return Ok(());
         }
@@ -184,6 +211,7 @@ impl Tx {
             self.context.sequence.set(sequence.value);
             self.context.cluster.publish();
             self.context.leases.remove(&removed);
+            self.steps.keep();
         }
         self.context.sessions.clear_condemned();
         committed
@@ -194,18 +222,16 @@ impl Tx {
         self.cache.clear();
         self.slots.clear();
         let sets = crate::store::list(&*self.store, &Scan::all(Table::ReplicaSet));
-        let orphans = crate::store::list::<Orphan>(&*self.store, &Scan::all(Table::Orphan));
         // What became of the commit may be unknown: the store says which was the last.
         let sequence = crate::store::count(&*self.store, Count::Sequence);
-        match (sets, orphans, sequence) {
-            (Ok(sets), Ok(orphans), Ok(sequence)) => {
+        self.steps.take_back((0, 0));
+        match (sets, sequence) {
+            (Ok(sets), Ok(sequence)) => {
                 self.context.sequence.set(sequence);
                 self.context.cluster.reset_sets(sets);
-                let nobodys = orphans.iter().filter(|row| row.session == NOBODY);
-                self.reap = nobodys.map(|row| row.inode).collect();
             }
-            (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => {
-                tracing::error!(%error, "replica sets and orphans can not be read again");
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::error!(%error, "replica sets can not be read again");
             }
         }
     }

@@ -8,7 +8,9 @@ use cairn_proto::{ChunkId, InodeId, ReplicaSetId};
 use super::report::{Finding, Report};
 use super::{Abort, Mend, PAGE};
 use crate::ops::mend::Delta;
-use crate::store::{Chunk, Count, Extent, Fault, Inode, Key, Kind, Reader, ReplicaSet, Scan, Table, list};
+use crate::store::{
+    Chunk, Count, DeadRange, Extent, Fault, Inode, Key, Kind, Reader, ReplicaSet, Scan, Table, list,
+};
 
 /// Chunk ids whose extents are gathered in one run over the extents: 12 bytes each.
 const WINDOW: u64 = 4 << 20;
@@ -51,6 +53,7 @@ pub(super) fn check(reader: &dyn Reader, report: &mut Report) -> Result<BTreeSet
 fn check_files(reader: &dyn Reader, report: &mut Report) -> Result<(), Abort> {
     report.begin("extents of files", crate::store::count(reader, Count::Inodes)?)?;
     let mut extents = Rows::<Extent>::new(Table::Extent);
+    let mut dead = Rows::<DeadRange>::new(Table::DeadRange);
     let mut last: Option<Key> = None;
     loop {
         let page: Vec<Inode> = list(reader, &Scan::behind(Table::Inode, last).limit(PAGE))?;
@@ -61,8 +64,12 @@ fn check_files(reader: &dyn Reader, report: &mut Report) -> Result<(), Abort> {
             while let Some(extent) = extents.next_if(reader, |extent| extent.inode < inode.id)? {
                 no_inode(report, &extent)?;
             }
-            check_file(reader, report, &inode, &mut extents)?;
+            let dead = check_dead(reader, report, &inode, &mut dead)?;
+            check_file(reader, report, &inode, &mut extents, &dead)?;
         }
+    }
+    while let Some(range) = dead.next_if(reader, |_| true)? {
+        dead_without_file(report, &range)?;
     }
     while let Some(extent) = extents.next_if(reader, |_| true)? {
         no_inode(report, &extent)?;
@@ -76,15 +83,60 @@ fn no_inode(report: &mut Report, extent: &Extent) -> Result<(), Abort> {
     report.found(Finding::error("EXTENT_WITHOUT_INODE", text).of_inode(extent.inode).of_chunk(extent.chunk))
 }
 
+/// The dead ranges of a file; they are in order, apart, and as many as the inode says.
+fn check_dead(
+    reader: &dyn Reader,
+    report: &mut Report,
+    inode: &Inode,
+    ranges: &mut Rows<DeadRange>,
+) -> Result<Vec<DeadRange>, Abort> {
+    while let Some(range) = ranges.next_if(reader, |range| range.inode < inode.id)? {
+        dead_without_file(report, &range)?;
+    }
+    let mut found: Vec<DeadRange> = Vec::new();
+    while let Some(range) = ranges.next_if(reader, |range| range.inode == inode.id)? {
+        if inode.kind != Kind::File {
+            dead_without_file(report, &range)?;
+            continue;
+        }
+        if range.end <= range.start || found.last().is_some_and(|last| range.start < last.end) {
+            let text = format!("the dead range at {} of inode {} overlaps another", range.start, inode.id);
+            report.found(Finding::error("DEAD_RANGE", text).of_inode(inode.id))?;
+        }
+        found.push(range);
+    }
+    if found.len() as u64 != inode.dead_ranges() {
+        let counted = inode.dead_ranges();
+        let text = format!("inode {} counts {counted} dead ranges, there are {}", inode.id, found.len());
+        let mend = Mend::DeadRanges(inode.id, Delta::between(counted, found.len() as u64));
+        report.found_with(Finding::error("DEAD_RANGES", text).of_inode(inode.id), mend)?;
+    }
+    Ok(found)
+}
+
+fn dead_without_file(report: &mut Report, range: &DeadRange) -> Result<(), Abort> {
+    let text = format!("a dead range at {} of inode {}, which is no file", range.start, range.inode);
+    let finding = Finding::error("DEAD_RANGE_WITHOUT_FILE", text).of_inode(range.inode);
+    report.found_with(finding, Mend::DropDeadRange(range.inode, range.start))
+}
+
 fn check_file(
     reader: &dyn Reader,
     report: &mut Report,
     inode: &Inode,
     extents: &mut Rows<Extent>,
+    dead: &[DeadRange],
 ) -> Result<(), Abort> {
     let (mut covered, mut allocated) = (0, 0u64);
+    let mut dead = dead.iter().peekable();
     while let Some(extent) = extents.next_if(reader, |extent| extent.inode == inode.id)? {
         let end = extent.offset.saturating_add(extent.length);
+        while dead.next_if(|range| range.end <= extent.offset).is_some() {}
+        if dead.peek().is_some_and(|range| range.start <= extent.offset) {
+            // No part of the file any more; its bytes count until it is removed.
+            allocated = allocated.saturating_add(extent.length);
+            continue;
+        }
         let wrong = if inode.kind != Kind::File {
             Some("belongs to an inode that is no file")
         } else if extent.length == 0 || end > FILE_SIZE_MAX {

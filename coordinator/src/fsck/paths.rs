@@ -7,6 +7,7 @@ use cairn_proto::{ChunkId, InodeId};
 use super::names::DirectoryPaths;
 use super::report::{Finding, Report};
 use super::{Abort, PAGE};
+use crate::ops::extents;
 use crate::store::{Count, Dentry, Extent, Inode, Key, Reader, Scan, Table, list};
 
 /// Files that are named; more are only counted. About 48 bytes each.
@@ -27,6 +28,9 @@ pub(super) fn name_files(
         let Some(end) = page.last() else { break };
         last = Some(Key::Extent(end.inode, end.offset));
         for extent in page.iter().filter(|extent| lost.contains(&extent.chunk)) {
+            if extents::is_dead(reader, extent)? {
+                continue;
+            }
             if hit.len() < FILES_MAX || hit.contains_key(&extent.inode) {
                 *hit.entry(extent.inode).or_default() += extent.length;
             } else {

@@ -9,12 +9,12 @@ use uuid::Uuid;
 use super::*;
 use crate::executor::Tx;
 use crate::ops::access::Caller;
-use crate::ops::tests::{make_file, name, tx_on};
-use crate::ops::{CloneRange, Create, Mutation, NewInode, SetXattr, apply, open};
+use crate::ops::tests::{make_file, name, set, tx_on};
+use crate::ops::{CloneRange, Create, Mutation, NewInode, SetAttr, SetXattr, apply, open, remove};
 use crate::store::memory::MemoryStore;
 use crate::store::{
-    Chunk, Counter, Dentry, Extent, Fault, Garbage, Inode, Key, Kind, Members, Orphan, Readers, ReplicaSet,
-    Scan, Table, Xattr, find,
+    Chunk, Counter, DeadRange, Dentry, Extent, Fault, Garbage, Inode, Key, Kind, Members, Orphan, Readers,
+    ReplicaSet, Scan, Table, Xattr, find,
 };
 
 struct Bench {
@@ -229,6 +229,29 @@ fn numbers_of_an_inode_are_found_and_mended() {
         inode.parent = 99;
     });
     bench.finds_and_mends(&["ALLOCATED", "ENTRIES", "LINKS", "LINKS", "PARENT", "XATTRS"]);
+}
+
+#[test]
+fn what_a_truncated_file_has_still_to_lose_is_sound() {
+    let mut bench = Bench::new();
+    let a = bench.child("a");
+    bench.tx.extents_at_once = 1;
+    let size = |size| Mutation::SetAttr(SetAttr { size: Some(size), via_handle: true, ..set(a) });
+    let root = Caller::default();
+    bench.tx.attempt(|tx| apply(tx, &size(10), &root)).unwrap();
+    bench.finds(&[]);
+    assert_eq!(bench.tx.inode(a).unwrap().dead_ranges(), 1);
+    // What lies over dead rows overlaps nothing.
+    bench.tx.extents_at_once = 2048;
+    bench.write(a, 9, 700);
+    bench.finds(&[]);
+    bench.change::<Inode>(Key::Inode(a), |inode| inode.set_dead_ranges(7));
+    let nobodys = InodeId::new(999).unwrap();
+    bench.tx.put(DeadRange { inode: nobodys, start: 5, end: 9 });
+    bench.finds_and_mends(&["DEAD_RANGES", "DEAD_RANGE_WITHOUT_FILE"]);
+    while bench.tx.attempt(remove::go_on).unwrap() {}
+    bench.finds(&[]);
+    assert_eq!(bench.tx.inode(a).unwrap().allocated, 700);
 }
 
 #[test]

@@ -195,6 +195,7 @@ impl Trial {
             destination_offset: destination,
         };
         let length = self.models[from].size.min(source + length).saturating_sub(source);
+        // Small copies fit one job.
         let done = self.apply(Mutation::CloneRange(op));
         if !done || length == 0 {
             assert!(done || from == to, "a copy between two files was refused");

@@ -143,7 +143,7 @@ impl Run {
                 Err(error) => Err(error.clone().into()),
             };
             match result {
-                Err(OpError::Leased(inodes)) => return Err(OpError::Leased(inodes)),
+                Err(error @ (OpError::Leased(_) | OpError::Later(_))) => return Err(error),
                 result => results.push(result),
             }
         }

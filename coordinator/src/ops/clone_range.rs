@@ -1,4 +1,5 @@
-//! copy_file_range(2) within the file system: extents are copied, no byte moves.
+//! copy_file_range(2) within the file system: extents are copied, no byte moves. One call copies as many as fit one
+//! job, and says how far it came; the caller goes on from there.
 
 use cairn_proto::mode::without_privileges;
 use cairn_proto::{ByteRange, ErrorKind};
@@ -16,23 +17,27 @@ pub(super) fn clone_range(tx: &mut Tx, op: &CloneRange, caller: &Caller) -> Resu
     need_file(&source)?;
     need_file(&destination)?;
     let end = op.source_range.end().min(source.size);
-    let Some(from) = ByteRange::between(op.source_range.start(), end) else {
+    let Some(wanted) = ByteRange::between(op.source_range.start(), end) else {
         // Behind the end there is nothing to copy.
         return Ok(Applied::inode(destination));
     };
-    let to = ByteRange::new(op.destination_offset, from.len())
+    let extents_max = tx.extents_left();
+    let mut found = extents::touching(tx, &source, wanted, extents_max + 1)?;
+    let end = found.get(extents_max).map_or(wanted.end(), |first_left| first_left.offset);
+    found.truncate(extents_max);
+    let from = ByteRange::between(wanted.start(), end).unwrap_or(wanted);
+    let to = ByteRange::new(op.destination_offset, wanted.len())
         .ok_or_else(|| OpError::new(ErrorKind::FileTooLarge, "the copy would end past 2^63 - 1"))?;
-    if source.id == destination.id && from.intersection(to).is_some() {
+    if source.id == destination.id && wanted.intersection(to).is_some() {
         return Err(OpError::invalid("the ranges of one file overlap"));
     }
-    let copies: Vec<Extent> = extents::touching(tx, source.id, from)?
-        .into_iter()
-        .filter_map(|extent| moved(&extent, from, to, &destination))
-        .collect();
+    let to = ByteRange::new(to.start(), from.len()).unwrap_or(to);
     let mut live = LiveChanges::default();
     extents::cut(tx, &mut destination, to, &mut live)?;
-    for copy in copies {
-        extents::insert(tx, &mut destination, copy, &mut live);
+    for extent in found {
+        if let Some(copy) = moved(&extent, from, to, &destination) {
+            extents::insert(tx, &mut destination, copy, &mut live)?;
+        }
     }
     live.apply(tx)?;
     destination.size = destination.size.max(to.end());
@@ -41,7 +46,7 @@ pub(super) fn clone_range(tx: &mut Tx, op: &CloneRange, caller: &Caller) -> Resu
     }
     destination.modified(tx.now_ns());
     tx.put(destination.clone());
-    Ok(Applied::inode(destination))
+    Ok(Applied { copied: from.len(), ..Applied::inode(destination) })
 }
 
 pub(super) fn need_file(inode: &Inode) -> Result<(), OpError> {

@@ -90,6 +90,7 @@ pub(crate) fn confirm(tx: &mut Tx, op: &Confirm) -> Result<Vec<Result<Applied, O
                 live.merge(changes);
                 Ok(applied)
             }
+            Err(error @ OpError::Later(_)) => return Err(error),
             Err(error) => Err(error),
         });
     }
@@ -245,19 +246,20 @@ fn commit_file(
         check_extent(tx, extent, checked)?;
     }
     let mut live = LiveChanges::default();
-    for run in runs(&new) {
+    // Run after run, so that a look for what one replaces ends at what the one before has put.
+    for (run, extents) in runs(&new) {
         extents::cut(tx, &mut inode, run, &mut live)?;
-    }
-    for extent in &new {
-        let row = Extent {
-            inode: inode.id,
-            offset: extent.range.start(),
-            length: extent.range.len(),
-            chunk: extent.chunk,
-            chunk_offset: extent.chunk_offset,
-        };
-        extents::insert(tx, &mut inode, row, &mut live);
-        inode.size = inode.size.max(extent.range.end());
+        for extent in extents {
+            let row = Extent {
+                inode: inode.id,
+                offset: extent.range.start(),
+                length: extent.range.len(),
+                chunk: extent.chunk,
+                chunk_offset: extent.chunk_offset,
+            };
+            extents::insert(tx, &mut inode, row, &mut live)?;
+        }
+        inode.size = inode.size.max(run.end());
     }
     let now_ns = tx.now_ns();
     inode.mtime_ns = file.mtime_ns.unwrap_or(now_ns);
@@ -295,20 +297,13 @@ fn check_extent(
     Ok(())
 }
 
-/// Neighbouring extents as one range, so that what they replace is looked for once.
-fn runs(extents: &[NewExtent]) -> Vec<ByteRange> {
-    let mut runs: Vec<ByteRange> = Vec::new();
-    for extent in extents {
-        let joined = runs
-            .last()
-            .filter(|last| last.end() == extent.range.start())
-            .and_then(|last| ByteRange::between(last.start(), extent.range.end()));
-        match (joined, runs.last_mut()) {
-            (Some(joined), Some(last)) => *last = joined,
-            _ => runs.push(extent.range),
-        }
-    }
-    runs
+/// Neighbouring extents with the range that they are together, so that what they replace is looked for once.
+fn runs(extents: &[NewExtent]) -> impl Iterator<Item = (ByteRange, &[NewExtent])> {
+    let neighbours = extents.chunk_by(|one, next| one.range.end() == next.range.start());
+    neighbours.filter_map(|run| {
+        let (first, last) = (run.first()?, run.last()?);
+        Some((ByteRange::between(first.range.start(), last.range.end())?, run))
+    })
 }
 
 #[cfg(test)]

@@ -19,7 +19,9 @@ use super::extents;
 use crate::error::OpError;
 use crate::executor::Tx;
 use crate::sessions::NOBODY;
-use crate::store::{Chunk, Count, Extent, Inode, Key, MemberState, Plan, Reader, ReplicaSet, StoreError};
+use crate::store::{
+    Chunk, Count, Extent, Inode, Key, MemberState, Plan, Reader, ReplicaSet, Scan, StoreError,
+};
 
 /// Chunks shorter than this are left alone: a datanode gives back whole pages.
 const LENGTH_MIN: u64 = 64 << 10;
@@ -56,6 +58,9 @@ pub(crate) struct Packed {
 /// Parts of one new chunk: what one commit turns in a moment.
 const PARTS_MAX: usize = 4096;
 
+/// Extents that are looked at in the place of one; when it was written over with more, the rest stays as it is.
+const PLACE_MAX: usize = 16;
+
 /// Packs what `extents` use of their chunks into new chunks of at most `size` bytes. A run that several
 /// extents use is copied once.
 pub(crate) fn pack(mut used: Vec<Extent>, size: u64) -> Vec<Packed> {
@@ -88,27 +93,17 @@ pub(crate) fn pack(mut used: Vec<Extent>, size: u64) -> Vec<Packed> {
     all
 }
 
-/// The extents that lie in these chunks, from the snapshot of `reader`; `None` when there are more than
-/// `limit`.
+/// Of a page of extents behind `after`, those that lie in these chunks; and where to go on, `None` at the end.
 pub(crate) fn users(
     reader: &dyn Reader,
     chunks: &BTreeSet<ChunkId>,
-    limit: usize,
-) -> Result<Option<Vec<Extent>>, StoreError> {
-    let mut found = Vec::new();
-    let mut all = true;
-    reader.each(crate::store::Table::Extent, &mut |row| {
-        if let crate::store::Row::Extent(extent) = row
-            && chunks.contains(&extent.chunk)
-        {
-            all &= found.len() < limit;
-            if all {
-                found.push(extent);
-            }
-        }
-        Ok(())
-    })?;
-    Ok(all.then_some(found))
+    after: Option<Key>,
+    page: usize,
+) -> Result<(Vec<Extent>, Option<Key>), StoreError> {
+    let rows: Vec<Extent> =
+        crate::store::list(reader, &Scan::behind(crate::store::Table::Extent, after).limit(page))?;
+    let next = rows.last().map(|last| Key::Extent(last.inode, last.offset));
+    Ok((rows.into_iter().filter(|extent| chunks.contains(&extent.chunk)).collect(), next))
 }
 
 /// Grants the id of a new chunk on a set, to nobody's session. `Unavailable`: the set is not whole.
@@ -146,10 +141,8 @@ pub(crate) fn commit(tx: &mut Tx, stored: &StoredChunk, packed: &Packed) -> Resu
     let mut turned = 0;
     for (inode, range) in places(&packed.extents) {
         // An inode that is gone has no extents either.
-        if tx.find::<Inode>(&Key::Inode(inode))?.is_none() {
-            continue;
-        }
-        for extent in extents::touching(tx, inode, range)? {
+        let Some(inode) = tx.find::<Inode>(&Key::Inode(inode))? else { continue };
+        for extent in extents::touching(tx, &inode, range, PLACE_MAX)? {
             let Some(to) = place_in(&parts, &extent) else { continue };
             live.remove(extent.chunk, extent.length);
             live.add(stored.id, extent.length);

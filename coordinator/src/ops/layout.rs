@@ -33,11 +33,7 @@ pub(crate) fn layout(
         return Ok(Layout { inode, extents: Vec::new(), chunks: Vec::new(), covered: 0 });
     };
     clone_range::need_file(&inode)?;
-    let extents = if inode.allocated == 0 {
-        Vec::new()
-    } else {
-        extents::read_touching(reader, id, range, extents_max)?
-    };
+    let extents = extents::touching(&mut { reader }, &inode, range, extents_max)?;
     let covered = match extents.last() {
         Some(last) if extents.len() >= extents_max => last.end().min(range.end()).max(range.start()),
         _ => range.end(),

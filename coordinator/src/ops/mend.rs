@@ -44,6 +44,7 @@ pub(crate) enum Mend {
     /// Bytes that extents cover.
     Allocated(InodeId, Delta),
     Xattrs(InodeId, Delta),
+    DeadRanges(InodeId, Delta),
     /// Bytes of a chunk that extents refer to.
     Live(ChunkId, Delta),
     /// Bad copies of a chunk.
@@ -59,6 +60,8 @@ pub(crate) enum Mend {
     DropGarbage(i64, ChunkId),
     DropOrphan(InodeId, SessionId),
     DropXattr(InodeId, Bytes),
+    /// The dead range that starts there, of an inode that is no file.
+    DropDeadRange(InodeId, u64),
     /// Ids up to this one are in use.
     NextChunk(ChunkId),
 }
@@ -71,6 +74,7 @@ pub(crate) fn mend(tx: &mut Tx, mend: &Mend) -> Result<bool, OpError> {
         Mend::Entries(id, delta) => change(tx, *id, |inode| inode.size = delta.to(inode.size)),
         Mend::Allocated(id, delta) => change(tx, *id, |inode| inode.allocated = delta.to(inode.allocated)),
         Mend::Xattrs(id, delta) => change(tx, *id, |inode| inode.xattrs = delta.to_small(inode.xattrs)),
+        Mend::DeadRanges(id, delta) => dead_ranges(tx, *id, *delta),
         Mend::Live(id, delta) => live(tx, *id, *delta),
         Mend::Faults(id, delta) => {
             let Some(mut chunk) = tx.find::<Chunk>(&Key::Chunk(*id))? else { return Ok(false) };
@@ -105,6 +109,10 @@ pub(crate) fn mend(tx: &mut Tx, mend: &Mend) -> Result<bool, OpError> {
             let gone = tx.get(&Key::Inode(*inode))?.is_none();
             drop_row(tx, Key::Xattr(*inode, name.clone()), gone, None)
         }
+        Mend::DropDeadRange(inode, start) => {
+            let file = tx.find::<Inode>(&Key::Inode(*inode))?.is_some_and(|inode| inode.kind == Kind::File);
+            drop_row(tx, Key::DeadRange(*inode, *start), !file, None)
+        }
         Mend::NextChunk(id) => {
             let next = tx.find::<Counter>(&Key::Counter(Count::NextChunk))?.map_or(1, |row| row.value);
             if next > id.get() {
@@ -120,6 +128,15 @@ fn change(tx: &mut Tx, id: InodeId, change: impl FnOnce(&mut Inode)) -> Result<b
     let Some(mut inode) = tx.find::<Inode>(&Key::Inode(id))? else { return Ok(false) };
     change(&mut inode);
     inode.changed(tx.now_ns());
+    tx.put(inode);
+    Ok(true)
+}
+
+/// What only the worker sees changes no version.
+fn dead_ranges(tx: &mut Tx, id: InodeId, delta: Delta) -> Result<bool, OpError> {
+    let file = tx.find::<Inode>(&Key::Inode(id))?.filter(|inode| inode.kind == Kind::File);
+    let Some(mut inode) = file else { return Ok(false) };
+    inode.set_dead_ranges(delta.to(inode.dead_ranges()));
     tx.put(inode);
     Ok(true)
 }

@@ -2,12 +2,11 @@
 
 use cairn_proto::{InodeId, SessionId};
 
-use super::remove;
 use crate::error::OpError;
 use crate::executor::Tx;
 use crate::store::{Key, Scan, Session, Slot};
 
-pub(crate) use super::remove::reap_step;
+use super::remove::release_step;
 
 /// Records a new session.
 pub(crate) fn begin_session(tx: &mut Tx, id: SessionId, description: String) -> Result<(), OpError> {
@@ -29,7 +28,9 @@ pub(crate) fn end_session(tx: &mut Tx, id: SessionId, only_overdue: bool) -> Res
     Ok(true)
 }
 
-/// A session has closed these orphans.
+/// A session has closed these orphans. What does not fit one job is done step by step; should the coordinator
+/// stop before, the session says again what it holds, or is no more.
 pub(crate) fn release(tx: &mut Tx, session: SessionId, orphans: &[InodeId]) -> Result<(), OpError> {
-    orphans.iter().try_for_each(|&inode| remove::release(tx, inode, session))
+    tx.steps.released.extend(orphans.iter().map(|&inode| (inode, session)));
+    release_step(tx).map(|_| ())
 }

@@ -13,9 +13,6 @@ use crate::executor::Tx;
 use crate::sessions::NOBODY;
 use crate::store::{Count, Inode, Key, Kind, Orphan, Scan, Xattr};
 
-/// Extents that one step removes.
-const STEP_EXTENTS: usize = 4096;
-
 /// Takes one name from an inode whose entry is gone; returns it as it is now.
 pub(super) fn drop_name(tx: &mut Tx, mut inode: Inode) -> Result<Inode, OpError> {
     inode.nlink = if inode.is_directory() { 0 } else { inode.nlink.saturating_sub(1) };
@@ -38,8 +35,31 @@ pub(super) fn drop_name(tx: &mut Tx, mut inode: Inode) -> Result<Inode, OpError>
     Ok(inode)
 }
 
+/// Does one job's part of what is done step by step. Whether there is more.
+pub(crate) fn go_on(tx: &mut Tx) -> Result<bool, OpError> {
+    if tx.steps.first.is_some() {
+        return extents::reap(tx).map(|_| true);
+    }
+    Ok(release_step(tx)? || reap_step(tx)? || extents::reap(tx)?)
+}
+
+/// Goes on with orphans that their holders have closed: as many as fit one job. Whether there are more.
+pub(super) fn release_step(tx: &mut Tx) -> Result<bool, OpError> {
+    while let Some(&(inode, session)) = tx.steps.released.front() {
+        if !tx.has_room() {
+            return Ok(true);
+        }
+        tx.steps.next_released();
+        // It may have been opened again before its turn.
+        if !tx.context.sessions.holds_open(session, inode) {
+            release(tx, inode, session)?;
+        }
+    }
+    Ok(false)
+}
+
 /// A session no longer holds an orphan; the inode goes with the last holder.
-pub(crate) fn release(tx: &mut Tx, id: InodeId, session: SessionId) -> Result<(), OpError> {
+fn release(tx: &mut Tx, id: InodeId, session: SessionId) -> Result<(), OpError> {
     tx.context.sessions.orphan_released(id, session);
     let key = Key::Orphan(id, session);
     if tx.get(&key)?.is_none() {
@@ -64,34 +84,41 @@ fn holders(tx: &mut Tx, inode: InodeId, limit: usize) -> Result<Vec<Orphan>, OpE
 fn delete(tx: &mut Tx, inode: Inode) -> Result<(), OpError> {
     if !step(tx, inode.clone())? {
         tx.put(Orphan { inode: inode.id, session: NOBODY, since_ns: tx.job_ns() });
-        tx.reap.insert(inode.id);
+        tx.steps.reap.insert(inode.id);
     }
     Ok(())
 }
 
-/// Removes some extents of an inode, and with the last of them the inode itself: then true.
+/// Removes some extents and attributes of an inode, and with the last of them the inode itself: then true.
 fn step(tx: &mut Tx, mut inode: Inode) -> Result<bool, OpError> {
+    let limit = tx.extents_left();
     if inode.kind == Kind::File {
         let mut live = LiveChanges::default();
-        let removed = extents::remove_first(tx, &mut inode, STEP_EXTENTS, &mut live)?;
+        let empty = extents::remove_first(tx, &mut inode, limit, &mut live)?;
         live.apply(tx)?;
-        if removed == STEP_EXTENTS {
+        if !empty {
             tx.put(inode);
             return Ok(false);
         }
     }
     if inode.xattrs > 0 {
-        let xattrs: Vec<Xattr> = tx.list(&super::xattr::all_of(inode.id))?;
+        let xattrs: Vec<Xattr> = tx.list(&super::xattr::all_of(inode.id).limit(limit))?;
+        inode.xattrs = inode.xattrs.saturating_sub(u32::try_from(xattrs.len()).unwrap_or(u32::MAX));
+        let more = xattrs.len() >= limit;
         xattrs.into_iter().for_each(|xattr| tx.delete(Key::Xattr(xattr.inode, xattr.name)));
+        if more {
+            tx.put(inode);
+            return Ok(false);
+        }
     }
     tx.delete(Key::Inode(inode.id));
     tx.count(Count::Inodes, -1)?;
     Ok(true)
 }
 
-/// Goes on with one inode that is being deleted in steps; false when there is none.
-pub(crate) fn reap_step(tx: &mut Tx) -> Result<bool, OpError> {
-    let Some(&id) = tx.reap.first() else { return Ok(false) };
+/// Goes on with one inode that is being deleted in steps. Whether there is more to do.
+fn reap_step(tx: &mut Tx) -> Result<bool, OpError> {
+    let Some(&id) = tx.steps.reap.first() else { return Ok(false) };
     let queued = tx.get(&Key::Orphan(id, NOBODY))?.is_some();
     let done = match tx.find::<Inode>(&Key::Inode(id))? {
         // Whoever queued it may have failed in the end: then it still has a name.
@@ -100,7 +127,7 @@ pub(crate) fn reap_step(tx: &mut Tx) -> Result<bool, OpError> {
     };
     if done {
         tx.delete(Key::Orphan(id, NOBODY));
-        tx.reap.remove(&id);
+        tx.steps.reaped(id);
     }
-    Ok(!tx.reap.is_empty())
+    Ok(!tx.steps.reap.is_empty())
 }

@@ -44,7 +44,8 @@ impl Parents {
         if let Some(new) = &self.new {
             tx.put(new.clone());
         }
-        Applied { inode: Some(inode), parent: Some(self.old), new_parent: self.new, replaced }
+        let (inode, parent) = (Some(inode), Some(self.old));
+        Applied { inode, parent, new_parent: self.new, replaced, ..Applied::default() }
     }
 }
 
@@ -68,7 +69,8 @@ pub(super) fn rename(tx: &mut Tx, op: &Rename, caller: &Caller) -> Result<Applie
         // Two names of one inode: nothing is to be done.
         (_, Some((_, other))) if other.id == inode.id => {
             let Parents { old, new } = parents;
-            Ok(Applied { inode: Some(inode), parent: Some(old), new_parent: new, replaced: None })
+            let (inode, parent) = (Some(inode), Some(old));
+            Ok(Applied { inode, parent, new_parent: new, ..Applied::default() })
         }
         (RenameMode::Exchange, Some((other_entry, other))) => {
             exchange(tx, op, parents, (entry, inode), (other_entry, other), caller)

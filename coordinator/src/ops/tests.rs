@@ -2,6 +2,7 @@
 
 mod namespace;
 mod posix;
+mod steps;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -60,7 +60,9 @@ pub(super) async fn confirm_upload(
     let decoded = wire::confirm(id.session, request).map(Arc::new).map_err(|error| error.to_wire());
     loop {
         let decoded = decoded.clone();
+        let attempt = shared.under_way.enter(id).await;
         let job = move |tx: &mut Tx| {
+            let _attempt = attempt;
             slots::once(tx, &id, Method::ConfirmUpload, |tx| {
                 let results = ops::commit::confirm(tx, &*decoded?)?;
                 Ok(v1::ConfirmUploadResponse { results: results.into_iter().map(wire::committed).collect() })

@@ -281,7 +281,9 @@ pub(super) async fn apply(
     let batch = wire::batch(request).map(Arc::new).map_err(|error| error.to_wire());
     loop {
         let batch = batch.clone();
+        let attempt = shared.under_way.enter(id).await;
         let job = move |tx: &mut Tx| {
+            let _attempt = attempt;
             slots::once(tx, &id, Method::Apply, |tx| {
                 let results = ops::batch::run(tx, id.session, &*batch?)?;
                 Ok(v1::ApplyResponse { results: results.into_iter().map(wire::result).collect() })

@@ -4,7 +4,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use cairn_proto::limits::{BATCH_MAX, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, FILE_SIZE_MAX, LIST_MAX};
+use cairn_proto::limits::{
+    BATCH_MAX, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, COMMIT_EXTENTS_MAX, COMMIT_FILES_MAX, FILE_SIZE_MAX,
+    MUTATIONS_MAX,
+};
 use cairn_proto::{
     ByteRange, ChunkId, ErrorKind, FileName, InodeId, NodeId, ReplicaSetId, SessionId, SymlinkTarget, v1,
 };
@@ -106,7 +109,7 @@ pub(crate) fn opens(files: Vec<v1::OpenFile>) -> Result<Vec<Open>, OpError> {
 /// A batch of mutations; a bad one gets its error and stops no other.
 pub(crate) fn batch(request: v1::ApplyRequest) -> Result<Batch, OpError> {
     let v1::ApplyRequest { mutations, credentials, want_leases, .. } = request;
-    check_count("mutations", mutations.len(), 1, BATCH_MAX)?;
+    check_count("mutations", mutations.len(), 1, MUTATIONS_MAX)?;
     let caller = credentials.map(checked_caller).transpose()?.map(Arc::new);
     let step = |mutation| step(mutation, caller.as_ref()).map_err(|error| error.to_wire());
     Ok(Batch { steps: mutations.into_iter().map(step).collect(), want_leases })
@@ -288,8 +291,10 @@ fn nodes(list: &[bytes::Bytes]) -> Result<BTreeSet<NodeId>, OpError> {
 
 /// `session` is that of the request's id.
 pub(crate) fn confirm(session: SessionId, request: v1::ConfirmUploadRequest) -> Result<Confirm, OpError> {
-    check_count("chunks", request.chunks.len(), 0, LIST_MAX)?;
-    check_count("files", request.files.len(), 1, BATCH_MAX)?;
+    check_count("chunks", request.chunks.len(), 0, COMMIT_EXTENTS_MAX)?;
+    check_count("files", request.files.len(), 1, COMMIT_FILES_MAX)?;
+    let extents = request.files.iter().map(|file| file.extents.len()).sum();
+    check_count("extents", extents, 0, COMMIT_EXTENTS_MAX)?;
     Ok(Confirm {
         session,
         chunks: request.chunks.into_iter().map(stored_chunk).collect::<Result<_, _>>()?,
@@ -309,7 +314,6 @@ fn stored_chunk(chunk: v1::StoredChunk) -> Result<StoredChunk, OpError> {
 }
 
 fn file_commit(file: v1::FileCommit) -> Result<FileCommit, OpError> {
-    check_count("extents", file.extents.len(), 0, LIST_MAX)?;
     let extent = |extent: v1::Extent| {
         Ok::<_, OpError>(NewExtent {
             range: range(extent.offset, extent.length)?,
@@ -341,7 +345,7 @@ pub(super) fn attr(inode: Inode) -> v1::Attr {
         ctime_ns: inode.ctime_ns,
         btime_ns: inode.btime_ns,
         version: inode.version,
-        parent: inode.parent,
+        parent: if inode.is_directory() { inode.parent } else { 0 },
         symlink_target: inode.symlink_target,
         has_xattrs: inode.xattrs > 0,
     }
@@ -383,6 +387,7 @@ pub(super) fn result(result: Result<Done, OpError>) -> v1::MutationResult {
             new_parent: applied.new_parent.map(attr),
             replaced: applied.replaced.map(attr),
             leases: leases.into_iter().map(lease).collect(),
+            copied: applied.copied,
         },
         Err(error) => v1::MutationResult {
             error: error.kind().number(),

@@ -163,7 +163,7 @@ tables! {
         nlink: u32,
         /// Length; of a symlink that of its target, of a directory its entries.
         size: u64,
-        /// Bytes covered by extents.
+        /// Bytes of its extents, dead ones included.
         allocated: u64,
         atime_ns: i64,
         mtime_ns: i64,
@@ -171,7 +171,8 @@ tables! {
         btime_ns: i64,
         /// Raised by every change of the inode, its extents or its xattrs.
         version: u64,
-        /// Directories: the inode of "..", the root's own id for the root; otherwise 0.
+        /// Directories: the inode of "..", the root's own id for the root. Files: how many dead ranges they have.
+        /// Otherwise 0.
         parent: u64,
         symlink_target: Bytes,
         /// Directories: the cookie for the next entry.
@@ -201,6 +202,15 @@ tables! {
         length: u64,
         chunk: ChunkId,
         chunk_offset: u64,
+    }
+
+    /// Extents of a file that start in `[start, end)` are no part of it any more, and wait to be removed.
+    DeadRange = "dead_range" {
+        key {
+            inode: InodeId,
+            start: u64,
+        }
+        end: u64,
     }
 
     /// A chunk that extents refer to.
@@ -303,6 +313,19 @@ tables! {
         expires_ns: i64,
         /// One bit for each id that was committed, the lowest first; as long as it has to be.
         used: Bytes,
+    }
+}
+
+impl Inode {
+    /// How many dead ranges a file has.
+    pub(crate) fn dead_ranges(&self) -> u64 {
+        if self.kind == Kind::File { self.parent } else { 0 }
+    }
+
+    /// For files alone: others have no extents.
+    pub(crate) fn set_dead_ranges(&mut self, count: u64) {
+        assert!(self.kind == Kind::File, "inode {} is no file and has {count} dead ranges", self.id);
+        self.parent = count;
     }
 }
 

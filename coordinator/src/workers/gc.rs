@@ -23,7 +23,7 @@ use crate::service::Shared;
 use crate::store::{Count, Garbage};
 
 /// Rows of one step: as many ids as a datanode deletes in well under a second.
-const PAGE: usize = 4096;
+const PAGE: usize = 2048;
 /// Datanodes that delete at once.
 const NODES_AT_ONCE: usize = 8;
 /// Ids within which strays are looked at together: what one listing can hold.

@@ -161,9 +161,15 @@ impl Reconcile {
         let took = self.compared.get(&node).map_or(Duration::ZERO, |compared| compared.took);
         let next = now + self.every;
         self.compared.insert(node, Compared { identity, doubts, began: now, took, next });
+        // The end first: what is granted meanwhile belongs to the next pass, and is no garbage in this one.
         let (end, garbage) = shared
-            .read_many(|reader| Ok((crate::store::count(reader, Count::NextChunk)?, garbage_ids(reader)?)))
+            .read_many(|reader| {
+                let [end, garbage] =
+                    [Count::NextChunk, Count::Garbage].map(|name| crate::store::count(reader, name));
+                Ok((end?, garbage?))
+            })
             .await?;
+        let garbage = if garbage > GARBAGE_MAX as u64 { None } else { Some(garbage_ids(shared).await?) };
         progress.begin(end);
         self.pass = Some(Pass { node, next: 1, end, garbage, missing: 0, extra: 0 });
         Ok(Next::Busy)
@@ -191,22 +197,25 @@ fn up(shared: &Shared) -> BTreeMap<NodeId, (Identity, u64)> {
     up.map(|(node, entry)| (*node, (identity(entry), entry.doubts()))).collect()
 }
 
-/// All garbage, sorted by id; `None` when it is too much.
-fn garbage_ids(reader: &dyn crate::store::Reader) -> Result<Option<Vec<u64>>, OpError> {
-    if crate::store::count(reader, Count::Garbage)? > GARBAGE_MAX as u64 {
-        return Ok(None);
-    }
+/// All garbage, sorted by id; page by page, since others need the thread.
+async fn garbage_ids(shared: &Shared) -> Result<Vec<u64>, OpError> {
     let mut ids = Vec::new();
     let mut after = None;
     loop {
-        let page: Vec<Garbage> =
-            crate::store::list(reader, &Scan::behind(Table::Garbage, after).limit(PAGE))?;
+        let page: Vec<Garbage> = shared
+            .read_many(move |reader| {
+                Ok(crate::store::list(reader, &Scan::behind(Table::Garbage, after).limit(PAGE))?)
+            })
+            .await?;
         let Some(last) = page.last() else { break };
         after = Some(Key::Garbage(last.not_before_ns, last.chunk));
         ids.extend(page.iter().map(|row| row.chunk.get()));
+        if ids.len() > GARBAGE_MAX {
+            break;
+        }
     }
     ids.sort_unstable();
-    Ok(Some(ids))
+    Ok(ids)
 }
 
 impl Pass {

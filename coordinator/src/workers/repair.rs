@@ -28,6 +28,8 @@ use crate::service::Shared;
 use crate::store::Count;
 use plan::{Fills, Job, View};
 
+/// Faults that one job of the executor records or clears.
+const ROWS_AT_ONCE: usize = 1024;
 /// Chunks, and bytes, that one call to a datanode asks for: some seconds of work.
 const BATCH_CHUNKS: usize = 512;
 const BATCH_BYTES: u64 = 128 << 20;
@@ -106,8 +108,9 @@ impl RepairWorker {
         }
         shared.lost_chunks.store(plan.lost, Ordering::Relaxed);
         if !plan.obsolete.is_empty() {
-            let obsolete = plan.obsolete;
-            shared.executor.run(move |tx| clear_all(tx, &obsolete)).await?;
+            for some in plan.obsolete.chunks(ROWS_AT_ONCE).map(<[_]>::to_vec) {
+                shared.executor.run(move |tx| clear_all(tx, &some)).await?;
+            }
         }
         if plan.jobs.is_empty() {
             return Ok(false);
@@ -140,8 +143,9 @@ impl RepairWorker {
         let (sets, after) = (fill.sets.clone(), fill.after);
         let page = shared.read_many(move |reader| Ok(plan::fill_page(reader, &view, &sets, after)?)).await?;
         if !page.missing.is_empty() {
-            let missing = page.missing;
-            shared.executor.run(move |tx| record_all(tx, &missing)).await?;
+            for some in page.missing.chunks(ROWS_AT_ONCE).map(<[_]>::to_vec) {
+                shared.executor.run(move |tx| record_all(tx, &some)).await?;
+            }
         }
         fill.failed.extend(page.blocked);
         fill.at_end = page.last.is_none();

@@ -10,7 +10,7 @@ use crate::ops::access::Caller;
 use crate::ops::chunks::LiveChanges;
 use crate::ops::tests::{make_file, tx};
 use crate::ops::{Allocate, CloneRange, Mutation, SetAttr, apply};
-use crate::store::{Chunk, Count, Counter, Extent, Garbage, Inode, Key, Scan, Table};
+use crate::store::{Chunk, Count, Counter, DeadRange, Extent, Garbage, Inode, Key, Scan, Table};
 
 const SIZE: u64 = 200;
 
@@ -38,6 +38,10 @@ enum Step {
         length: u64,
         destination: u64,
     },
+    /// The worker goes on for one step.
+    Reap,
+    /// The group is committed and the coordinator starts again.
+    Restart,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -50,6 +54,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..2usize, 0..2usize, at(), length(), at()).prop_map(|(from, to, source, length, destination)| {
             Step::Clone { from, to, source, length, destination }
         }),
+        2 => Just(Step::Reap),
+        1 => Just(Step::Restart),
     ]
 }
 
@@ -75,7 +81,7 @@ fn write(tx: &mut Tx, file: &mut Inode, chunk: u64, offset: u64, length: u64) {
     let mut live = LiveChanges::default();
     super::cut(tx, file, ByteRange::new(offset, length).unwrap(), &mut live).unwrap();
     let extent = Extent { inode: file.id, offset, length, chunk: id, chunk_offset: 0 };
-    super::insert(tx, file, extent, &mut live);
+    super::insert(tx, file, extent, &mut live).unwrap();
     live.apply(tx).unwrap();
     file.size = file.size.max(offset + length);
     tx.put(file.clone());
@@ -120,9 +126,11 @@ fn execute(tx: &mut Tx, step: &Step, chunk: u64, files: &[Inode; 2], models: &mu
                 destination_offset: destination,
             };
             let done = apply(tx, &Mutation::CloneRange(op), &root);
-            let length = models[from].size.min(source + length).saturating_sub(source);
-            let overlap = from == to && source < destination + length && destination < source + length;
-            assert_eq!(done.is_err(), overlap && length > 0, "{done:?}");
+            let asked = models[from].size.min(source + length).saturating_sub(source);
+            let length = done.as_ref().map_or(asked, |applied| applied.copied);
+            assert!(length <= asked && (length > 0 || asked == 0), "{length} of {asked} bytes are copied");
+            let overlap = from == to && source < destination + asked && destination < source + asked;
+            assert_eq!(done.is_err(), overlap && asked > 0, "{done:?}");
             if overlap || length == 0 {
                 return;
             }
@@ -136,6 +144,8 @@ fn execute(tx: &mut Tx, step: &Step, chunk: u64, files: &[Inode; 2], models: &mu
             }
             model.size = model.size.max(destination + length);
         }
+        Step::Reap => drop(super::reap(tx).unwrap()),
+        Step::Restart => tx.commit().unwrap(),
     }
 }
 
@@ -147,18 +157,36 @@ fn check(tx: &mut Tx, files: &[Inode; 2], models: &[Model; 2]) -> Result<(), Tes
     let mut live: BTreeMap<u64, u64> = BTreeMap::new();
     for (file, model) in files.iter().zip(models) {
         let inode = tx.inode(file.id).unwrap();
-        let extents: Vec<Extent> =
+        let rows: Vec<Extent> =
             tx.list(&Scan::between(Key::Extent(file.id, 0), Key::Extent(file.id, i64::MAX as u64))).unwrap();
+        for row in &rows {
+            *live.entry(row.chunk.get()).or_default() += row.length;
+        }
+        let dead: Vec<DeadRange> = tx
+            .list(&Scan::between(Key::DeadRange(file.id, 0), Key::DeadRange(file.id, i64::MAX as u64)))
+            .unwrap();
+        prop_assert!(dead.windows(2).all(|pair| pair[0].end < pair[1].start + 1), "{dead:?}");
+        prop_assert_eq!(dead.len() as u64, inode.dead_ranges());
+        let everything = ByteRange::between(0, i64::MAX as u64).unwrap();
+        let extents = super::touching(tx, &inode, everything, usize::MAX).unwrap();
         let mut bytes = BTreeMap::new();
         for extent in &extents {
             for i in 0..extent.length {
                 let at = (extent.chunk.get(), extent.chunk_offset + i);
                 prop_assert!(bytes.insert(extent.offset + i, at).is_none(), "extents overlap: {extents:?}");
             }
-            *live.entry(extent.chunk.get()).or_default() += extent.length;
         }
         prop_assert_eq!(&bytes, &model.bytes);
-        prop_assert_eq!((inode.size, inode.allocated), (model.size, model.bytes.len() as u64));
+        for at in (0..SIZE + 60).step_by(7) {
+            let here = super::touching(tx, &inode, ByteRange::new(at, 1).unwrap(), 9).unwrap();
+            let byte =
+                here.first().map(|extent| (extent.chunk.get(), extent.chunk_offset + at - extent.offset));
+            prop_assert_eq!((here.len() <= 1, byte.as_ref()), (true, model.bytes.get(&at)), "at {}", at);
+        }
+        prop_assert_eq!(inode.size, model.size);
+        let allocated: u64 = rows.iter().map(|row| row.length).sum();
+        prop_assert_eq!(inode.allocated, allocated);
+        prop_assert!(!dead.is_empty() || allocated == model.bytes.len() as u64, "a row is left: {rows:?}");
     }
     let chunks: Vec<Chunk> = tx.list(&Scan::all(Table::Chunk)).unwrap();
     let stored: BTreeMap<_, _> = chunks.iter().map(|chunk| (chunk.id.get(), chunk.live)).collect();
@@ -175,13 +203,25 @@ fn check(tx: &mut Tx, files: &[Inode; 2], models: &[Model; 2]) -> Result<(), Tes
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
     #[test]
-    fn extents_hold_what_a_map_of_bytes_holds(steps in proptest::collection::vec(step(), 1..40)) {
+    fn extents_hold_what_a_map_of_bytes_holds(
+        steps in proptest::collection::vec(step(), 1..40),
+        extents_at_once in prop_oneof![1..4usize, Just(2048)],
+    ) {
         let mut tx = tx();
+        tx.extents_at_once = extents_at_once;
         let files = [make_file(&mut tx, "a"), make_file(&mut tx, "b")];
         let mut models = [Model::default(), Model::default()];
         for (chunk, step) in (1..).zip(&steps) {
             execute(&mut tx, step, chunk, &files, &mut models);
             check(&mut tx, &files, &models)?;
+        }
+        while super::reap(&mut tx).unwrap() {
+            check(&mut tx, &files, &models)?;
+        }
+        check(&mut tx, &files, &models)?;
+        for (file, model) in files.iter().zip(&models) {
+            let inode = tx.inode(file.id).unwrap();
+            prop_assert_eq!((inode.dead_ranges(), inode.allocated), (0, model.bytes.len() as u64));
         }
     }
 }

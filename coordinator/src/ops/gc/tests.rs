@@ -96,7 +96,7 @@ fn write(tx: &mut Tx, file: InodeId, chunk: u64, offset: u64, length: u64) {
     let mut live = LiveChanges::default();
     extents::cut(tx, &mut file, ByteRange::new(offset, length).unwrap(), &mut live).unwrap();
     let extent = Extent { inode: file.id, offset, length, chunk: chunk_id(chunk), chunk_offset: 0 };
-    extents::insert(tx, &mut file, extent, &mut live);
+    extents::insert(tx, &mut file, extent, &mut live).unwrap();
     live.apply(tx).unwrap();
     file.size = file.size.max(offset + length);
     tx.put(file);

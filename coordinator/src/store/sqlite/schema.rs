@@ -24,7 +24,7 @@ const MARK_MAX: u64 = 64;
 const HARMLESS: &[&str] = &["LOCK", "lost+found"];
 
 /// Step `n` brings schema `n + 1` to `n + 2`, in the transaction that also raises its number.
-const MIGRATIONS: &[Migration] = &[add_admin_state];
+const MIGRATIONS: &[Migration] = &[add_admin_state, add_dead_ranges];
 
 type Migration = fn(&Transaction<'_>) -> Result<(), StoreError>;
 
@@ -209,6 +209,21 @@ fn add_admin_state(transaction: &Transaction<'_>) -> Result<(), StoreError> {
         transaction.execute(&sql.put, rusqlite::params_from_iter(values)).map_err(&failed)?;
     }
     Ok(())
+}
+
+/// Schema 3: a table of dead ranges. A store that was restored from an older backup has it already.
+fn add_dead_ranges(transaction: &Transaction<'_>) -> Result<(), StoreError> {
+    let failed = engine("bring it to schema 3");
+    let table = Table::DeadRange;
+    let is_there = transaction
+        .query_row("SELECT 1 FROM sqlite_schema WHERE name = ?", [table.name()], |_| Ok(()))
+        .optional()
+        .map_err(&failed)?
+        .is_some();
+    match is_there {
+        true => Ok(()),
+        false => transaction.execute_batch(&TableSql::new(table).create).map_err(&failed),
+    }
 }
 
 fn raise_term(transaction: &Transaction<'_>) -> Result<u64, StoreError> {
