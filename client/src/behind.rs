@@ -8,8 +8,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use cairn_proto::{InodeId, v1};
-use cairn_runtime::clock;
+use cairn_proto::{ErrorKind, InodeId, v1};
+use cairn_runtime::clock::{self, Instant};
 use tokio::sync::{Notify, watch};
 
 use crate::error::{ClientError, Result};
@@ -23,11 +23,17 @@ const BATCH_MAX: usize = 512;
 const GATHER: Duration = Duration::from_millis(2);
 /// That many are not gathered any longer.
 const GATHER_MAX: usize = 256;
+/// Whoever syncs something that has lost a change is told of it for so long, and one of them in any case.
+const LOSS_TOLD: Duration = Duration::from_secs(30);
+/// Inodes with lost changes that are remembered one by one, 32 bytes each.
+const LOST_MAX: usize = 65_536;
 
 /// One mutation on its way.
 #[derive(Debug)]
 pub(crate) struct Pending {
     pub(crate) op: v1::mutation::Op,
+    /// The inodes that its names led to; `None` of what changes no names.
+    pub(crate) found: Option<v1::FoundNames>,
     /// When it was performed, by the coordinator's clock.
     pub(crate) at_ns: i64,
     pub(crate) caller: v1::Credentials,
@@ -45,7 +51,8 @@ impl Pending {
         if let (v1::mutation::Op::Create(create), Some((sequence, _))) = (&mut op, &self.open) {
             create.open = Some(v1::OpenRegistration { session: session.clone(), sequence: *sequence });
         }
-        v1::Mutation { op: Some(op), at_ns: self.at_ns, credentials: Some(self.caller.clone()) }
+        let credentials = Some(self.caller.clone());
+        v1::Mutation { op: Some(op), at_ns: self.at_ns, credentials, found: self.found }
     }
 }
 
@@ -58,6 +65,16 @@ struct State {
     /// Inode → the newest mutation that concerns it.
     last_of: HashMap<InodeId, u64>,
     last_at_ns: i64,
+    lost: HashMap<InodeId, Loss>,
+    /// Others have lost changes, and who syncs next is told of it.
+    more_lost: bool,
+}
+
+/// A change that was answered here and could not be applied.
+#[derive(Debug, Clone, Copy)]
+struct Loss {
+    at: Instant,
+    told: bool,
 }
 
 /// How far the queue is.
@@ -192,6 +209,47 @@ impl Behind {
         drop(batch); // closes are told from here on
     }
 
+    /// A change of these inodes, which was answered, could not be applied.
+    pub(crate) fn lose(&self, inodes: &[InodeId]) {
+        let mut state = self.lock();
+        let at = clock::now();
+        for &inode in inodes {
+            if state.lost.len() >= LOST_MAX {
+                state.lost.retain(|_, loss| !loss.told || loss.at.elapsed() < LOSS_TOLD);
+            }
+            if state.lost.len() < LOST_MAX || state.lost.contains_key(&inode) {
+                state.lost.insert(inode, Loss { at, told: false });
+            } else {
+                state.more_lost = true;
+            }
+        }
+    }
+
+    /// For who has an inode synced, once everything has been applied.
+    ///
+    /// `Io`: something that was done to it, and answered, is lost.
+    pub(crate) fn check_losses(&self, inode: InodeId) -> Result<()> {
+        let mut state = self.lock();
+        let is_lost = match state.lost.get_mut(&inode) {
+            Some(loss) if loss.told && loss.at.elapsed() >= LOSS_TOLD => {
+                state.lost.remove(&inode);
+                false
+            }
+            Some(loss) => {
+                loss.told = true;
+                true
+            }
+            None => std::mem::take(&mut state.more_lost),
+        };
+        if is_lost {
+            return Err(ClientError::new(
+                ErrorKind::Io,
+                "a change of names was lost: another mount was faster",
+            ));
+        }
+        Ok(())
+    }
+
     /// The batch under way can not be applied at the moment; it is tried again.
     pub(crate) fn stuck(&self, error: ClientError) {
         self.progress.send_modify(|progress| progress.trouble = Some(error));
@@ -204,7 +262,8 @@ mod tests {
 
     fn pending(inode: InodeId) -> Pending {
         let op = v1::mutation::Op::Unlink(v1::Unlink::default());
-        Pending { op, at_ns: 0, caller: v1::Credentials::default(), concerns: vec![inode], open: None }
+        let caller = v1::Credentials::default();
+        Pending { op, found: None, at_ns: 0, caller, concerns: vec![inode], open: None }
     }
 
     #[tokio::test]

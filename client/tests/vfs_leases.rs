@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_client::vfs::{
-    AttrChange, HandleId, Listing, OpenFlags, RenameMode, Time, Vfs, VfsError, WriteOrigin,
+    AttrChange, HandleId, Listing, NewNode, OpenFlags, RenameMode, Time, Vfs, VfsError, WriteOrigin,
 };
 use cairn_client::{Attr, Caller, ClientConfig, Kind};
 use cairn_proto::{ErrorKind, FileName, InodeId, SymlinkTarget};
@@ -340,5 +340,65 @@ async fn many_directories_and_names_stay_within_bounds_and_are_all_there() {
     assert_eq!(refused, ErrorKind::NotEmpty);
     one.client().close().await.unwrap();
     other.client().close().await.unwrap();
+    cluster.stop().await.unwrap();
+}
+
+/// Makes a directory below `parent` with `owner`, who holds its lease from then on.
+async fn leased_by(owner: &Arc<Vfs>, directory: InodeId) {
+    let me = Caller::root();
+    for number in 0..100 {
+        let text = name(&format!("of the owner {number}"));
+        if let Some(made) = owner.try_make(directory, &text, &NewNode::Directory, 0o755, &me) {
+            made.unwrap();
+            return;
+        }
+        owner.mkdir(directory, &text, 0o755, &me).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await; // what was asked back is not leased again at once
+    }
+    panic!("no lease is granted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mounts_that_rename_directories_of_one_another_wait_for_nobody_who_waits_for_them() {
+    let cluster = Cluster::start().await.unwrap();
+    let mounts = [mount(&cluster, true).await, mount(&cluster, true).await];
+    let me = Caller::root();
+    let mut places = Vec::new();
+    for (index, vfs) in mounts.iter().enumerate() {
+        let parent = vfs.mkdir(ROOT, &name(&format!("p{index}")), 0o755, &me).await.unwrap().attr.inode;
+        let child = vfs.mkdir(parent, &name("child"), 0o755, &me).await.unwrap().attr.inode;
+        places.push((parent, child));
+    }
+    // Each holds the lease of its own directory, and that of the directory below the other one's.
+    for (index, (_, child)) in places.iter().enumerate() {
+        leased_by(&mounts[1 - index], *child).await;
+    }
+    for (index, (parent, _)) in places.iter().enumerate() {
+        leased_by(&mounts[index], *parent).await;
+    }
+    let sessions = cluster.sessions().await.unwrap();
+    let both = [0, 1].map(|index| {
+        let (vfs, (parent, _), me) = (Arc::clone(&mounts[index]), places[index], me.clone());
+        tokio::spawn(async move {
+            let (from, to) = (name("child"), name("renamed"));
+            vfs.rename(parent, &from, parent, &to, RenameMode::Replace, &me).await.unwrap();
+            let handle = vfs.opendir(parent);
+            vfs.fsyncdir(handle).await.unwrap();
+            vfs.releasedir(handle);
+        })
+    });
+    for renamed in both {
+        renamed.await.unwrap();
+    }
+    assert_eq!(cluster.sessions().await.unwrap(), sessions, "nobody was fenced");
+    for (parent, child) in places {
+        for vfs in &mounts {
+            let found = vfs.lookup(parent, &name("renamed"), &me).await.unwrap();
+            assert_eq!(found.attr.inode, child);
+        }
+    }
+    for vfs in mounts {
+        vfs.client().close().await.unwrap();
+    }
     cluster.stop().await.unwrap();
 }

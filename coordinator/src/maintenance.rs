@@ -10,6 +10,7 @@ use crate::membership::state::{Event, NodeState};
 use crate::metrics;
 use crate::ops;
 use crate::service::Shared;
+use crate::slots::ended;
 
 /// How often overdue work is looked for.
 const ROUND: Duration = Duration::from_millis(500);
@@ -17,6 +18,9 @@ const ROUND: Duration = Duration::from_millis(500);
 const PLAN_ROUNDS: u64 = 120;
 /// Longest sleep of the watch over datanodes; a registration brings the deadline nearer.
 const WATCH: Duration = Duration::from_millis(250);
+
+/// Sessions whose outcomes are forgotten in one round: more than end in that time.
+const FORGET_STEPS: usize = 64;
 
 /// Starts the tasks. They hold no strong reference while they sleep, and end with the service.
 pub(crate) fn start(shared: &Arc<Shared>) {
@@ -63,6 +67,11 @@ async fn run_round(shared: &Shared, round: u64) -> Result<(), OpError> {
     }
     if round.is_multiple_of(PLAN_ROUNDS) {
         shared.executor.run(ops::plan::forget_expired).await?;
+        for _ in 0..FORGET_STEPS {
+            if !shared.executor.run(ended::forget_one).await? {
+                break;
+            }
+        }
     }
     if let Some(standing) = shared.context.shipping.standing() {
         metrics::log_behind(standing.behind);

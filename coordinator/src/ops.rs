@@ -15,6 +15,7 @@ mod create;
 mod directory;
 pub(crate) mod extents;
 pub(crate) mod faults;
+pub(crate) mod found;
 pub(crate) mod gc;
 pub(crate) mod layout;
 mod link;

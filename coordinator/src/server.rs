@@ -1,5 +1,6 @@
 //! From a configuration to a running coordinator, and its orderly end.
 
+use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use cairn_proto::limits::MESSAGE_SIZE_MAX;
 use cairn_proto::v1::coordinator_server::CoordinatorServer;
-use cairn_proto::{ClusterId, ErrorKind};
+use cairn_proto::{ClusterId, ErrorKind, SessionId};
 use cairn_runtime::config::{ConfigError, Validate};
 use cairn_runtime::net::TcpListener;
 use cairn_runtime::shutdown::Shutdown;
@@ -34,7 +35,7 @@ use crate::slots::UnderWay;
 use crate::store::memory::MemoryStore;
 use crate::store::shipped::ShippedWriter;
 use crate::store::sqlite::{self, SqliteOptions};
-use crate::store::{self, Count, Orphan, Scan, Session, Store, StoreError, Table};
+use crate::store::{self, Count, Orphan, Row, Scan, Session, Store, StoreError, Table};
 use crate::workers::compact::Compact;
 use crate::workers::gc::{Gc, GcState};
 use crate::workers::placement::PlacementWorker;
@@ -220,6 +221,23 @@ async fn listen(address: &str, insecure: bool) -> Result<TcpListener, Coordinato
     Ok(listener)
 }
 
+/// Sessions that are over and whose last outcomes are kept.
+fn sessions_with_outcomes(
+    reader: &dyn store::Writer,
+    present: &HashSet<SessionId>,
+) -> Result<BTreeSet<SessionId>, StoreError> {
+    let mut ended = BTreeSet::new();
+    reader.each(Table::Slot, &mut |row| {
+        if let Row::Slot(slot) = row
+            && !present.contains(&slot.session)
+        {
+            ended.insert(slot.session);
+        }
+        Ok(())
+    })?;
+    Ok(ended)
+}
+
 /// A store with all that is read from it at the start.
 struct Opened {
     context: Arc<Context>,
@@ -248,6 +266,7 @@ fn open(config: &CoordinatorConfig, memory: &MemoryStore) -> Result<Opened, Stor
     let orphans: Vec<Orphan> = store::list(&*writer, &Scan::all(Table::Orphan))?;
     let sessions: Vec<Session> = store::list(&*writer, &Scan::all(Table::Session))?;
     let known = sessions.iter().map(|session| session.id).collect();
+    let ended = sessions_with_outcomes(&*writer, &known)?;
     let members = Members::new(
         timing(config.suspect_after, config.down_after, config.lost_after),
         store::list(&*writer, &Scan::all(Table::Datanode))?,
@@ -268,6 +287,7 @@ fn open(config: &CoordinatorConfig, memory: &MemoryStore) -> Result<Opened, Stor
         false => writer,
     };
     let mut tx = Tx::new(writer, Arc::clone(&context));
+    tx.slots.keep_ended(ended);
     tx.steps = Steps::of(&orphans, &known);
     Ok(Opened { context, readers, tx })
 }

@@ -9,7 +9,7 @@
 //! in between "nobody holds it" and the commit that deletes the inode, the executor *condemns* the
 //! inode under the same mutex, and opens of condemned inodes are refused.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -52,7 +52,7 @@ struct Inner {
     live: BTreeMap<SessionId, Live>,
     holders: HashMap<InodeId, Vec<SessionId>>,
     /// Rows of orphans, as executed.
-    orphans: HashSet<(InodeId, SessionId)>,
+    orphans: BTreeSet<(InodeId, SessionId)>,
     condemned: HashSet<InodeId>,
 }
 
@@ -206,10 +206,13 @@ impl Sessions {
         Some(of_session.map(|(inode, _)| *inode).collect())
     }
 
-    /// Notes that a session opens an inode. `StaleHandle`: the inode is being deleted.
+    /// Notes that a session opens an inode. `StaleHandle`: the inode is being deleted, or has lost its last name to
+    /// others that hold it, which need not be committed yet.
     pub(crate) fn register(&self, session: SessionId, open: Open) -> Result<(), OpError> {
         let mut inner = self.lock();
-        if inner.condemned.contains(&open.inode) {
+        let is_lost =
+            inner.orphan_of(open.inode).is_some() && !inner.orphans.contains(&(open.inode, session));
+        if inner.condemned.contains(&open.inode) || is_lost {
             let message = format!("inode {} has just been removed", open.inode);
             return Err(OpError::new(ErrorKind::StaleHandle, message));
         }
@@ -274,15 +277,24 @@ impl Sessions {
         self.lock().orphans.remove(&(inode, session));
     }
 
-    /// For the executor: a job has failed that had condemned these inodes, and was to make those of these opens.
-    pub(crate) fn take_back(&self, condemned: &[InodeId], opened: &[(SessionId, Open)]) {
+    /// For the executor: a part of a job has failed that had taken the last names of these inodes, and was to make
+    /// those of these opens.
+    pub(crate) fn take_back(&self, nameless: &[InodeId], opened: &[(SessionId, Open)]) {
         for (session, open) in opened {
             self.close(*session, &[*open]);
         }
         let mut inner = self.lock();
-        for inode in condemned {
+        for inode in nameless {
             inner.condemned.remove(inode);
+            while let Some(orphan) = inner.orphan_of(*inode) {
+                inner.orphans.remove(&orphan);
+            }
         }
+    }
+
+    /// For the executor: the rows of orphans are these, whatever was executed.
+    pub(crate) fn reset_orphans(&self, rows: &[Orphan]) {
+        self.lock().orphans = rows.iter().map(|row| (row.inode, row.session)).collect();
     }
 
     /// For the executor: what was condemned is deleted, or will not be.
@@ -292,6 +304,11 @@ impl Sessions {
 }
 
 impl Inner {
+    /// One of the holders of an inode that has lost its last name.
+    fn orphan_of(&self, inode: InodeId) -> Option<(InodeId, SessionId)> {
+        self.orphans.range((inode, NOBODY)..).next().copied().filter(|(orphan, _)| *orphan == inode)
+    }
+
     fn add(&mut self, session: SessionId, open: Open) {
         let Some(live) = self.live.get_mut(&session) else { return };
         let last = live.opens.entry(open.inode).or_insert(0);

@@ -4,6 +4,10 @@
 //! A request that changes no row is not stored (its group may need no commit at all); its reply is
 //! remembered in memory. So after a restart the sequence in the store may lag behind the client's,
 //! and the first request of each slot may jump ahead then.
+//!
+//! What became of the last requests of a session is kept for a while after its end ([`ended`]).
+
+pub(crate) mod ended;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -107,6 +111,7 @@ pub(crate) struct SlotCache {
     last: HashMap<SessionId, HashMap<u32, LastRequest>>,
     /// Something was forgotten, so a slot that is not known may have been used.
     incomplete: bool,
+    ended: ended::EndedSessions,
 }
 
 impl SlotCache {
@@ -116,9 +121,9 @@ impl SlotCache {
         self.incomplete = true;
     }
 
-    /// Forgets a session that has ended.
-    pub(crate) fn end(&mut self, session: SessionId) {
-        self.last.remove(&session);
+    /// Notes whose outcomes are in the store although their sessions are over, after a start.
+    pub(crate) fn keep_ended(&mut self, sessions: impl IntoIterator<Item = SessionId>) {
+        sessions.into_iter().for_each(|session| self.ended.add(session));
     }
 
     fn remember(&mut self, id: &RequestId, outcome: Outcome) {

@@ -321,3 +321,52 @@ async fn what_is_wrong_with_one_mutation_stops_no_other() -> Result {
     assert_eq!(wire_error_of(&strange).kind, ErrorKind::InvalidArgument);
     cluster.stop().await
 }
+
+#[tokio::test]
+async fn what_was_executed_in_a_session_that_is_over_is_not_executed_again() -> Result {
+    let mut cluster = Cluster::start().await?;
+    let (mut gone, mut other) = (Mount::open(&cluster).await?, Mount::open(&cluster).await?);
+    let first = gone.request(vec![file(1, "f"), file(1, "f"), file(1, "g")], false);
+    gone.grpc.apply(first.clone()).await?;
+    let mut next = Mount::open(&cluster).await?;
+    let again = |mount: &mut Mount, first: &v1::ApplyRequest| v1::ApplyRequest {
+        earlier: first.id.iter().cloned().collect(),
+        ..mount.request(first.mutations.clone(), false)
+    };
+    let request = again(&mut next, &first);
+    let too_early = next.grpc.apply(request).await.unwrap_err();
+    assert_eq!(wire_error_of(&too_early).kind, ErrorKind::InvalidArgument, "it may still be executed");
+    gone.say(v1::session_request::Message::Goodbye(v1::Goodbye {})).await?;
+    while gone.is_connected() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    other.apply(unlink(1, "f")).await?;
+    other.say(v1::session_request::Message::Goodbye(v1::Goodbye {})).await?;
+    for restart in [false, true] {
+        if restart {
+            cluster = cluster.restart().await?;
+            next = next.resume(&cluster, &[]).await?;
+        }
+        let request = again(&mut next, &first);
+        let results = next.grpc.apply(request).await?.into_inner().results;
+        let errors: Vec<_> = results.iter().map(|result| result.error).collect();
+        assert_eq!(errors, [0, ErrorKind::Exists.number(), 0], "as it was at that time");
+        assert_eq!(next.list(1).await?, ["g"]);
+    }
+    // One that was not executed is executed now, also when that session has executed others.
+    let id = first.id.clone().map(|id| v1::RequestId { sequence: id.sequence + 1, ..id });
+    let never = v1::ApplyRequest { id, mutations: vec![file(1, "h"), file(1, "g")], ..first.clone() };
+    let request = again(&mut next, &never);
+    let results = next.grpc.apply(request).await?.into_inner().results;
+    assert_eq!((results[0].error, results[1].error), (0, ErrorKind::Exists.number()));
+    // Of a session that nobody knows it is not known: all of it, or nothing.
+    let session = bytes::Bytes::from_static(&[7; 16]);
+    let id = first.id.clone().map(|id| v1::RequestId { session, ..id });
+    let unknown = v1::ApplyRequest { id, mutations: vec![file(1, "i"), file(1, "g")], ..first };
+    let request = again(&mut next, &unknown);
+    let results = next.grpc.apply(request).await?.into_inner().results;
+    assert_eq!(results[0].error, ErrorKind::NameChanged.number());
+    assert_eq!(results[1].error, ErrorKind::Exists.number());
+    assert_eq!(next.list(1).await?, ["g", "h"]);
+    cluster.stop().await
+}

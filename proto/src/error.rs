@@ -130,6 +130,8 @@ error_kinds! {
     NoSuchOffset = 43 => (ENXIO, OutOfRange, never);
     /// The peer speaks a message that this build does not understand.
     Protocol = 44 => (EIO, InvalidArgument, never);
+    /// A name leads to another inode than the one that the sender had found there.
+    NameChanged = 45 => (ESTALE, FailedPrecondition, never);
 }
 
 impl ErrorKind {

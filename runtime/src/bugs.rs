@@ -44,11 +44,13 @@ pub enum Bug {
     BackfillTooEarly,
     /// What others may show without asking is changed all the same.
     ReadLeasesIgnored,
+    /// What was done locally is executed again in the next session, whatever its names lead to by then.
+    BatchExecutedTwice,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::DatanodeNoSync,
         Self::FailedSyncForgiven,
         Self::DirectoryNotSynced,
@@ -68,6 +70,7 @@ impl Bug {
         Self::RepairUnverified,
         Self::BackfillTooEarly,
         Self::ReadLeasesIgnored,
+        Self::BatchExecutedTwice,
     ];
 }
 

@@ -208,7 +208,7 @@ impl Wire {
             id: Some(self.next_id()),
             mutations: vec![v1::Mutation { op: Some(op), ..v1::Mutation::default() }],
             credentials: Some(v1::Credentials { uid, gid: uid, groups: vec![] }),
-            want_leases: false,
+            ..v1::ApplyRequest::default()
         };
         let mut results = self.call(self.coordinator().apply(request))?.results;
         assert_eq!(results.len(), 1, "one result for one mutation");

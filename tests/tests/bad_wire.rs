@@ -338,11 +338,13 @@ fn batches_and_request_ids() {
             ..v1::Mutation::default()
         }],
         credentials: Some(v1::Credentials::default()),
-        want_leases: false,
+        ..v1::ApplyRequest::default()
     };
     type Change = fn(&mut v1::ApplyRequest);
     let changes: &[(&str, &'static [ErrorKind], Change)] = &[
         ("no id", &[InvalidArgument], |r| r.id = None),
+        ("an earlier id of no session", &[InvalidArgument], |r| r.earlier = vec![v1::RequestId::default()]),
+        ("an earlier id of this session", &[InvalidArgument], |r| r.earlier = r.id.iter().cloned().collect()),
         ("slot 256", &[InvalidArgument], |r| r.id.as_mut().unwrap().slot = 256),
         ("slot 2^32 - 1", &[InvalidArgument], |r| r.id.as_mut().unwrap().slot = u32::MAX),
         ("sequence 0", &[InvalidArgument, StaleSequence], |r| r.id.as_mut().unwrap().sequence = 0),

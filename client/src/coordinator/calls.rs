@@ -1,6 +1,6 @@
 //! How calls are made: reads are repeated as they are, mutations under their request id.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use cairn_proto::{ErrorKind, v1};
 use cairn_runtime::clock;
@@ -71,8 +71,19 @@ impl Coordinator {
     where
         Fut: Future<Output = Answer<Res>>,
     {
+        self.mutate_patiently(Patience::new(what, self.policy()), request, send).await
+    }
+
+    async fn mutate_patiently<Req, Res, Fut>(
+        &self,
+        mut patience: Patience,
+        request: impl Fn(&Identity, v1::RequestId) -> Req,
+        send: impl Fn(Rpc, Req) -> Fut,
+    ) -> Result<Res>
+    where
+        Fut: Future<Output = Answer<Res>>,
+    {
         let started = clock::now();
-        let mut patience = Patience::new(what, self.policy());
         let result = loop {
             match self.mutate_in_session(&mut patience, &request, &send).await {
                 Ok(Some(response)) => break Ok(response),
@@ -80,7 +91,7 @@ impl Coordinator {
                 Err(error) => break Err(error),
             }
         };
-        metrics::coordinator_call(what, started.elapsed(), result.is_ok());
+        metrics::coordinator_call(patience.what(), started.elapsed(), result.is_ok());
         result
     }
 
@@ -180,6 +191,7 @@ impl Coordinator {
             mutations: mutations.clone(),
             credentials: Some(credentials.clone()),
             want_leases,
+            earlier: Vec::new(),
         };
         self.mutate("change metadata", request, |mut rpc, request| async move { rpc.apply(request).await })
             .await
@@ -202,25 +214,41 @@ impl Coordinator {
                 mutations: vec![v1::Mutation { op, ..v1::Mutation::default() }],
                 credentials: Some(credentials.clone()),
                 want_leases,
+                earlier: Vec::new(),
             }
         };
         self.mutate("create a file", request, |mut rpc, request| async move { rpc.apply(request).await })
             .await
     }
 
-    /// `Apply` of mutations that were performed under leases, exactly once in each session.
-    pub(crate) async fn send_behind(&self, batch: &[Pending]) -> Result<Vec<v1::MutationResult>> {
-        let request = |identity: &Identity, id| {
+    /// `Apply` of mutations that were performed under leases, as long as it takes: exactly once in each session, and
+    /// in another one only when it was not executed under one of the ids in `earlier`, to which this adds.
+    ///
+    /// `SessionExpired`: whether it was executed is not known; to be called again with the same `earlier`.
+    pub(crate) async fn send_behind(
+        &self,
+        batch: &[Pending],
+        earlier: &mut Vec<v1::RequestId>,
+    ) -> Result<Vec<v1::MutationResult>> {
+        let sent = std::sync::Mutex::new(None);
+        let request = |identity: &Identity, id: v1::RequestId| {
+            *sent.lock().unwrap_or_else(PoisonError::into_inner) = Some(id.clone());
             let session = identity.session.to_wire();
             v1::ApplyRequest {
                 id: Some(id),
                 mutations: batch.iter().map(|pending| pending.to_wire(&session)).collect(),
                 credentials: None,
                 want_leases: false,
+                earlier: earlier.clone(),
             }
         };
         let send = |mut rpc: Rpc, request| async move { rpc.apply(request).await };
-        let answer: v1::ApplyResponse = self.mutate("apply what was done locally", request, send).await?;
+        let patience = Patience::limited("apply what was done locally", None);
+        let answer: Result<v1::ApplyResponse> = self.mutate_patiently(patience, request, send).await;
+        if let Err(ClientError::SessionExpired { .. }) = &answer {
+            earlier.extend(sent.into_inner().unwrap_or_else(PoisonError::into_inner));
+        }
+        let answer = answer?;
         if answer.results.len() != batch.len() {
             let what = format!("{} results for {} mutations", answer.results.len(), batch.len());
             return Err(ClientError::protocol("the coordinator", what));
@@ -271,7 +299,7 @@ impl Coordinator {
     ) -> Result<(Arc<Identity>, v1::UploadFileResponse)> {
         let planned_for = std::sync::Mutex::new(None);
         let request = |identity: &Identity| {
-            *planned_for.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(identity.session);
+            *planned_for.lock().unwrap_or_else(PoisonError::into_inner) = Some(identity.session);
             v1::UploadFileRequest {
                 session: identity.session.to_wire(),
                 inode: 0,
@@ -287,7 +315,7 @@ impl Coordinator {
         let mut plan: v1::UploadFileResponse = self.ask_patiently(patience, request, send).await?;
         self.shared.map.adopt(plan.map.take());
         let identity = self.shared.session.identity()?;
-        let for_session = planned_for.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let for_session = planned_for.into_inner().unwrap_or_else(PoisonError::into_inner);
         if for_session != Some(identity.session) {
             plan.ranges.clear(); // granted to a session that has ended meanwhile
         }

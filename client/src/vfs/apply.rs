@@ -56,11 +56,12 @@ async fn apply(
     batch: &[Pending],
 ) -> Option<(Instant, Vec<v1::MutationResult>)> {
     let mut pause = PAUSE_MIN;
+    let mut earlier = Vec::new();
     loop {
         let asked = clock::now();
-        match coordinator.send_behind(batch).await {
+        match send(coordinator, behind, batch, &mut earlier).await {
             Ok(results) => return Some((asked, results)),
-            // Whether it was executed is unknown. Again: what was done already is refused then.
+            // Again, in the next session: the coordinator knows whether it was executed in this one.
             Err(ClientError::SessionExpired { .. }) => {}
             Err(ClientError::Closed) => return None,
             Err(error) => {
@@ -71,6 +72,28 @@ async fn apply(
             }
         }
     }
+}
+
+/// Sends one batch, and tells who waits when that takes longer than they shall wait.
+async fn send(
+    coordinator: &Coordinator,
+    behind: &Behind,
+    batch: &[Pending],
+    earlier: &mut Vec<v1::RequestId>,
+) -> crate::Result<Vec<v1::MutationResult>> {
+    let limit = coordinator.policy().limit();
+    let sending = coordinator.send_behind(batch, earlier);
+    tokio::pin!(sending);
+    if let Some(limit) = limit {
+        match clock::timeout(limit, &mut sending).await {
+            Ok(results) => return results,
+            Err(_) => behind.stuck(ClientError::new(
+                ErrorKind::Unavailable,
+                format!("local changes of names could not be applied within {limit:?}"),
+            )),
+        }
+    }
+    sending.await
 }
 
 /// Answers recalls until the client is closed.
@@ -118,23 +141,20 @@ impl Vfs {
     }
 
     /// What was done here, and answered, can not be done there: the session had expired and somebody else
-    /// was faster, or the lease did not do what it is for.
+    /// was faster, or the lease did not do what it is for. What was executed before is not refused.
     fn on_refused(&self, pending: &Pending, error: &ClientError) {
-        let done_before = match &pending.op {
-            Op::Create(_) => error.kind() == ErrorKind::InvalidArgument || error.kind() == ErrorKind::Exists,
-            Op::Unlink(_) | Op::Rmdir(_) | Op::Rename(_) => error.kind() == ErrorKind::NotFound,
-            _ => false,
-        };
-        if done_before {
-            tracing::warn!(change = ?pending.op, %error, "a local change met its own result, or another's");
-        } else {
-            tracing::error!(change = ?pending.op, %error, "a local change is lost");
+        match error.kind() {
+            ErrorKind::NameChanged | ErrorKind::NotFound | ErrorKind::Exists => {
+                tracing::error!(change = ?pending.op, %error, "a local change is lost: another mount was faster");
+            }
+            _ => tracing::error!(change = ?pending.op, %error, "a local change is lost"),
         }
         metrics::behind_refused();
-        let lost = matches!(pending.op, Op::Create(_));
+        self.client.behind().lose(&pending.concerns);
+        let is_create = matches!(pending.op, Op::Create(_));
         for (index, &inode) in pending.concerns.iter().enumerate() {
             self.reread(inode);
-            if lost && index > 0 {
+            if is_create && index > 0 {
                 let mut state = self.leased.lock();
                 state.drop_dir(inode);
                 state.drop_private(inode);

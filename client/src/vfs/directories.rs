@@ -97,8 +97,10 @@ impl Vfs {
 
     /// fsync(2) of a directory: what was changed here is durable.
     pub async fn fsyncdir(&self, handle: HandleId) -> Result<()> {
-        self.handles.directory(handle)?;
-        Ok(self.client.behind().all_applied().await?)
+        let directory = self.handles.directory(handle)?;
+        let behind = self.client.behind();
+        behind.all_applied().await?;
+        Ok(behind.check_losses(directory.inode)?)
     }
 
     /// Entries from `position` (0: the start, else `next` of an entry), when they are at hand.

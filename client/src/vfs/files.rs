@@ -329,17 +329,23 @@ impl Vfs {
         let file = self.handles.file(handle, "be closed")?;
         file.content.flush_for(&file.told).await?;
         if self.client.config().durable_close {
-            self.client.behind().applied(file.inode).await?;
+            self.name_applied(file.inode).await?;
         }
         Ok(())
+    }
+
+    /// Waits until the changes of an inode's name are durable. An error tells that one of them is lost.
+    async fn name_applied(&self, inode: InodeId) -> Result<()> {
+        let behind = self.client.behind();
+        behind.applied(inode).await?;
+        Ok(behind.check_losses(inode)?)
     }
 
     /// fsync(2): what was written survives.
     pub async fn fsync(&self, handle: HandleId) -> Result<()> {
         let file = self.handles.file(handle, "be synced")?;
         file.content.fsync_for(&file.told).await?;
-        // Its name, too.
-        Ok(self.client.behind().applied(file.inode).await?)
+        self.name_applied(file.inode).await
     }
 
     /// The last descriptor of an open is gone. Writes that are still buffered (a mapping's) are

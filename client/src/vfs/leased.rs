@@ -193,6 +193,11 @@ impl State {
         self.dirs.contains_key(&directory)
     }
 
+    /// Whether a lease on it is held, and not given back before what is done now has been applied.
+    pub(super) fn keeps(&self, directory: InodeId) -> bool {
+        self.dirs.get(&directory).is_some_and(|dir| dir.phase != Phase::Closing)
+    }
+
     /// Whether this mount has it changed at the coordinator just now.
     pub(super) fn is_under_way(&self, directory: InodeId) -> bool {
         self.under_way.contains_key(&directory)

@@ -118,8 +118,13 @@ impl Vfs {
         };
         let open = open.then(|| self.hold_open(id));
         let guard = open.as_ref().map(|(sequence, _)| self.session().hold(id, *sequence));
-        let op = Op::Create(v1::Create { inode: id.get(), lease: is_directory, ..create.clone() });
-        self.queue(op, at_ns, vec![parent, id], open, caller);
+        let op = Op::Create(v1::Create {
+            inode: id.get(),
+            lease: is_directory,
+            exclusive: true,
+            ..create.clone()
+        });
+        self.queue_names(op, found(None, None), at_ns, vec![parent, id], open, caller);
         Local::Done(Ok(Made { entry, guard }))
     }
 
@@ -139,7 +144,7 @@ impl Vfs {
         self.remove_name(&mut state, parent, &name.to_bytes(), child, at_ns);
         self.lose_name(&mut state, child.inode, at_ns);
         let op = Op::Unlink(v1::Unlink { parent: parent.get(), name: name.to_bytes() });
-        self.queue(op, at_ns, vec![parent, child.inode], None, caller);
+        self.queue_names(op, found(Some(child), None), at_ns, vec![parent, child.inode], None, caller);
         Local::Done(Ok(()))
     }
 
@@ -167,7 +172,7 @@ impl Vfs {
         state.drop_dir(child.inode);
         self.session().leases.forget(child.inode);
         let op = Op::Rmdir(v1::Rmdir { parent: parent.get(), name: name.to_bytes() });
-        self.queue(op, at_ns, vec![parent, child.inode], None, caller);
+        self.queue_names(op, found(Some(child), None), at_ns, vec![parent, child.inode], None, caller);
         Local::Done(Ok(()))
     }
 
@@ -193,7 +198,10 @@ impl Vfs {
         if replaced.is_some() && mode == RenameMode::NoReplace {
             return Local::Done(Err(exists()));
         }
-        let moves_directory = child.kind == Kind::Directory && parent != new_parent;
+        // Another mount may hold the lease of a directory that gets another name, and wait for one of this mount in
+        // its turn: only who asks the coordinator may wait, not what is queued under leases.
+        let moves_directory =
+            child.kind == Kind::Directory && (parent != new_parent || !state.keeps(child.inode));
         let replaces_directory =
             replaced.is_some_and(|other| other.kind == Kind::Directory || child.kind == Kind::Directory);
         let same = replaced.is_some_and(|other| other.inode == child.inode);
@@ -228,7 +236,7 @@ impl Vfs {
             no_replace: mode == RenameMode::NoReplace,
             exchange: false,
         };
-        self.queue(Op::Rename(rename), at_ns, concerns, None, caller);
+        self.queue_names(Op::Rename(rename), found(Some(child), replaced), at_ns, concerns, None, caller);
         Local::Done(Ok(()))
     }
 
@@ -267,7 +275,15 @@ impl Vfs {
         let at_ns = self.local_time();
         self.change_here(inode, |attr| set(attr, &change, at_ns, caller));
         let op = Op::SetAttr(super::files::set_attr_of(inode, change, false));
-        self.queue(op, at_ns, vec![inode], None, caller);
+        let caller = caller.to_wire();
+        self.client.behind().push(Pending {
+            op,
+            found: None,
+            at_ns,
+            caller,
+            concerns: vec![inode],
+            open: None,
+        });
         match self.inodes.fresh(inode) {
             Some(entry) => Local::Done(Ok(entry)),
             None => Local::Done(Err(VfsError::refused(ErrorKind::Internal, "a pinned inode is not fresh"))),
@@ -341,17 +357,25 @@ impl Vfs {
         self.client.behind().at(self.session().leases.now_ns())
     }
 
-    fn queue(
+    #[allow(clippy::too_many_arguments)] // all that a change of names is
+    fn queue_names(
         &self,
         op: Op,
+        found: v1::FoundNames,
         at_ns: i64,
         concerns: Vec<InodeId>,
         open: Option<(u64, OpenGuard)>,
         caller: &Caller,
     ) {
         let caller = caller.to_wire();
-        self.client.behind().push(Pending { op, at_ns, caller, concerns, open });
+        self.client.behind().push(Pending { op, found: Some(found), at_ns, caller, concerns, open });
     }
+}
+
+/// What the name of a change leads to, and the new name of a rename.
+fn found(name: Option<Child>, new_name: Option<Child>) -> v1::FoundNames {
+    let inode = |child: Option<Child>| child.map_or(0, |child| child.inode.get());
+    v1::FoundNames { inode: inode(name), replaced: inode(new_name) }
 }
 
 /// In a sticky directory of somebody else the owner of each entry matters.

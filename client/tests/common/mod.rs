@@ -1,12 +1,19 @@
 //! A whole cluster in this process: one coordinator and three datanodes on loopback.
 
-#![allow(unreachable_pub)] // shared by several test programs
+#![allow(unreachable_pub, dead_code)] // shared by several test programs
 
+pub mod wire;
+
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use cairn_client::{Client, ClientConfig};
 use cairn_coordinator::CoordinatorConfig;
 use cairn_datanode::DatanodeConfig;
+use cairn_proto::v1;
+use cairn_proto::v1::coordinator_client::CoordinatorClient;
 use cairn_runtime::config::ByteSize;
 use cairn_runtime::shutdown::Shutdown;
 use tempfile::TempDir;
@@ -25,12 +32,18 @@ pub struct Cluster {
 
 impl Cluster {
     pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with_lease(CoordinatorConfig::default().lease).await
+    }
+
+    /// Sessions end after a silence of `lease`.
+    pub async fn start_with_lease(lease: Duration) -> anyhow::Result<Self> {
         let data = tempfile::tempdir()?;
         let shutdown = Shutdown::new();
         let config = CoordinatorConfig {
             listen: "127.0.0.1:0".into(),
             data: data.path().join("coordinator"),
             metrics_listen: None,
+            lease,
             ..CoordinatorConfig::default()
         };
         let coordinator = (cairn_coordinator::start(config, shutdown.clone()).await?, shutdown);
@@ -59,8 +72,20 @@ impl Cluster {
 
     /// The same with a configuration; its address is filled in.
     pub async fn client_with(&self, config: ClientConfig) -> anyhow::Result<Arc<Client>> {
-        let config = ClientConfig { coordinator: self.address.clone(), memory: ByteSize::mib(128), ..config };
+        self.client_at(self.address.clone(), config).await
+    }
+
+    /// The same with another way to the coordinator.
+    pub async fn client_at(&self, coordinator: String, config: ClientConfig) -> anyhow::Result<Arc<Client>> {
+        let config = ClientConfig { coordinator, memory: ByteSize::mib(128), ..config };
         Ok(Client::connect(config, "test".into(), &self.clients).await?)
+    }
+
+    /// The sessions that are open, in the words of the coordinator.
+    pub async fn sessions(&self) -> anyhow::Result<BTreeSet<Bytes>> {
+        let mut rpc = CoordinatorClient::new(cairn_runtime::net::connect(&self.address)?);
+        let status = rpc.get_status(v1::GetStatusRequest {}).await?.into_inner();
+        Ok(status.session_list.into_iter().map(|session| session.session).collect())
     }
 
     /// Ends all datanodes.

@@ -21,7 +21,7 @@ use super::file::BODY_MAX;
 use super::record::encode_batch;
 use crate::config::LogAck;
 use crate::error::OpError;
-use crate::store::{Batch, Row, StoreError};
+use crate::store::{Batch, Key, Row, StoreError};
 
 /// Bytes of commits that may wait for the place.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
@@ -170,7 +170,9 @@ impl Shipping {
             state.queue.push_back(entry);
         }
         self.wake.notify_one();
-        let is_reply = |row: &Row| matches!(row, Row::Slot(_));
+        // What is kept of a session that has ended is no reply to anybody.
+        let ends = |session| batch.deletes.contains(&Key::Session(session));
+        let is_reply = |row: &Row| matches!(row, Row::Slot(slot) if !ends(slot.session));
         if ack == LogAck::Shipped && batch.puts.iter().any(is_reply) {
             return self.wait(state, sequence);
         }

@@ -14,7 +14,9 @@ use crate::context::Context;
 use crate::error::OpError;
 use crate::sessions::Open;
 use crate::slots::SlotCache;
-use crate::store::{Batch, Count, Counter, Inode, Key, Kind, Record, Row, Scan, StoreError, Table, Writer};
+use crate::store::{
+    Batch, Count, Counter, Inode, Key, Kind, Orphan, Record, Row, Scan, StoreError, Table, Writer,
+};
 
 use pending::Pending;
 pub(crate) use steps::Steps;
@@ -41,8 +43,8 @@ pub(crate) struct Tx {
     at_ns: Option<i64>,
     /// The job under way has told which inodes it changes.
     is_settled: bool,
-    /// Inodes that the job under way has condemned.
-    pub(crate) condemned: Vec<InodeId>,
+    /// Inodes whose last names the job under way has taken.
+    pub(crate) nameless: Vec<InodeId>,
     /// Opens that came with inodes which the job under way has made.
     pub(crate) opened: Vec<(SessionId, Open)>,
     /// Directories that the group removes; with the commit their leases end.
@@ -68,7 +70,7 @@ impl Tx {
             now_ns: clock::wall_ns(),
             at_ns: None,
             is_settled: false,
-            condemned: Vec::new(),
+            nameless: Vec::new(),
             opened: Vec::new(),
             removed_directories: Vec::new(),
             steps: Steps::default(),
@@ -130,11 +132,11 @@ impl Tx {
             self.settle(None);
         }
         self.pending.keep();
-        let (condemned, opened) = (std::mem::take(&mut self.condemned), std::mem::take(&mut self.opened));
         if result.is_err() {
             self.steps.take_back(mark);
-            self.context.sessions.take_back(&condemned, &opened);
         }
+        self.nameless.clear();
+        self.opened.clear();
         result
     }
 
@@ -166,9 +168,11 @@ impl Tx {
         &mut self,
         run: impl FnOnce(&mut Self) -> Result<T, OpError>,
     ) -> Result<T, OpError> {
-        let mark = self.pending.mark();
+        let (mark, nameless, opened) = (self.pending.mark(), self.nameless.len(), self.opened.len());
         let result = run(self);
         if result.is_err() {
+            let (nameless, opened) = (self.nameless.split_off(nameless), self.opened.split_off(opened));
+            self.context.sessions.take_back(&nameless, &opened);
             self.pending.take_back(mark);
         }
         result
@@ -222,16 +226,18 @@ impl Tx {
         self.cache.clear();
         self.slots.clear();
         let sets = crate::store::list(&*self.store, &Scan::all(Table::ReplicaSet));
+        let orphans = crate::store::list::<Orphan>(&*self.store, &Scan::all(Table::Orphan));
         // What became of the commit may be unknown: the store says which was the last.
         let sequence = crate::store::count(&*self.store, Count::Sequence);
         self.steps.take_back((0, 0));
-        match (sets, sequence) {
-            (Ok(sets), Ok(sequence)) => {
+        match (sets, orphans, sequence) {
+            (Ok(sets), Ok(orphans), Ok(sequence)) => {
                 self.context.sequence.set(sequence);
                 self.context.cluster.reset_sets(sets);
+                self.context.sessions.reset_orphans(&orphans);
             }
-            (Err(error), _) | (_, Err(error)) => {
-                tracing::error!(%error, "replica sets can not be read again");
+            (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => {
+                tracing::error!(%error, "replica sets and orphans can not be read again");
             }
         }
     }

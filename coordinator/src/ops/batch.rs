@@ -8,9 +8,10 @@
 
 use std::sync::Arc;
 
-use cairn_proto::{FileName, InodeId, SessionId, WireError};
+use cairn_proto::{ErrorKind, FileName, InodeId, SessionId, WireError};
 
 use super::access::Caller;
+use super::found::{self, FoundNames};
 use super::{Applied, Mutation, apply, directory};
 use crate::error::OpError;
 use crate::executor::Tx;
@@ -24,6 +25,8 @@ pub(crate) struct Step {
     pub(crate) caller: Arc<Caller>,
     /// `None`: now.
     pub(crate) at_ns: Option<i64>,
+    /// What its names led to when it was performed. `None`: whatever they lead to.
+    pub(crate) found: Option<FoundNames>,
 }
 
 /// Mutations in their order; one that fails stops no other.
@@ -62,6 +65,33 @@ pub(crate) fn run(
             Err(error)
         }
     }
+}
+
+/// [`run`] of a batch that may have been executed before, nobody knows: all of it or nothing. Step by step some of it
+/// might be possible once more (`rm a; mv b a`, two names of one file), all of it only where it ends as it began.
+///
+/// When one step fails all have failed, the others with `NameChanged`.
+pub(crate) fn run_whole(
+    tx: &mut Tx,
+    session: SessionId,
+    batch: &Batch,
+) -> Result<Vec<Result<Done, OpError>>, OpError> {
+    let mut failed = Vec::new();
+    let done = tx.nested(|tx| {
+        let results = run(tx, session, batch)?;
+        if results.iter().all(Result::is_ok) {
+            return Ok(results);
+        }
+        let granted = results.iter().flatten().flat_map(|done| &done.leases).map(|grant| grant.inode);
+        tx.context.leases.remove(&Vec::from_iter(granted));
+        failed = results;
+        Err(OpError::invalid("a part of it was executed before, or can not be executed"))
+    });
+    if failed.is_empty() {
+        return done;
+    }
+    let with_others = || OpError::new(ErrorKind::NameChanged, "it belongs to changes that are not possible");
+    Ok(failed.into_iter().map(|result| Err(result.err().unwrap_or_else(with_others))).collect())
 }
 
 /// Everything that is in the way is found together, and before anything is done. The directory behind a
@@ -153,6 +183,9 @@ impl Run {
     fn step(&mut self, tx: &mut Tx, step: &Step) -> Result<Done, OpError> {
         // A refused lease takes the mutation back.
         tx.nested(|tx| {
+            if let Some(applied) = found::check(tx, &step.mutation, step.found)? {
+                return Ok(Done { applied, leases: Vec::new() });
+            }
             let applied = tx.at(step.at_ns, |tx| apply(tx, &step.mutation, &step.caller))?;
             let shown = [&applied.inode, &applied.parent, &applied.new_parent, &applied.replaced];
             let directories: Vec<&Inode> =

@@ -92,7 +92,7 @@ fn existing(tx: &mut Tx, op: &Create, parent: Inode, inode: Inode) -> Result<App
     Ok(Applied { inode: Some(inode), parent: Some(parent), ..Applied::default() })
 }
 
-fn register(tx: &mut Tx, op: &Create, inode: &Inode) -> Result<(), OpError> {
+pub(super) fn register(tx: &mut Tx, op: &Create, inode: &Inode) -> Result<(), OpError> {
     match op.new {
         NewInode::File { open: Some(open), .. } => {
             tx.context.sessions.register(open.session, open.of(inode.id))

@@ -4,7 +4,8 @@ use cairn_proto::{InodeId, SessionId};
 
 use crate::error::OpError;
 use crate::executor::Tx;
-use crate::store::{Key, Scan, Session, Slot};
+use crate::slots::ended;
+use crate::store::{Key, Session};
 
 use super::remove::release_step;
 
@@ -15,15 +16,13 @@ pub(crate) fn begin_session(tx: &mut Tx, id: SessionId, description: String) -> 
     Ok(())
 }
 
-/// Ends a session and what hangs on it: reply slots, and orphans that nobody else holds. With
+/// Ends a session and what hangs on it: replies, and orphans that nobody else holds. With
 /// `only_overdue` it goes on if it has shown itself meanwhile. Returns whether it ended.
 pub(crate) fn end_session(tx: &mut Tx, id: SessionId, only_overdue: bool) -> Result<bool, OpError> {
     let Some(orphans) = tx.context.sessions.end(id, only_overdue) else { return Ok(false) };
     tx.context.leases.end(id);
-    tx.slots.end(id);
     tx.delete(Key::Session(id));
-    let slots: Vec<Slot> = tx.list(&Scan::between(Key::Slot(id, 0), Key::Slot(id, u32::MAX)))?;
-    slots.iter().for_each(|slot| tx.delete(Key::Slot(id, slot.slot)));
+    ended::end(tx, id)?;
     release(tx, id, &orphans)?;
     Ok(true)
 }

@@ -22,8 +22,8 @@ pub(super) fn drop_name(tx: &mut Tx, mut inode: Inode) -> Result<Inode, OpError>
         return Ok(inode);
     }
     let holders = tx.context.sessions.orphan(inode.id);
+    tx.nameless.push(inode.id);
     if holders.is_empty() {
-        tx.condemned.push(inode.id);
         delete(tx, inode.clone())?;
     } else {
         let since_ns = tx.job_ns();

@@ -16,6 +16,7 @@ use crate::listings::{Listed, PageKey};
 use crate::metrics;
 use crate::ops;
 use crate::ops::listing::{self, Wanted};
+use crate::slots::ended::{self, Earlier};
 use crate::slots::{self, Method};
 use crate::store::{Inode, Key, Kind, Reader};
 
@@ -277,15 +278,25 @@ pub(super) async fn apply(
     mut request: v1::ApplyRequest,
 ) -> Result<v1::ApplyResponse, OpError> {
     let id = wire::request_id(request.id.take())?;
+    let earlier: Arc<[_]> = wire::earlier(std::mem::take(&mut request.earlier))?.into();
     // What is wrong with the rest is found out inside, so that the sequence counts as used.
     let batch = wire::batch(request).map(Arc::new).map_err(|error| error.to_wire());
     loop {
-        let batch = batch.clone();
+        let (batch, earlier) = (batch.clone(), Arc::clone(&earlier));
         let attempt = shared.under_way.enter(id).await;
         let job = move |tx: &mut Tx| {
             let _attempt = attempt;
             slots::once(tx, &id, Method::Apply, |tx| {
-                let results = ops::batch::run(tx, id.session, &*batch?)?;
+                let whole = match ended::outcome(tx, &earlier)? {
+                    Earlier::Executed(response) => return Ok(response),
+                    Earlier::NotExecuted => false,
+                    Earlier::Unknown => true,
+                };
+                let batch = batch?;
+                let results = match whole {
+                    false => ops::batch::run(tx, id.session, &batch)?,
+                    true => ops::batch::run_whole(tx, id.session, &batch)?,
+                };
                 Ok(v1::ApplyResponse { results: results.into_iter().map(wire::result).collect() })
             })
         };

@@ -17,6 +17,7 @@ use crate::leases::{Grant, LEASES_OF_SESSION_MAX};
 use crate::ops::access::Caller;
 use crate::ops::batch::{Batch, Done, Step};
 use crate::ops::commit::{Confirm, FileCommit, NewExtent, StoredChunk};
+use crate::ops::found::FoundNames;
 use crate::ops::plan::PlanRequest;
 use crate::ops::{
     Allocate, Applied, CloneRange, Create, Mutation, NewInode, OpenBy, Rename, RenameMode, SetAttr, SetXattr,
@@ -32,6 +33,8 @@ const GROUPS_MAX: usize = 65_536;
 const EXCLUDED_MAX: usize = 1024;
 /// Bytes that one plan may ask for: 1 TiB.
 const PLAN_BYTES_MAX: u64 = 1 << 40;
+/// Sessions in which a request may have been sent before.
+const EARLIER_MAX: usize = 4096;
 /// Longest path in bytes (PATH_MAX less the NUL).
 const PATH_MAX: usize = 4095;
 
@@ -58,6 +61,12 @@ fn checked_caller(credentials: v1::Credentials) -> Result<Caller, OpError> {
 pub(crate) fn request_id(id: Option<v1::RequestId>) -> Result<RequestId, OpError> {
     let id = id.ok_or_else(|| missing("id"))?;
     RequestId::new(SessionId::from_wire(&id.session)?, id.slot, id.sequence)
+}
+
+/// The ids under which a request was sent before.
+pub(super) fn earlier(ids: Vec<v1::RequestId>) -> Result<Vec<RequestId>, OpError> {
+    check_count("earlier requests", ids.len(), 0, EARLIER_MAX)?;
+    ids.into_iter().map(|id| request_id(Some(id))).collect()
 }
 
 pub(super) fn inode_id(id: u64) -> Result<InodeId, OpError> {
@@ -123,7 +132,13 @@ fn step(step: v1::Mutation, caller: Option<&Arc<Caller>>) -> Result<Step, OpErro
         return Err(OpError::invalid(format!("a mutation at {} ns", step.at_ns)));
     }
     let at_ns = (step.at_ns != 0).then_some(step.at_ns);
-    Ok(Step { mutation: mutation(step.op)?, caller, at_ns })
+    let found = step.found.map(found_names).transpose()?;
+    Ok(Step { mutation: mutation(step.op)?, caller, at_ns, found })
+}
+
+fn found_names(found: v1::FoundNames) -> Result<FoundNames, OpError> {
+    let one = |inode| if inode == 0 { Ok(None) } else { inode_id(inode).map(Some) };
+    Ok(FoundNames { name: one(found.inode)?, new_name: one(found.replaced)? })
 }
 
 fn mutation(op: Option<v1::mutation::Op>) -> Result<Mutation, OpError> {

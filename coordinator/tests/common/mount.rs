@@ -154,6 +154,7 @@ impl Mount {
             mutations,
             credentials: Some(v1::Credentials::default()),
             want_leases,
+            ..v1::ApplyRequest::default()
         }
     }
 

@@ -1,4 +1,3 @@
-use cairn_proto::ErrorKind;
 use cairn_runtime::clock;
 
 use super::*;
@@ -19,7 +18,7 @@ fn by(uid: u32) -> Arc<Caller> {
 }
 
 fn step(mutation: Mutation) -> Step {
-    Step { mutation, caller: by(0), at_ns: None }
+    Step { mutation, caller: by(0), at_ns: None, found: None }
 }
 
 fn create(parent: InodeId, text: &str, new: NewInode) -> Create {
@@ -393,4 +392,36 @@ fn a_file_that_was_not_removed_in_the_end_can_be_opened() {
     t.give_back(&[t.d, t.f]);
     let removed = one(&mut t.tx, 1, unlink(t.d, "f")).unwrap().applied.inode.unwrap();
     assert_eq!(t.tx.find::<Inode>(&Key::Inode(t.f)).unwrap(), Some(removed), "its holder keeps it");
+}
+
+#[test]
+fn a_file_that_has_lost_its_name_is_opened_by_nobody_who_did_not_hold_it() {
+    let mut tx = tx();
+    let f = made(one(&mut tx, 1, file(ROOT, "f"))).0;
+    for number in [1, 2] {
+        tx.context.sessions.open(session(number), String::new()).unwrap();
+    }
+    let open = |tx: &Tx, number, sequence| {
+        let opened = tx.context.sessions.register(session(number), Open { inode: f, sequence });
+        opened.map_err(|error| error.kind())
+    };
+    open(&tx, 1, 1).unwrap();
+    tx.commit().unwrap();
+    // A removal that comes to nothing in the end has taken no name.
+    let failed: Result<(), OpError> = tx.attempt(|tx| {
+        apply(tx, &unlink(ROOT, "f"), &by(0))?;
+        Err(OpError::invalid("something else"))
+    });
+    assert!(failed.is_err());
+    open(&tx, 2, 1).unwrap();
+    tx.context.sessions.close(session(2), &[Open { inode: f, sequence: 1 }]);
+    one(&mut tx, 1, unlink(ROOT, "f")).unwrap();
+    // Before the commit, too: who opens it now sees a name still, and would hold what is deleted with the last holder.
+    for is_committed in [false, true] {
+        if is_committed {
+            tx.commit().unwrap();
+        }
+        assert_eq!(open(&tx, 2, 2), Err(ErrorKind::StaleHandle), "committed: {is_committed}");
+        open(&tx, 1, 2).unwrap();
+    }
 }
