@@ -33,7 +33,7 @@ use cairn_runtime::clock::{self, Instant};
 use tokio::runtime::Handle as Runtime;
 
 use crate::session::Session;
-use crate::{Attr, Caller, Client, Coordinator, StatFs};
+use crate::{Attr, Caller, Client, Coordinator, Kind, StatFs};
 
 mod access;
 mod apply;
@@ -67,13 +67,16 @@ use covers::Covers;
 use handles::HandleTable;
 use inodes::InodeTable;
 use kept::KeptPages;
-use lately::{ClosedLately, Removals};
+use lately::{ClosedLately, LookedUpAgain, Removals};
 use leased::Leased;
 use local::Found;
 use parts::Walks;
 
 /// Attributes are never answered from local state for longer than this.
 pub const ATTRIBUTES_VALID_MAX: Duration = Duration::from_secs(1);
+
+/// A file that is replaced between its look-up and its open so many times in a row is given up.
+const HOLD_TRIES: usize = 64;
 
 /// What all operations give.
 pub type Result<T> = std::result::Result<T, VfsError>;
@@ -97,6 +100,7 @@ pub struct Vfs {
     kept_pages: KeptPages,
     walks: Walks,
     closed_lately: ClosedLately,
+    looked_up_again: LookedUpAgain,
     /// Own removals of names that are under way.
     removals: Removals,
     stat_fs: Mutex<Option<(StatFs, Instant)>>,
@@ -128,6 +132,7 @@ impl Vfs {
             kept_pages: KeptPages::default(),
             walks: Walks::default(),
             closed_lately: ClosedLately::default(),
+            looked_up_again: LookedUpAgain::default(),
             removals: Removals::default(),
             stat_fs: Mutex::new(None),
             valid,
@@ -170,6 +175,9 @@ impl Vfs {
         name: &FileName,
         caller: &Caller,
     ) -> Option<Result<Entry>> {
+        if self.looked_up_again.is_on() {
+            return None;
+        }
         match self.lookup_locally(parent, name, caller).now()? {
             Ok(Found::Entry(entry)) => Some(Ok(entry)),
             Ok(Found::Inode(_)) => None,
@@ -184,6 +192,9 @@ impl Vfs {
         name: &FileName,
         caller: &Caller,
     ) -> Result<Entry> {
+        if self.looked_up_again.is_on() {
+            return self.look_up_and_hold(parent, name, caller).await;
+        }
         match self.locally(|| self.lookup_locally(parent, name, caller)).await {
             Some(Ok(Found::Entry(entry))) => return Ok(entry),
             Some(Ok(Found::Inode(inode))) => {
@@ -204,10 +215,41 @@ impl Vfs {
         {
             return known;
         }
+        self.look_up(parent, name, caller).await
+    }
+
+    async fn look_up(&self, parent: InodeId, name: &FileName, caller: &Caller) -> Result<Entry> {
         self.client.behind().applied(parent).await?;
         let asked = clock::now();
         let attr = self.coordinator().lookup(parent, name, caller).await?;
         Ok(self.inodes.adopt(attr, asked))
+    }
+
+    /// A kernel that was told ESTALE tries once more, and no more than that: what it finds now must be there when it is
+    /// opened, also when others replace it again at once.
+    async fn look_up_and_hold(&self, parent: InodeId, name: &FileName, caller: &Caller) -> Result<Entry> {
+        let mut tries = 0;
+        loop {
+            let entry = self.look_up(parent, name, caller).await?;
+            let inode = entry.attr.inode;
+            tries += 1;
+            if entry.attr.kind != Kind::File || tries == HOLD_TRIES {
+                return Ok(entry);
+            }
+            match self.coordinator().open(inode).await {
+                Ok((guard, _)) => {
+                    self.looked_up_again.add(guard, &self.runtime);
+                    return Ok(entry);
+                }
+                Err(error) if error.kind() == ErrorKind::StaleHandle => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// To be called when a kernel is told ESTALE, which has it look the name up again.
+    pub fn told_stale(&self) {
+        self.looked_up_again.begin();
     }
 
     /// Finds the directory above a directory; the root is its own.

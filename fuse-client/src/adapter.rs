@@ -110,7 +110,7 @@ impl Adapter {
     fn now<R: Reply, T>(&self, asked: Asked, reply: R, result: Result<T>, answer: impl FnOnce(R, T)) {
         match result {
             Ok(value) => answer(reply, value),
-            Err(error) => reply.fail(asked.failed(&error)),
+            Err(error) => fail(&self.vfs, reply, asked.failed(&error)),
         }
         asked.op.answered(asked.started);
     }
@@ -123,10 +123,11 @@ impl Adapter {
         work: impl Future<Output = Result<T>> + Send + 'static,
         answer: impl FnOnce(R, T) + Send + 'static,
     ) {
+        let vfs = Arc::clone(&self.vfs);
         self.runtime.spawn(RequestId::fresh().scope(async move {
             match asked.finish(work).await {
                 Ok(value) => answer(reply, value),
-                Err(errno) => reply.fail(errno),
+                Err(errno) => fail(&vfs, reply, errno),
             }
             asked.op.answered(asked.started);
         }));
@@ -157,6 +158,14 @@ impl Adapter {
     {
         self.later(asked, reply, work(Arc::clone(&self.vfs)), |reply, ()| reply.ok());
     }
+}
+
+/// A kernel that hears ESTALE walks the path once more, and passes a second one on to the program.
+fn fail<R: Reply>(vfs: &Vfs, reply: R, errno: Errno) {
+    if errno.code() == libc::ESTALE {
+        vfs.told_stale();
+    }
+    reply.fail(errno);
 }
 
 fn answer_entry(reply: ReplyEntry, entry: Entry) {

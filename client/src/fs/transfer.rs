@@ -12,10 +12,12 @@ use tokio::task::JoinHandle;
 
 use super::{Files, Last, bytes_of, resolve::Place};
 use crate::vfs::{MAY_READ, MAY_WRITE};
-use crate::{Attr, ClientError, FileContent, Kind, OpenGuard, Result};
+use crate::{Attr, ClientError, FileContent, Kind, Layout, OpenGuard, Result};
 
 /// Bytes of one piece of a stream.
 const PIECE: usize = 1 << 20;
+/// A file that is replaced between its look-up and its open so many times in a row is given up.
+const OPEN_TRIES: usize = 64;
 /// Pieces that a reader fetches at once.
 const PIECES_AHEAD: usize = 8;
 
@@ -148,8 +150,9 @@ impl FileWriter {
 impl Files {
     /// Opens a file for reading from `offset` on, `len` bytes or to its end.
     pub async fn read(&self, path: impl AsRef<Path>, offset: u64, len: Option<u64>) -> Result<FileReader> {
-        let attr = self.resolve(bytes_of(path.as_ref()), Last::Follow).await?;
-        self.read_inode(&attr, offset, len).await
+        let may_read = |attr: &Attr| regular(attr).and_then(|()| self.check(attr, MAY_READ));
+        let (guard, layout) = self.find_and_open(bytes_of(path.as_ref()), may_read).await?;
+        Ok(self.reader(guard, layout, offset, len))
     }
 
     /// As [`Self::read`], of a file that was found already.
@@ -157,12 +160,35 @@ impl Files {
         regular(attr)?;
         self.check(attr, MAY_READ)?;
         let (guard, layout) = self.coordinator().open(attr.inode).await?;
+        Ok(self.reader(guard, layout, offset, len))
+    }
+
+    /// Opens what a path leads to, also when others replace it again and again. `may`: whether the caller may.
+    pub(super) async fn find_and_open(
+        &self,
+        path: &[u8],
+        may: impl Fn(&Attr) -> Result<()>,
+    ) -> Result<(OpenGuard, Layout)> {
+        let mut tries = 0;
+        loop {
+            let attr = self.resolve(path, Last::Follow).await?;
+            may(&attr)?;
+            tries += 1;
+            match self.coordinator().open(attr.inode).await {
+                // Replaced since it was found: the name leads elsewhere by now.
+                Err(error) if error.kind() == ErrorKind::StaleHandle && tries < OPEN_TRIES => {}
+                opened => return opened,
+            }
+        }
+    }
+
+    fn reader(&self, guard: OpenGuard, layout: Layout, offset: u64, len: Option<u64>) -> FileReader {
         let attr = layout.attr.clone();
         let content = self.client.content(attr.inode, &attr);
         content.refresh(&attr, Some(layout));
         let size = content.size();
         let end = len.map_or(size, |len| offset.saturating_add(len).min(size));
-        Ok(FileReader { content, attr, _guard: guard, next: offset, end, pieces: VecDeque::new() })
+        FileReader { content, attr, _guard: guard, next: offset, end, pieces: VecDeque::new() }
     }
 
     /// All of a file, which must not be larger than `max` bytes.

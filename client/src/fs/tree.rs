@@ -7,7 +7,7 @@ use cairn_proto::v1;
 use cairn_proto::v1::mutation::Op;
 use cairn_proto::{ErrorKind, InodeId};
 
-use super::{Files, Last, WriteOptions, bytes_of, unlink_of};
+use super::{Files, WriteOptions, bytes_of, unlink_of};
 use crate::vfs::MAY_READ;
 use crate::{Attr, ClientError, DirEntry, FileContent, Kind, Result};
 
@@ -77,16 +77,21 @@ impl Files {
         to: impl AsRef<Path>,
         options: WriteOptions,
     ) -> Result<u64> {
-        let source = self.resolve(bytes_of(from.as_ref()), Last::Follow).await?;
-        if source.kind != Kind::File {
-            return Err(ClientError::new(ErrorKind::InvalidArgument, "only a regular file can be copied"));
-        }
-        self.check(&source, MAY_READ)?;
-        let (guard, layout) = self.coordinator().open(source.inode).await?;
-        let content = self.client.content(source.inode, &layout.attr);
+        let may_read = |source: &Attr| {
+            if source.kind != Kind::File {
+                return Err(ClientError::new(
+                    ErrorKind::InvalidArgument,
+                    "only a regular file can be copied",
+                ));
+            }
+            self.check(source, MAY_READ)
+        };
+        let (guard, layout) = self.find_and_open(bytes_of(from.as_ref()), may_read).await?;
+        let source = layout.attr.inode;
+        let content = self.client.content(source, &layout.attr);
         content.refresh(&layout.attr.clone(), Some(layout));
         let target = self.create(to, options).await?;
-        if target.attr().inode == source.inode {
+        if target.attr().inode == source {
             return Err(ClientError::new(ErrorKind::InvalidArgument, "source and target are the same file"));
         }
         let copied = self.clone_whole(&content, target.content(), content.size()).await?;

@@ -204,7 +204,11 @@ impl Vfs {
         let attr = layout.attr.clone();
         // Removed by another mount: the name leads elsewhere now, which a kernel finds out when it
         // hears ESTALE. Removed by this one: the caller was a moment faster, and gets what it found.
-        if attr.nlink == 0 && !self.removals.under_way() && !self.inodes.is_removed_here(inode) {
+        // Looked up again after that, it is what the name led to a moment ago.
+        let may_be_gone = self.removals.under_way()
+            || self.inodes.is_removed_here(inode)
+            || self.looked_up_again.holds(inode);
+        if attr.nlink == 0 && !may_be_gone {
             return Err(VfsError::refused(ErrorKind::StaleHandle, "the file was removed by another mount"));
         }
         let attributes_changed = self.inodes.seen_version(inode) != Some(attr.version);

@@ -5,41 +5,56 @@
 //! on a local file system it gets the old one. Here the old one would be deleted with its last name,
 //! and the open fail with ESTALE. A kernel tries such an open once more; while a file is replaced
 //! again and again that is not enough. Files that are replaced often were also closed a moment
-//! before, so holding them for that moment is.
+//! before, so holding them for that moment helps; and what a kernel looks up again after ESTALE is held open
+//! from the look-up on, so that the open which follows finds it.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use cairn_proto::InodeId;
 use cairn_runtime::clock::{self, Instant};
 use tokio::runtime::Handle as Runtime;
 
 use super::handles::Handle;
+use crate::OpenGuard;
 
-/// Longer than the way from a look-up to the open that follows it.
-const HELD: Duration = Duration::from_millis(300);
-/// Closed files held at most; more push out the oldest.
+/// How long a closed file is held: longer than the way from a look-up to the open that follows it.
+const CLOSED: Duration = Duration::from_millis(300);
+/// Files held at most, of each kind; more push out the oldest.
 const HELD_MAX: usize = 4096;
+/// After an ESTALE what is looked up is held; the look-up comes at once, unless the machine is busy.
+const AGAIN: Duration = Duration::from_secs(2);
 
-#[derive(Default)]
-struct State {
-    closed: VecDeque<(Instant, Arc<Handle>)>,
+struct State<T> {
+    held: VecDeque<(Instant, T)>,
     /// A task is at work that drops them in time.
     tended: bool,
 }
 
-/// The files closed lately, in the order of their close.
-#[derive(Clone, Default)]
-pub(super) struct ClosedLately(Arc<Mutex<State>>);
+/// What is held for a time, in the order in which that ends.
+struct Held<T>(Arc<Mutex<State<T>>>);
 
-impl ClosedLately {
-    pub(super) fn add(&self, handle: Arc<Handle>, runtime: &Runtime) {
+impl<T> Clone for Held<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Default for Held<T> {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(State { held: VecDeque::new(), tended: false })))
+    }
+}
+
+impl<T: Send + 'static> Held<T> {
+    fn add(&self, held: T, time: Duration, runtime: &Runtime) {
         let mut pushed_out = None;
         let start = self.with(|state| {
-            state.closed.push_back((clock::now() + HELD, handle));
-            if state.closed.len() > HELD_MAX {
-                pushed_out = state.closed.pop_front();
+            state.held.push_back((clock::now() + time, held));
+            if state.held.len() > HELD_MAX {
+                pushed_out = state.held.pop_front();
             }
             !std::mem::replace(&mut state.tended, true)
         });
@@ -49,14 +64,14 @@ impl ClosedLately {
         }
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
+    fn with<R>(&self, f: impl FnOnce(&mut State<T>) -> R) -> R {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     async fn tend(self) {
         loop {
             let next = self.with(|state| {
-                let next = state.closed.front().map(|(until, _)| *until);
+                let next = state.held.front().map(|(until, _)| *until);
                 state.tended = next.is_some();
                 next
             });
@@ -65,11 +80,60 @@ impl ClosedLately {
             // All that are due at once, so that their closes travel together.
             let now = clock::now();
             let due = self.with(|state| {
-                let count = state.closed.partition_point(|(until, _)| *until <= now);
-                state.closed.drain(..count).collect::<Vec<_>>()
+                let count = state.held.partition_point(|(until, _)| *until <= now);
+                state.held.drain(..count).collect::<Vec<_>>()
             });
             drop(due);
         }
+    }
+}
+
+/// The files closed lately.
+#[derive(Default)]
+pub(super) struct ClosedLately(Held<Arc<Handle>>);
+
+impl ClosedLately {
+    pub(super) fn add(&self, handle: Arc<Handle>, runtime: &Runtime) {
+        self.0.add(handle, CLOSED, runtime);
+    }
+}
+
+/// The files that a kernel has looked up again after it was told ESTALE.
+#[derive(Default)]
+pub(super) struct LookedUpAgain {
+    is_on: AtomicBool,
+    until: Mutex<Option<Instant>>,
+    held: Held<OpenGuard>,
+}
+
+impl LookedUpAgain {
+    /// A kernel is told ESTALE: what it looks up next is to be there when it is opened.
+    pub(super) fn begin(&self) {
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock::now() + AGAIN);
+        self.is_on.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether what is looked up now is to be held.
+    pub(super) fn is_on(&self) -> bool {
+        if !self.is_on.load(Ordering::SeqCst) {
+            return false;
+        }
+        let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_on = until.is_some_and(|until| clock::now() < until);
+        if !is_on {
+            *until = None;
+            self.is_on.store(false, Ordering::SeqCst);
+        }
+        is_on
+    }
+
+    pub(super) fn add(&self, guard: OpenGuard, runtime: &Runtime) {
+        self.held.add(guard, AGAIN, runtime);
+    }
+
+    /// Whether a file is held, so that it may be opened also when it has no name any more.
+    pub(super) fn holds(&self, inode: InodeId) -> bool {
+        self.held.with(|state| state.held.iter().any(|(_, guard)| guard.inode() == inode))
     }
 }
 
