@@ -124,6 +124,8 @@ impl Running {
         let Self { mut server, mut executor_end, shipper, shutdown, .. } = self;
         let mut early = false;
         tokio::select! {
+            // When both are there, the executor has ended because of the request.
+            biased;
             () = shutdown.requested() => {}
             _ = &mut executor_end => early = true,
         }
