@@ -107,7 +107,7 @@ impl Client {
     /// `fsync` does. The first error that any of them met.
     pub async fn flush_all(&self, durable: bool) -> Result<()> {
         let files = self.engine.dirty_files();
-        files.iter().for_each(|file| file.start_flush(durable));
+        files.iter().for_each(|file| drop(file.start_flush(durable)));
         let mut first: Option<ClientError> = None;
         for file in files {
             if let Err(error) = file.flush().await {
@@ -117,7 +117,7 @@ impl Client {
         if let Err(error) = self.engine.behind.all_applied().await {
             first.get_or_insert(error);
         }
-        if durable && let Err(error) = self.engine.writer.sync_all(&self.engine).await {
+        if durable && let Err(error) = self.engine.coordinator.sync_all().await {
             first.get_or_insert(error);
         }
         first.map_or(Ok(()), Err)

@@ -67,6 +67,10 @@ struct State {
     dirty: DirtyMap,
     memory: Reservation,
     dirty_since: Option<Instant>,
+    /// The version at which all of the content was known to survive power loss, whoever wrote it.
+    synced: Option<u64>,
+    /// Something was committed here without sync since.
+    unsynced: bool,
     /// When the newest buffered byte was written.
     written_ns: i64,
     /// Oldest first.
@@ -87,6 +91,8 @@ impl FileContent {
             dirty: DirtyMap::default(),
             memory: engine.budget.writes.nothing(),
             dirty_since: None,
+            synced: (attr.allocated == 0).then_some(attr.version),
+            unsynced: false,
             written_ns: 0,
             flights: VecDeque::new(),
             held: false,
@@ -178,7 +184,7 @@ impl FileContent {
     /// Whether [`Self::flush_for`] has anything to do or to tell.
     pub fn needs_flush(&self, told: &Told) -> bool {
         let state = self.lock();
-        let unsure = self.engine.config.durable_close && self.engine.writer.unsynced.contains(self.inode);
+        let unsure = self.engine.config.durable_close && state.unsynced;
         state.is_dirty() || state.failures.concern(told) || unsure
     }
 
@@ -193,7 +199,15 @@ impl FileContent {
             let mut state = self.lock();
             state.flights.retain(|other| !Arc::ptr_eq(other, flight));
             match outcome {
-                Ok(landing) => state.land(&landing),
+                Ok(landing) => {
+                    if landing.synced {
+                        flight.leave_synced();
+                        state.know_synced(landing.attr.version);
+                    } else {
+                        state.unsynced = true;
+                    }
+                    state.land(&landing);
+                }
                 Err(error) => state.failures.add(error),
             }
             let clean = !state.is_dirty();
@@ -239,6 +253,9 @@ impl State {
             return;
         }
         let follows = own && attr.version == self.attr.version + 1;
+        if follows && self.synced == Some(self.attr.version) {
+            self.synced = Some(attr.version);
+        }
         if attr.version > self.attr.version && !follows {
             self.foreign += 1;
             self.extents.clear();
@@ -247,6 +264,12 @@ impl State {
             }
         }
         self.attr = attr.clone();
+    }
+
+    /// All content as of a version survives power loss.
+    fn know_synced(&mut self, version: u64) {
+        self.synced = self.synced.max(Some(version));
+        self.unsynced &= self.attr.version > version;
     }
 
     /// Takes a layout when it is of the present version.

@@ -176,8 +176,7 @@ impl Engine {
         since.is_some_and(|since| since.elapsed() < NO_SPACE_TIME)
     }
 
-    /// Background work until the client is closed: stores what has been dirty for long, and syncs
-    /// what was stored without sync long ago.
+    /// Background work until the client is closed: stores what has been dirty for long. Waits for nobody.
     pub(crate) async fn tend(self: Arc<Self>) {
         let mut tick = clock::interval(WRITE_BACK_TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -191,7 +190,6 @@ impl Engine {
                     file.start_flush(false);
                 }
             }
-            self.writer.sync_old(&self).await;
             metrics::memory(self.budget.writes.used(), self.budget.fetches.used(), self.cache.weight());
         }
     }

@@ -6,12 +6,10 @@ pub(crate) mod store;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use cairn_proto::limits::MESSAGE_SIZE_MAX;
 use cairn_proto::v1::data_node_client::DataNodeClient;
-use cairn_proto::{ChunkId, ErrorKind, NodeId, v1};
-use cairn_runtime::clock;
+use cairn_proto::{ErrorKind, NodeId, v1};
 use cairn_runtime::telemetry::stamp_request;
 use tokio_util::task::TaskTracker;
 use tonic::Streaming;
@@ -25,9 +23,6 @@ use store::StoreStream;
 
 type Stamp = fn(tonic::Request<()>) -> std::result::Result<tonic::Request<()>, tonic::Status>;
 pub(crate) type Rpc = DataNodeClient<InterceptedService<Channel, Stamp>>;
-
-/// `SyncChunks` waits for a disk that may have much to write.
-const SYNC_TIME: Duration = Duration::from_secs(30);
 
 /// The datanodes by their identity.
 #[derive(Debug)]
@@ -135,19 +130,5 @@ impl Link {
         request: v1::RetrieveChunkRequest,
     ) -> Result<Streaming<v1::RetrieveFrame>> {
         Ok(self.fetches.clone().retrieve_chunk(request).await?.into_inner())
-    }
-
-    /// Makes chunks stored earlier survive power loss there; those for which that did not work.
-    pub(crate) async fn sync(&self, chunks: &[ChunkId]) -> Result<Vec<(ChunkId, ErrorKind)>> {
-        let request = v1::SyncChunksRequest { chunks: chunks.iter().map(|chunk| chunk.get()).collect() };
-        let mut rpc = self.stores.clone();
-        let answer = clock::timeout(SYNC_TIME, rpc.sync_chunks(request)).await.map_err(|_| {
-            ClientError::new(ErrorKind::TimedOut, format!("{} has not synced in {SYNC_TIME:?}", self.address))
-        })??;
-        let failed = answer.into_inner().failed.into_iter().filter_map(|failed| {
-            let kind = ErrorKind::from_number(failed.error).unwrap_or(ErrorKind::Protocol);
-            Some((ChunkId::new(failed.chunk).ok()?, kind))
-        });
-        Ok(failed.collect())
     }
 }

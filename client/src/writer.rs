@@ -11,7 +11,6 @@ pub(crate) mod cut;
 pub(crate) mod dirty;
 pub(crate) mod flight;
 mod store;
-mod unsynced;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,7 +29,6 @@ use crate::transport::store::ChunkContent;
 use cut::{Draft, Use};
 use flight::Flight;
 use store::StoredDraft;
-use unsynced::Unsynced;
 
 /// Flights up to this size are packed with others.
 const PACKED_BYTES_MAX: u64 = 1 << 20;
@@ -49,13 +47,14 @@ const STORES_TRIED_MAX: usize = 8;
 pub(crate) struct Landing {
     pub(crate) attr: Attr,
     pub(crate) extents: Vec<(Extent, ChunkInfo)>,
+    /// All of the file survives power loss, whoever wrote it.
+    pub(crate) synced: bool,
 }
 
 #[derive(Debug)]
 pub(crate) struct Writer {
     packs: Mutex<Packs>,
     stores: Semaphore,
-    pub(crate) unsynced: Unsynced,
 }
 
 #[derive(Debug, Default)]
@@ -66,7 +65,7 @@ struct Packs {
 
 impl Writer {
     pub(crate) fn new() -> Self {
-        Self { packs: Mutex::default(), stores: Semaphore::new(STORES_MAX), unsynced: Unsynced::default() }
+        Self { packs: Mutex::default(), stores: Semaphore::new(STORES_MAX) }
     }
 
     /// Sends a flight on its way; callable from any thread.
@@ -206,13 +205,7 @@ async fn store_and_commit_once(
         // It may have been made here a moment ago.
         engine.behind.applied(flight.file.inode()).await?;
     }
-    let outcomes = commit(engine, flights, &drafts, &stored).await?;
-    for (index, outcome) in outcomes.iter().enumerate() {
-        if outcome.is_ok() && !durable {
-            engine.writer.unsynced.add(flights[index].file.inode(), index, &drafts, &stored);
-        }
-    }
-    Ok(outcomes)
+    commit(engine, flights, &drafts, &stored).await
 }
 
 fn content_of(draft: Draft) -> (ChunkContent, Vec<Use>) {
@@ -249,6 +242,7 @@ async fn commit(
         length: content.length,
         crc32c: content.crc,
         stored_by: stored.by.iter().map(|node| node.to_wire()).collect(),
+        synced: stored.synced,
     });
     let files = flights.iter().enumerate().map(|(index, flight)| v1::FileCommit {
         inode: flight.file.inode().get(),
@@ -270,7 +264,7 @@ async fn commit(
             let extent = Extent { range, chunk: stored.grant.chunk, chunk_offset: used.chunk_offset };
             Some((extent, stored.info(content)))
         });
-        Ok(Landing { attr, extents: extents.collect() })
+        Ok(Landing { attr, extents: extents.collect(), synced: result.synced })
     });
     Ok(landings.collect())
 }

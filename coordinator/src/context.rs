@@ -10,6 +10,7 @@ use crate::config::CoordinatorConfig;
 use crate::leases::Leases;
 use crate::membership::Cluster;
 use crate::sessions::Sessions;
+use crate::unsynced::UnsyncedFiles;
 
 /// The rules that the configuration sets for operations.
 #[derive(Debug, Clone, Copy)]
@@ -79,6 +80,7 @@ pub(crate) struct Context {
     pub(crate) leases: Leases,
     pub(crate) cluster: Cluster,
     pub(crate) sequence: Sequence,
+    pub(crate) unsynced: UnsyncedFiles,
     /// The way of commits to the second place.
     pub(crate) shipping: Arc<Shipping>,
 }

@@ -5,14 +5,14 @@
 //! answer, a deadline and back-pressure of its own. Each datanode has one lazy channel, which follows its
 //! address.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use cairn_proto::limits::{LIST_MAX, MESSAGE_SIZE_MAX};
 use cairn_proto::v1::data_node_client::DataNodeClient;
-use cairn_proto::{ChunkId, ErrorKind, NodeId, v1, wire_error_of};
+use cairn_proto::{ChunkId, ErrorKind, NodeId, WireError, v1, wire_error_of};
 use cairn_runtime::telemetry::stamp_request;
 use cairn_runtime::{clock, net};
 use tonic::service::interceptor::InterceptedService;
@@ -134,6 +134,25 @@ impl Datanodes {
         Ok(answer(node, DELETE_TIME, client.restore_chunks(v1::RestoreChunksRequest { chunks }))
             .await?
             .failed)
+    }
+
+    /// Makes chunks survive power loss there. Those for which that did not work, within `limit`.
+    pub(crate) async fn sync(
+        &self,
+        cluster: &Cluster,
+        node: NodeId,
+        chunks: &[ChunkId],
+        limit: Duration,
+    ) -> Result<BTreeMap<u64, WireError>, OpError> {
+        let mut client = self.client(cluster, node)?;
+        let request = v1::SyncChunksRequest { chunks: chunks.iter().map(|chunk| chunk.get()).collect() };
+        let answer = answer(node, limit, client.sync_chunks(request)).await?;
+        // What is told as failed never counts as synced, whatever the reason is.
+        let error = |failed: v1::ChunkError| {
+            let protocol = || WireError::new(ErrorKind::Protocol, failed.message.clone());
+            (failed.chunk, WireError::from_fields(failed.error, &failed.message).unwrap_or_else(protocol))
+        };
+        Ok(answer.failed.into_iter().map(error).collect())
     }
 
     /// Makes one chunk out of parts of others, and forwards it to the members of its set.

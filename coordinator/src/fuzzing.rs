@@ -27,6 +27,7 @@ use crate::membership::Cluster;
 use crate::membership::state::{Members, Timing};
 use crate::sessions::Sessions;
 use crate::store::memory::MemoryStore;
+use crate::unsynced::UnsyncedFiles;
 
 /// A view on a new, empty file system in memory.
 fn new_tx() -> Option<Tx> {
@@ -43,6 +44,7 @@ fn new_tx() -> Option<Tx> {
         leases: Leases::new(Duration::from_secs(10), []),
         cluster: Cluster::new(opened.cluster, opened.term, members),
         sequence: Sequence::new(0),
+        unsynced: UnsyncedFiles::new(false),
         shipping: Arc::new(Shipping::off()),
     };
     Some(Tx::new(opened.writer, Arc::new(context)))

@@ -42,6 +42,7 @@ pub mod sim;
 mod slots;
 mod status;
 mod store;
+mod unsynced;
 mod workers;
 
 pub use archive::restore::{RestoreOptions, Restored, Until, restore};

@@ -33,6 +33,7 @@ mod rmdir;
 pub(crate) mod rollback;
 mod setattr;
 mod unlink;
+pub(crate) mod unsynced;
 mod xattr;
 
 use bytes::Bytes;

@@ -29,6 +29,7 @@ use crate::listings::Listings;
 use crate::maintenance;
 use crate::membership::state::Members;
 use crate::membership::{Cluster, timing};
+use crate::ops;
 use crate::service::{Service, Shared};
 use crate::sessions::Sessions;
 use crate::slots::UnderWay;
@@ -36,12 +37,14 @@ use crate::store::memory::MemoryStore;
 use crate::store::shipped::ShippedWriter;
 use crate::store::sqlite::{self, SqliteOptions};
 use crate::store::{self, Count, Orphan, Row, Scan, Session, Store, StoreError, Table};
+use crate::unsynced::UnsyncedFiles;
 use crate::workers::compact::Compact;
 use crate::workers::gc::{Gc, GcState};
 use crate::workers::placement::PlacementWorker;
 use crate::workers::reap::Reap;
 use crate::workers::reconcile::Reconcile;
 use crate::workers::repair::RepairWorker;
+use crate::workers::sync::SyncWorker;
 use crate::workers::{self, Workers};
 
 /// Threads for long reads, and for opening the store.
@@ -207,6 +210,7 @@ pub(crate) async fn start_on(
     workers::start(&shared, Compact::new());
     workers::start(&shared, Reap::default());
     workers::start(&shared, Reconcile::new(config.reconcile_every));
+    workers::start(&shared, SyncWorker::default());
     let server = serve(listener, shared, &shutdown).await;
     tracing::info!(%address, %cluster, "coordinator serves");
     Ok(Running { address, metrics_address, cluster, server, executor_end, shipper, shutdown })
@@ -282,6 +286,7 @@ fn open(config: &CoordinatorConfig, memory: &MemoryStore) -> Result<Opened, Stor
         sessions: Sessions::new(config.lease, sessions, &orphans),
         cluster: Cluster::new(cluster, term, members),
         sequence: Sequence::new(sequence),
+        unsynced: UnsyncedFiles::new(!ops::unsynced::page(&*writer, None, 1)?.is_empty()),
         shipping: Arc::clone(&shipping),
     });
     let writer: Box<dyn store::Writer> = match shipping.is_on() {

@@ -219,6 +219,13 @@ impl Coordinator for Service {
         answer("DownloadFile", content::download_file(&self.0, request.into_inner())).await
     }
 
+    async fn sync_file(
+        &self,
+        request: Request<v1::SyncFileRequest>,
+    ) -> Result<Response<v1::SyncFileResponse>, Status> {
+        answer("SyncFile", content::sync_file(&self.0, request.into_inner())).await
+    }
+
     type SessionStream = Replies<v1::SessionResponse>;
 
     async fn session(

@@ -29,11 +29,11 @@ pub(crate) use error::StoreError;
 pub(crate) use rows::{
     AdminState, Chunk, Cluster, Count, Counter, Datanode, DeadRange, Dentry, Extent, Fault, Garbage, Inode,
     Key, Kind, Labels, Member, MemberState, Members, Orphan, Plan, Record, ReplicaSet, Row, Session, Slot,
-    Table, Xattr,
+    Table, Unsynced, Xattr,
 };
 
 /// Version of the schema that this build reads and writes.
-pub(crate) const SCHEMA: u64 = 3;
+pub(crate) const SCHEMA: u64 = 4;
 
 /// Which rows a scan visits.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,6 +12,7 @@ pub(crate) mod reap;
 pub(crate) mod reconcile;
 pub(crate) mod repair;
 pub(crate) mod strays;
+pub(crate) mod sync;
 
 use std::collections::BTreeMap;
 use std::future::Future;

@@ -39,6 +39,9 @@ macro_rules! integer_id {
         pub struct $name(u64);
 
         impl $name {
+            /// The lowest one.
+            pub const MIN: Self = Self(1);
+
             /// Takes an identifier from outside: 1 to 2^63 - 1.
             pub fn new(value: u64) -> Result<Self, IdError> {
                 match value {

@@ -32,7 +32,7 @@ pub enum Bug {
     OpenKeepsOldLayout,
     /// Flushes of one file commit in any order.
     CommitOrderIgnored,
-    /// `fsync` does not ask for what was stored without sync before.
+    /// `fsync` does not see to what was committed without sync before.
     UnsyncedForgotten,
     /// A chunk that is mostly overwritten is deleted.
     GcTakesLive,

@@ -2,6 +2,7 @@
 //! at those of others now and then. Everything it is told is checked at once.
 
 mod others;
+mod syncing;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -188,7 +189,8 @@ impl Worker<'_> {
             74..84 => self.unlink(&path).await,
             84..88 => self.clone_file(&path, id).await,
             88..91 => self.make_or_remove_dir().await,
-            91..94 => self.sync_later().await,
+            91..93 => self.sync_later().await,
+            93 => self.sync_other().await,
             94 => self.sync_names().await,
             _ => self.list().await,
         }

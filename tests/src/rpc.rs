@@ -375,6 +375,7 @@ impl Wire {
             length: data.len() as u64,
             crc32c: checksum::crc32c(data),
             stored_by: ack.stored_by.clone(),
+            synced: ack.synced,
         }
     }
 

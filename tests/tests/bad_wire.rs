@@ -59,6 +59,11 @@ fn reads_of_names_and_attributes() {
             let request = v1::GetAttrRequest { inode: id, session: Bytes::new() };
             wire.call(wire.coordinator().get_attr(request)).map(drop)
         }));
+        // Of no inode and no session, for 0.
+        rows.push(row(format!("SyncFile of {id}"), &[InvalidArgument], move |wire| {
+            let request = v1::SyncFileRequest { inode: id, session: Bytes::new() };
+            wire.call(wire.coordinator().sync_file(request)).map(drop)
+        }));
         rows.push(row(format!("GetXattrs of {id}"), &[InvalidArgument], move |wire| {
             let request = v1::GetXattrsRequest { inode: id, session: Bytes::new() };
             wire.call(wire.coordinator().get_xattrs(request)).map(drop)

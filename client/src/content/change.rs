@@ -118,7 +118,7 @@ impl FileContent {
                     destination_offset: offset + copied,
                     length: length - copied,
                 };
-                match this.clone_part(op, &source, &caller).await {
+                match this.clone_part(op, &caller).await {
                     // The source has become shorter.
                     Ok(0) => break,
                     Ok(more) => copied += more.min(length - copied),
@@ -156,14 +156,16 @@ impl FileContent {
         }
     }
 
-    async fn clone_part(&self, op: v1::CloneRange, source: &Self, caller: &Caller) -> Result<u64> {
+    async fn clone_part(&self, op: v1::CloneRange, caller: &Caller) -> Result<u64> {
         self.engine.behind.applied(self.inode).await?;
         let applied = self.engine.coordinator.apply(Op::CloneRange(op), caller).await?;
         let copied = applied.copied;
         let attr = applied.into_attr()?;
-        self.engine.writer.unsynced.copy(source.inode, self.inode);
         let mut state = self.lock();
         state.adopt(&attr, true);
+        // What it has now may be unsynced.
+        state.synced = None;
+        state.unsynced = true;
         state.extents.clear();
         Ok(copied)
     }

@@ -198,16 +198,19 @@ impl FileContent {
         taken
     }
 
-    /// Sends everything buffered on its way, without waiting; callable from any thread.
-    pub(crate) fn start_flush(&self, durable: bool) {
+    /// Sends everything buffered on its way, without waiting; callable from any thread. The last flight, if there
+    /// was anything to send.
+    pub(crate) fn start_flush(&self, durable: bool) -> Option<Arc<Flight>> {
         let flights = {
             let mut state = self.lock();
             // Who holds the file empties it.
             if state.held { Vec::new() } else { self.take_flights(&mut state, durable) }
         };
+        let last = flights.last().cloned();
         for flight in flights {
             self.engine.writer.submit(&self.engine, flight);
         }
+        last
     }
 
     /// For who holds the file: empties the buffer, and waits until everything is committed or has failed.
@@ -227,11 +230,12 @@ impl FileContent {
     }
 
     /// Waits until everything buffered so far is committed or has failed; errors stay for the next
-    /// one who asks for them.
-    pub(crate) async fn settle(&self, durable: bool) {
+    /// one who asks for them. The last flight that left for it, if any had to.
+    pub(crate) async fn settle(&self, durable: bool) -> Option<Arc<Flight>> {
+        let mut left = None;
         loop {
             let released = self.released.notified();
-            self.start_flush(durable);
+            left = self.start_flush(durable).or(left);
             let (last, blocked) = {
                 let state = self.lock();
                 (state.flights.back().cloned(), state.held && !state.dirty.is_empty())
@@ -241,10 +245,10 @@ impl FileContent {
                 None if blocked => {
                     let _ = clock::timeout(crate::retry::TRY_TIME, released).await;
                 }
-                None => return,
+                None => return left,
             }
             if !blocked {
-                return;
+                return left;
             }
         }
     }
@@ -276,12 +280,31 @@ impl FileContent {
         self.fsync_for(&self.told).await
     }
 
-    /// What fsync(2) promises: everything committed, and surviving the power loss of all machines
+    /// What fsync(2) promises: everything committed, by whomever, and surviving the power loss of all machines
     /// and the loss of all but one of those that stored it. Reports background errors, once to each descriptor.
     pub async fn fsync_for(&self, told: &Told) -> Result<()> {
-        self.settle(true).await;
-        self.lock().failures.tell(told)?;
-        self.engine.writer.sync_file(&self.engine, self.inode).await
+        self.fsync_knowing(told, || false).await
+    }
+
+    /// The same. `is_alone`: nobody else can have changed the file until now, so that what is known of it here is
+    /// all there is.
+    pub(crate) async fn fsync_knowing(&self, told: &Told, is_alone: impl FnOnce() -> bool) -> Result<()> {
+        let left = self.settle(true).await;
+        let version = {
+            let mut state = self.lock();
+            state.failures.tell(told)?;
+            let is_known = state.synced == Some(state.attr.version);
+            // A commit that this call has sent says how it stands; of one sent before, others may have committed
+            // since.
+            if left.is_some_and(|flight| flight.has_left_synced()) || is_known && is_alone() {
+                return Ok(());
+            }
+            state.attr.version
+        };
+        self.engine.behind.applied(self.inode).await?;
+        self.engine.coordinator.sync(self.inode).await?;
+        self.lock().know_synced(version);
+        Ok(())
     }
 }
 

@@ -108,6 +108,27 @@ impl Coordinator {
         self.ask("list a directory", request, send).await
     }
 
+    /// Makes everything that was committed of an inode survive power loss, whoever committed it: content, and of a
+    /// directory the names that other mounts were answered for.
+    ///
+    /// `ChunkNotFound`: some of the content is lost.
+    pub async fn sync(&self, inode: InodeId) -> Result<()> {
+        self.sync_what("make a file survive power loss", inode.get()).await
+    }
+
+    /// The same for everything that this session has committed.
+    pub(crate) async fn sync_all(&self) -> Result<()> {
+        self.sync_what("make all files survive power loss", 0).await
+    }
+
+    async fn sync_what(&self, what: &'static str, inode: u64) -> Result<()> {
+        let request =
+            |identity: &Identity| v1::SyncFileRequest { session: identity.session.to_wire(), inode };
+        let send = |mut rpc: Rpc, request| async move { rpc.sync_file(request).await };
+        let _: v1::SyncFileResponse = self.ask(what, request, send).await?;
+        Ok(())
+    }
+
     /// All extended attributes of an inode, as (name, value).
     pub async fn xattrs(&self, inode: InodeId) -> Result<Vec<(Bytes, Bytes)>> {
         let request = |identity: &Identity| v1::GetXattrsRequest {

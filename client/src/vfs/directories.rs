@@ -95,12 +95,16 @@ impl Vfs {
         self.handles.remove(handle);
     }
 
-    /// fsync(2) of a directory: what was changed here is durable.
+    /// fsync(2) of a directory: what was changed in it is durable, by whomever.
     pub async fn fsyncdir(&self, handle: HandleId) -> Result<()> {
         let directory = self.handles.directory(handle)?;
         let behind = self.client.behind();
         behind.all_applied().await?;
-        Ok(behind.check_losses(directory.inode)?)
+        behind.check_losses(directory.inode)?;
+        if !self.is_alone_with(directory.inode) {
+            self.coordinator().sync(directory.inode).await?;
+        }
+        Ok(())
     }
 
     /// Entries from `position` (0: the start, else `next` of an entry), when they are at hand.

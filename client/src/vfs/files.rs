@@ -348,7 +348,7 @@ impl Vfs {
     /// fsync(2): what was written survives.
     pub async fn fsync(&self, handle: HandleId) -> Result<()> {
         let file = self.handles.file(handle, "be synced")?;
-        file.content.fsync_for(&file.told).await?;
+        file.content.fsync_knowing(&file.told, || self.is_alone_with(file.inode)).await?;
         self.name_applied(file.inode).await
     }
 

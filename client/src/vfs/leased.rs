@@ -283,6 +283,11 @@ impl Vfs {
         }
     }
 
+    /// Whether nobody but this mount can have changed an inode since its lease was granted.
+    pub(super) fn is_alone_with(&self, inode: InodeId) -> bool {
+        self.session().leases.are_trusted() && self.leased.lock().covering(inode).is_some()
+    }
+
     /// Tries an operation locally until it is done, or known to be the coordinator's: then `None`.
     pub(super) async fn locally<T>(&self, mut operation: impl FnMut() -> Local<T>) -> Option<Result<T>> {
         loop {

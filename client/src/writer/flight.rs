@@ -4,6 +4,7 @@
 //! end of what was written but never the beginning alone. A flight's bytes stay readable until its
 //! commit is part of the layout.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -49,6 +50,8 @@ pub(crate) struct Flight {
     pub(crate) durable: bool,
     previous: Mutex<Option<Arc<Flight>>>,
     landed: watch::Sender<bool>,
+    /// With its commit all of the file was known to survive power loss, also what others had committed.
+    left_synced: AtomicBool,
     memory: Mutex<Option<Reservation>>,
 }
 
@@ -70,6 +73,7 @@ impl Flight {
             durable,
             previous: Mutex::new(previous),
             landed: watch::Sender::new(false),
+            left_synced: AtomicBool::new(false),
             memory: Mutex::new(Some(memory)),
         })
     }
@@ -104,6 +108,16 @@ impl Flight {
     pub(crate) async fn wait(&self) {
         // The sender is part of the flight, so that the wait can only end by landing.
         let _ = self.landed.subscribe().wait_for(|landed| *landed).await;
+    }
+
+    /// It is committed, and with it everything of the file survives power loss.
+    pub(crate) fn leave_synced(&self) {
+        self.left_synced.store(true, Ordering::Release);
+    }
+
+    /// Whether it has landed so.
+    pub(crate) fn has_left_synced(&self) -> bool {
+        self.left_synced.load(Ordering::Acquire)
     }
 
     /// It is committed or has failed; its bytes are no longer needed.

@@ -32,6 +32,8 @@ pub(super) struct StoredDraft {
     pub(super) grant: Grant,
     pub(super) epoch: u64,
     pub(super) by: Vec<NodeId>,
+    /// On the disks of all of them.
+    pub(super) synced: bool,
     members: Vec<NodeId>,
 }
 
@@ -121,7 +123,13 @@ async fn store_once(
         let message = format!("{} of {} members stored the chunk: {why}", stored.by.len(), set.members.len());
         return Err(ClientError::new(ErrorKind::TooFewReplicas, message));
     }
-    Ok(StoredDraft { grant: grant.clone(), epoch: set.epoch, by: stored.by, members: set.members.clone() })
+    Ok(StoredDraft {
+        grant: grant.clone(),
+        epoch: set.epoch,
+        by: stored.by,
+        synced: stored.synced,
+        members: set.members.clone(),
+    })
 }
 
 /// Whom the primary shall forward to: nobody waits for a member that is not well, as long as enough

@@ -24,6 +24,7 @@ const DATANODES: usize = 3;
 /// A running cluster; its data goes when it is dropped.
 pub struct Cluster {
     pub address: String,
+    lease: Duration,
     data: TempDir,
     clients: Shutdown,
     coordinator: (cairn_coordinator::Running, Shutdown),
@@ -38,31 +39,44 @@ impl Cluster {
     /// Sessions end after a silence of `lease`.
     pub async fn start_with_lease(lease: Duration) -> anyhow::Result<Self> {
         let data = tempfile::tempdir()?;
-        let shutdown = Shutdown::new();
-        let config = CoordinatorConfig {
-            listen: "127.0.0.1:0".into(),
-            data: data.path().join("coordinator"),
-            metrics_listen: None,
-            lease,
-            ..CoordinatorConfig::default()
-        };
-        let coordinator = (cairn_coordinator::start(config, shutdown.clone()).await?, shutdown);
+        let coordinator = start_coordinator(&data, "127.0.0.1:0", lease).await?;
         let address = coordinator.0.address.to_string();
-        let mut datanodes = Vec::new();
+        let clients = Shutdown::new();
+        let mut cluster = Self { address, lease, data, clients, coordinator, datanodes: Vec::new() };
+        cluster.start_datanodes().await?;
+        Ok(cluster)
+    }
+
+    /// Starts all datanodes, again when they have been stopped.
+    pub async fn start_datanodes(&mut self) -> anyhow::Result<()> {
         for index in 0..DATANODES {
             let config = DatanodeConfig {
                 listen: "127.0.0.1:0".into(),
-                coordinator: address.clone(),
-                data: vec![data.path().join(format!("datanode-{index}"))],
+                coordinator: self.address.clone(),
+                data: vec![self.data.path().join(format!("datanode-{index}"))],
                 reserve: ByteSize::mib(64),
                 segment_size: ByteSize::mib(64),
                 metrics_listen: None,
                 ..DatanodeConfig::default()
             };
             let shutdown = Shutdown::new();
-            datanodes.push((cairn_datanode::start(config, shutdown.clone()).await?, shutdown));
+            self.datanodes.push((cairn_datanode::start(config, shutdown.clone()).await?, shutdown));
         }
-        Ok(Self { address, data, clients: Shutdown::new(), coordinator, datanodes })
+        Ok(())
+    }
+
+    /// Stops the coordinator and starts it again, at the same place.
+    pub async fn restart_coordinator(self) -> anyhow::Result<Self> {
+        let (running, shutdown) = self.coordinator;
+        shutdown.request();
+        running.wait().await?;
+        let coordinator = start_coordinator(&self.data, &self.address, self.lease).await?;
+        Ok(Self { coordinator, ..self })
+    }
+
+    /// Where the coordinator keeps its store.
+    pub fn metadata(&self) -> std::path::PathBuf {
+        self.data.path().join("coordinator/meta.db")
     }
 
     /// One more client with a session of its own.
@@ -106,4 +120,20 @@ impl Cluster {
         self.data.close()?;
         Ok(())
     }
+}
+
+async fn start_coordinator(
+    data: &TempDir,
+    listen: &str,
+    lease: Duration,
+) -> anyhow::Result<(cairn_coordinator::Running, Shutdown)> {
+    let config = CoordinatorConfig {
+        listen: listen.into(),
+        data: data.path().join("coordinator"),
+        metrics_listen: None,
+        lease,
+        ..CoordinatorConfig::default()
+    };
+    let shutdown = Shutdown::new();
+    Ok((cairn_coordinator::start(config, shutdown.clone()).await?, shutdown))
 }

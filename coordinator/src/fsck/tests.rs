@@ -113,6 +113,7 @@ impl Bench {
             length,
             crc32c: 0,
             stored_by: [node(1), node(2)].into(),
+            synced: true,
         };
         let extent =
             NewExtent { range: ByteRange::new(0, length).unwrap(), chunk: id(chunk), chunk_offset: 0 };

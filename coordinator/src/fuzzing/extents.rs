@@ -120,6 +120,7 @@ impl Trial {
             length,
             crc32c: 0,
             stored_by: BTreeSet::from([self.node]),
+            synced: true,
         };
         let mut extents = Vec::new();
         for _ in 0..=input.byte() % 4 {

@@ -46,6 +46,7 @@ pub(super) fn clone_range(tx: &mut Tx, op: &CloneRange, caller: &Caller) -> Resu
     }
     destination.modified(tx.now_ns());
     tx.put(destination.clone());
+    tx.context.unsynced.copy(source.id, destination.id);
     Ok(Applied { copied: from.len(), ..Applied::inode(destination) })
 }
 

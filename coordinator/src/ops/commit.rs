@@ -15,7 +15,9 @@ use super::chunks::{self, LiveChanges};
 use super::{Applied, clone_range, extents};
 use crate::error::OpError;
 use crate::executor::Tx;
-use crate::store::{Chunk, Count, Counter, Extent, Fault, Key, Member, MemberState, Plan, ReplicaSet, Scan};
+use crate::store::{
+    Chunk, Count, Counter, Extent, Fault, Key, Member, MemberState, Plan, ReplicaSet, Scan, Unsynced,
+};
 
 /// A chunk as the client says it is stored.
 #[derive(Debug, Clone)]
@@ -26,6 +28,8 @@ pub(crate) struct StoredChunk {
     pub(crate) length: u64,
     pub(crate) crc32c: u32,
     pub(crate) stored_by: BTreeSet<NodeId>,
+    /// On their disks.
+    pub(crate) synced: bool,
 }
 
 /// A run of a file.
@@ -96,6 +100,7 @@ pub(crate) fn confirm(tx: &mut Tx, op: &Confirm) -> Result<Vec<Result<Applied, O
     }
     live.apply(tx)?;
     drop_unused(tx, checked.values())?;
+    note_unsynced(tx, op, &results)?;
     tx.settle_for(op.session)?;
     Ok(results)
 }
@@ -220,6 +225,26 @@ fn drop_unused<'a>(tx: &mut Tx, checked: impl Iterator<Item = &'a Checked>) -> R
         let Checked::Good { row, .. } = state else { continue };
         if let Some(chunk) = tx.find::<Chunk>(&Key::Chunk(row.id))?.filter(|chunk| chunk.live == 0) {
             chunks::discard(tx, &chunk)?;
+        }
+    }
+    Ok(())
+}
+
+/// Chunks that were stored without sync get a row, and are known by the files that now refer to them.
+fn note_unsynced(tx: &mut Tx, op: &Confirm, results: &[Result<Applied, OpError>]) -> Result<(), OpError> {
+    for chunk in op.chunks.iter().filter(|chunk| !chunk.synced) {
+        if tx.get(&Key::Chunk(chunk.id))?.is_some() {
+            tx.put(Unsynced { chunk: chunk.id, committed_ns: tx.job_ns() });
+            tx.context.unsynced.add(op.session, chunk.id);
+        }
+    }
+    for (file, _) in op.files.iter().zip(results).filter(|(_, result)| result.is_ok()) {
+        let mut last = None;
+        for extent in &file.extents {
+            // Also chunks that were committed before.
+            if last.replace(extent.chunk) != Some(extent.chunk) {
+                tx.context.unsynced.refer(file.inode, extent.chunk);
+            }
         }
     }
     Ok(())

@@ -23,6 +23,7 @@ use crate::membership::state::{Members, Timing};
 use crate::sessions::Sessions;
 use crate::store::memory::MemoryStore;
 use crate::store::{Count, Inode, Writer, count};
+use crate::unsynced::UnsyncedFiles;
 
 /// A view on a store, whose writer is wrapped first.
 pub(crate) fn tx_on(store: &MemoryStore, wrap: impl FnOnce(Box<dyn Writer>) -> Box<dyn Writer>) -> Tx {
@@ -39,6 +40,7 @@ pub(crate) fn tx_on(store: &MemoryStore, wrap: impl FnOnce(Box<dyn Writer>) -> B
         leases: Leases::new(Duration::from_secs(10), []),
         cluster: Cluster::new(opened.cluster, opened.term, members),
         sequence: Sequence::new(count(&*opened.writer, Count::Sequence).unwrap()),
+        unsynced: UnsyncedFiles::new(false),
         shipping: Arc::new(Shipping::off()),
     };
     Tx::new(wrap(opened.writer), Arc::new(context))

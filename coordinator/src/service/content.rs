@@ -1,9 +1,11 @@
 //! File content: plans, commits, layouts.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use cairn_proto::limits::LIST_MAX;
-use cairn_proto::{ByteRange, ErrorKind, FileName, v1};
+use cairn_proto::{ByteRange, ChunkId, ErrorKind, FileName, InodeId, SessionId, v1};
 
 use super::coherence::{Look, until_released};
 use super::{Shared, wire};
@@ -14,9 +16,13 @@ use crate::ops::layout::{Layout, layout};
 use crate::ops::{self, OpenBy};
 use crate::sessions::Open;
 use crate::slots::{self, Method};
+use crate::store::{Inode, Key, Reader};
+use crate::workers::sync::sync;
 
 /// Extents of a layout unless the client says otherwise.
 const EXTENTS_DEFAULT: usize = 1024;
+/// What has not been synced by then is told; less than what a client takes for one try (5 s).
+const SYNC_TIME: Duration = Duration::from_secs(4);
 /// Layouts of more extents are read on a thread of the pool.
 const EXTENTS_HERE: usize = 2048;
 
@@ -64,8 +70,13 @@ pub(super) async fn confirm_upload(
         let job = move |tx: &mut Tx| {
             let _attempt = attempt;
             slots::once(tx, &id, Method::ConfirmUpload, |tx| {
-                let results = ops::commit::confirm(tx, &*decoded?)?;
-                Ok(v1::ConfirmUploadResponse { results: results.into_iter().map(wire::committed).collect() })
+                let confirm = decoded?;
+                let results = ops::commit::confirm(tx, &confirm)?;
+                let results = results
+                    .into_iter()
+                    .zip(&confirm.files)
+                    .map(|(result, file)| wire::committed(result, tx.context.unsynced.is_synced(file.inode)));
+                Ok(v1::ConfirmUploadResponse { results: results.collect() })
             })
         };
         match shared.executor.run(job).await {
@@ -134,6 +145,64 @@ fn still_there(shared: &Shared, found: Layout, open: Option<OpenBy>) -> Result<L
         }
         _ => Ok(found),
     }
+}
+
+pub(super) async fn sync_file(
+    shared: &Shared,
+    request: v1::SyncFileRequest,
+) -> Result<v1::SyncFileResponse, OpError> {
+    let chunks = match request.inode {
+        0 => {
+            let session = wire::asker(&request.session)?;
+            let nobody = || OpError::invalid("neither an inode nor a session is named");
+            unsynced_of_session(shared, session.ok_or_else(nobody)?).await?
+        }
+        id => {
+            let inode = wire::inode_id(id)?;
+            match apply_elsewhere(shared, &request.session, inode).await? {
+                true => unsynced_of_file(shared, inode).await?,
+                false => Vec::new(),
+            }
+        }
+    };
+    sync(shared, chunks, SYNC_TIME).await?;
+    Ok(v1::SyncFileResponse {})
+}
+
+/// Waits until others have applied what they were answered for under a lease on `inode`. Whether it is a file.
+async fn apply_elsewhere(shared: &Shared, asker: &Bytes, inode: InodeId) -> Result<bool, OpError> {
+    let mut look = Look::begin(shared, asker, None).await?;
+    loop {
+        let find = |reader: &dyn Reader| Ok(crate::store::find::<Inode>(reader, &Key::Inode(inode))?);
+        let found = shared.read(true, find)?;
+        let directory = found.as_ref().filter(|found| found.is_directory());
+        if look.stands(directory.map(|found| found.id).into_iter()).await? {
+            return Ok(found.is_some_and(|found| !found.is_directory()));
+        }
+    }
+}
+
+async fn unsynced_of_file(shared: &Shared, file: InodeId) -> Result<Vec<ChunkId>, OpError> {
+    let mut known = shared.context.unsynced.of_file(file);
+    if !known.complete {
+        known.chunks.extend(shared.read_many(move |reader| ops::unsynced::of_extents(reader, file)).await?);
+        known.chunks.sort_unstable();
+        known.chunks.dedup();
+    }
+    Ok(known.chunks)
+}
+
+/// What the index does not have may be the session's.
+async fn unsynced_of_session(shared: &Shared, session: SessionId) -> Result<Vec<ChunkId>, OpError> {
+    let mut known = shared.context.unsynced.of_session(session);
+    let mut after = None;
+    while !known.complete {
+        let page = shared.read_many(move |reader| Ok(ops::unsynced::page(reader, after, LIST_MAX)?)).await?;
+        let Some(last) = page.last() else { break };
+        after = Some(*last);
+        known.chunks.extend(page.into_iter().filter(|&chunk| !shared.context.unsynced.has(chunk)));
+    }
+    Ok(known.chunks)
 }
 
 fn response(layout: Layout, map: Option<v1::ClusterMap>) -> v1::DownloadFileResponse {

@@ -325,6 +325,7 @@ fn stored_chunk(chunk: v1::StoredChunk) -> Result<StoredChunk, OpError> {
         length: chunk.length,
         crc32c: chunk.crc32c,
         stored_by: nodes(&chunk.stored_by)?,
+        synced: chunk.synced,
     })
 }
 
@@ -386,9 +387,11 @@ pub(super) fn extent(extent: &Extent) -> v1::Extent {
     }
 }
 
-/// The outcome of one file's commit.
-pub(super) fn committed(result: Result<Applied, OpError>) -> v1::MutationResult {
-    self::result(result.map(|applied| Done { applied, leases: Vec::new() }))
+/// The outcome of one file's commit; `synced`: all of the file survives power loss.
+pub(super) fn committed(result: Result<Applied, OpError>, synced: bool) -> v1::MutationResult {
+    let synced = synced && result.is_ok();
+    let result = self::result(result.map(|applied| Done { applied, leases: Vec::new() }));
+    v1::MutationResult { synced, ..result }
 }
 
 /// The outcome of one mutation.
@@ -403,6 +406,7 @@ pub(super) fn result(result: Result<Done, OpError>) -> v1::MutationResult {
             replaced: applied.replaced.map(attr),
             leases: leases.into_iter().map(lease).collect(),
             copied: applied.copied,
+            synced: false,
         },
         Err(error) => v1::MutationResult {
             error: error.kind().number(),

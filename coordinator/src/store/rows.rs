@@ -267,6 +267,12 @@ tables! {
         noticed_ns: i64,
     }
 
+    /// A chunk that was committed without sync and is not yet known to survive power loss.
+    Unsynced = "unsynced" {
+        key { chunk: ChunkId, }
+        committed_ns: i64,
+    }
+
     /// A chunk that nothing refers to any more.
     Garbage = "garbage" {
         key {

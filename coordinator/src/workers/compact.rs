@@ -204,6 +204,7 @@ async fn repack(shared: &Arc<Shared>, set: ReplicaSetId, packed: Packed) -> Resu
         length: packed.length,
         crc32c: made.crc32c,
         stored_by,
+        synced: true,
     };
     shared.executor.run(move |tx| compact::commit(tx, &stored, &packed)).await
 }

@@ -392,7 +392,7 @@ pub fn unlink(parent: u64, name: &str) -> v1::Mutation {
 pub fn stored(map: &v1::ClusterMap, (chunk, set, epoch): (u64, u64, u64), length: u64) -> v1::StoredChunk {
     let members = map.sets.iter().find(|known| known.id == set).map(|set| set.members.clone());
     let stored_by = members.unwrap_or_default().into_iter().map(|member| member.node).collect();
-    v1::StoredChunk { chunk, set, epoch, length, crc32c: 7, stored_by }
+    v1::StoredChunk { chunk, set, epoch, length, crc32c: 7, stored_by, synced: false }
 }
 
 /// (offset, length, chunk, offset in it) for each extent.

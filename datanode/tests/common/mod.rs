@@ -195,6 +195,7 @@ not_here! {
     upload_file(UploadFileRequest) -> UploadFileResponse;
     confirm_upload(ConfirmUploadRequest) -> ConfirmUploadResponse;
     download_file(DownloadFileRequest) -> DownloadFileResponse;
+    sync_file(SyncFileRequest) -> SyncFileResponse;
     list_nodes(ListNodesRequest) -> ListNodesResponse;
     get_status(GetStatusRequest) -> GetStatusResponse;
     set_node_admin(SetNodeAdminRequest) -> SetNodeAdminResponse;

@@ -75,6 +75,7 @@ impl Listed {
             length: LENGTH,
             crc32c: 0,
             stored_by: nodes().into(),
+            synced: false,
         };
         let range = ByteRange::new(0, LENGTH).unwrap();
         let file = |(&inode, &chunk): (&InodeId, &ChunkId)| FileCommit {
@@ -145,4 +146,28 @@ fn a_file_that_is_not_written_in_the_end_may_be_shown() {
     let written = t.write(1, 10, &[InodeId::ROOT, g]).unwrap();
     assert_eq!(written[0].as_ref().unwrap_err().kind(), ErrorKind::IsDirectory, "it is read, too");
     assert!(written[1].is_ok());
+}
+
+#[test]
+fn chunks_stored_without_sync_have_rows_and_are_known_by_their_files_and_clones() {
+    use crate::ops::{CloneRange, Mutation, apply, unsynced};
+    let mut t = Listed::new();
+    let [f, g] = t.files;
+    let chunk = ChunkId::new(20).unwrap();
+    assert!(t.write(2, 20, &[f]).unwrap()[0].is_ok());
+    assert!(t.tx.get(&Key::Unsynced(chunk)).unwrap().is_some());
+    assert_eq!(t.tx.context.unsynced.of_file(f).chunks, [chunk]);
+    assert!(t.tx.context.unsynced.is_synced(g));
+    let source_range = ByteRange::new(0, LENGTH).unwrap();
+    let clone = CloneRange { source: f, source_range, destination: g, destination_offset: 0 };
+    let root = crate::ops::access::Caller { uid: 0, gid: 0, groups: Vec::new() };
+    apply(&mut t.tx, &Mutation::CloneRange(clone), &root).unwrap();
+    assert_eq!(t.tx.context.unsynced.of_file(g).chunks, [chunk]);
+    // While it is there it is kept, and when nothing refers to it any more it is not.
+    unsynced::forget_gone(&mut t.tx, &[chunk]).unwrap();
+    assert!(!t.tx.context.unsynced.is_synced(g));
+    t.tx.delete(Key::Chunk(chunk));
+    unsynced::forget_gone(&mut t.tx, &[chunk]).unwrap();
+    assert!(t.tx.context.unsynced.is_synced(f) && t.tx.context.unsynced.is_synced(g));
+    assert!(t.tx.get(&Key::Unsynced(chunk)).unwrap().is_none());
 }

@@ -49,6 +49,7 @@ impl World {
             length,
             crc32c: 0,
             stored_by: [node(1), node(2)].into(),
+            synced: true,
         }
     }
 

@@ -170,6 +170,7 @@ impl Bench {
             length: extents.len() as u64 * length,
             crc32c: 0,
             stored_by: [NodeId::from_uuid(Uuid::nil())].into(),
+            synced: true,
         };
         let files = vec![FileCommit { inode: file, extents, mtime_ns: None, keep_privileges: true }];
         let op = Confirm { session: session(1), chunks: vec![stored], files };
@@ -422,6 +423,7 @@ fn a_file_with_too_many_dead_ranges_makes_writers_wait_and_comes_first() {
             length: 1,
             crc32c: 0,
             stored_by: [NodeId::from_uuid(Uuid::nil())].into(),
+            synced: true,
         };
         let files = vec![FileCommit { inode: file, extents, mtime_ns: None, keep_privileges: true }];
         let op = Confirm { session: session(1), chunks: vec![stored], files };

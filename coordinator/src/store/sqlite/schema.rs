@@ -24,7 +24,7 @@ const MARK_MAX: u64 = 64;
 const HARMLESS: &[&str] = &["LOCK", "lost+found"];
 
 /// Step `n` brings schema `n + 1` to `n + 2`, in the transaction that also raises its number.
-const MIGRATIONS: &[Migration] = &[add_admin_state, add_dead_ranges];
+const MIGRATIONS: &[Migration] = &[add_admin_state, add_dead_ranges, add_unsynced];
 
 type Migration = fn(&Transaction<'_>) -> Result<(), StoreError>;
 
@@ -211,10 +211,19 @@ fn add_admin_state(transaction: &Transaction<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Schema 3: a table of dead ranges. A store that was restored from an older backup has it already.
+/// Schema 3: a table of dead ranges.
 fn add_dead_ranges(transaction: &Transaction<'_>) -> Result<(), StoreError> {
-    let failed = engine("bring it to schema 3");
-    let table = Table::DeadRange;
+    add_table(transaction, Table::DeadRange, "bring it to schema 3")
+}
+
+/// Schema 4: chunks that were committed without sync have rows.
+fn add_unsynced(transaction: &Transaction<'_>) -> Result<(), StoreError> {
+    add_table(transaction, Table::Unsynced, "bring it to schema 4")
+}
+
+/// A store that was restored from an older backup has it already.
+fn add_table(transaction: &Transaction<'_>, table: Table, doing: &'static str) -> Result<(), StoreError> {
+    let failed = engine(doing);
     let is_there = transaction
         .query_row("SELECT 1 FROM sqlite_schema WHERE name = ?", [table.name()], |_| Ok(()))
         .optional()

@@ -159,7 +159,7 @@ fn a_store_of_schema_1_is_brought_up_with_its_datanodes() {
         let connection = Connection::open(directory.path().join(schema::FILE)).unwrap();
         connection
             .execute_batch(
-                "DROP TABLE datanode; CREATE TABLE datanode (id BLOB NOT NULL, address TEXT NOT NULL,
+                "DROP TABLE IF EXISTS unsynced; DROP TABLE datanode; CREATE TABLE datanode (id BLOB NOT NULL, address TEXT NOT NULL,
                  metrics_address TEXT NOT NULL, labels TEXT NOT NULL, capacity INTEGER NOT NULL,
                  used INTEGER NOT NULL, version TEXT NOT NULL, last_seen_ns INTEGER NOT NULL,
                  crc INTEGER NOT NULL, PRIMARY KEY (id)) STRICT, WITHOUT ROWID;",
