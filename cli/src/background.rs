@@ -11,23 +11,24 @@ use std::time::Duration;
 
 use cairn_runtime::clock;
 use cairn_runtime::shutdown::Shutdown;
+use cairn_runtime::telemetry::LOG_SIZE_MAX;
 use tokio::process::{Child, Command};
+use tokio_util::sync::CancellationToken;
 
 use crate::args::ChildArgs;
 use crate::failure::{Context, Exit, Failure};
 use crate::notes::{self, Ready};
 
-/// A log larger than this is moved aside (to `.1`) when its process starts.
-const LOG_SIZE_MAX: u64 = 16 << 20;
 /// The ready-file is looked for this often.
 const POLL: Duration = Duration::from_millis(15);
 /// How much of a log is searched for the reason of a death.
 const LOG_TAIL: usize = 4096;
-/// After the parent is gone, the coordinator and the datanodes serve this long, so that the mount can store
-/// what it holds.
-pub(crate) const ORPHAN_GRACE: Duration = Duration::from_secs(5);
+/// How often it is looked whether the process is there that a service outlives.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// After the mount is gone, too, the coordinator and the datanodes serve this long.
+const ORPHAN_GRACE: Duration = Duration::from_secs(5);
 
-/// Opens the log of a child, after moving a large one aside.
+/// Opens the log of a child, after moving a large one aside; while it runs the child itself does that.
 pub(crate) fn open_log(path: &Path) -> io::Result<File> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
@@ -101,15 +102,18 @@ fn last_line(log: &Path) -> Option<String> {
     tail.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(ToOwned::to_owned)
 }
 
-/// What a child does for its parent first: leave the session, and watch for the parent's end.
+/// What a child does for its parent first: leave the session, and watch for the parent's end. The token says that the
+/// parent is gone.
 ///
-/// `grace`: how long to go on after the parent is gone.
-pub(crate) fn obey_parent(child: &ChildArgs, grace: Duration, shutdown: &Shutdown) {
+/// With `--outlive FILE` the service goes on as long as the process of that ready-file does, and for a moment longer,
+/// so that a mount can store what it holds; then it stops by itself.
+pub(crate) fn obey_parent(child: &ChildArgs, shutdown: &Shutdown) -> CancellationToken {
+    let orphaned = CancellationToken::new();
     if child.new_session {
         leave_session();
     }
     if !child.stop_with_parent {
-        return;
+        return orphaned;
     }
     let (gone, notice) = tokio::sync::oneshot::channel::<()>();
     // A thread and not a task: reading standard input blocks, also the end of a runtime.
@@ -119,16 +123,28 @@ pub(crate) fn obey_parent(child: &ChildArgs, grace: Duration, shutdown: &Shutdow
     });
     if let Err(error) = watcher {
         tracing::warn!(%error, "the end of the parent process will not be noticed");
-        return;
+        return orphaned;
     }
-    let shutdown = shutdown.clone();
+    let (shutdown, outlive, token) = (shutdown.clone(), child.outlive.clone(), orphaned.clone());
     tokio::spawn(async move {
-        if notice.await.is_ok() && !shutdown.is_requested() {
-            tracing::warn!("the parent process is gone: stopping");
-            let _ = clock::timeout(grace, shutdown.requested()).await;
-            shutdown.request();
+        if notice.await.is_err() || shutdown.is_requested() {
+            return;
+        }
+        tracing::warn!("the supervisor is gone: this goes on as long as programs use the mount");
+        token.cancel();
+        let Some(file) = outlive else { return };
+        let outlived = async {
+            while notes::read::<Ready>(&file).is_some_and(|ready| ready.runs()) {
+                clock::sleep(LOOK_EVERY).await;
+            }
+            clock::sleep(ORPHAN_GRACE).await;
+        };
+        tokio::select! {
+            () = outlived => shutdown.request(),
+            () = shutdown.requested() => {}
         }
     });
+    orphaned
 }
 
 /// Leaves the terminal and session of the parent; harmless when that is done already.
@@ -140,8 +156,9 @@ pub(crate) fn leave_session() {
 
 /// Tells the parent that this service can be used.
 pub(crate) fn tell_ready(path: Option<&Path>, ready: &Ready) -> Result<(), Failure> {
+    let ready = Ready { started: notes::start_of(ready.pid), ..ready.clone() };
     path.map_or(Ok(()), |path| {
-        notes::write(path, ready).doing(format!("write the ready-file {}", path.display()))
+        notes::write(path, &ready).doing(format!("write the ready-file {}", path.display()))
     })
 }
 

@@ -14,6 +14,8 @@ use tonic::transport::Channel;
 use tonic::{Response, Status, Streaming};
 
 use crate::failure::{Exit, Failure};
+use crate::output::Output;
+use crate::{human, reach};
 
 /// Every answer must come within this time.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -27,14 +29,16 @@ const EXTENTS_MAX: u32 = 65_536;
 pub(crate) struct Cluster {
     address: String,
     client: CoordinatorClient<Channel>,
+    output: Output,
+    limit: Duration,
 }
 
 impl Cluster {
-    /// Prepares to ask; connects with the first question.
-    pub(crate) fn connect(address: &str) -> Result<Self, Failure> {
+    /// Prepares to ask; connects with the first question. `timeout`: how long to wait for each answer.
+    pub(crate) fn connect(address: &str, output: Output, timeout: Option<Duration>) -> Result<Self, Failure> {
         let channel = net::connect(address).map_err(|error| Failure::usage("--coordinator", error))?;
         let client = CoordinatorClient::new(channel).max_decoding_message_size(MESSAGE_SIZE_MAX);
-        Ok(Self { address: address.to_owned(), client })
+        Ok(Self { address: address.to_owned(), client, output, limit: timeout.unwrap_or(ANSWER_LIMIT) })
     }
 
     /// Where the coordinator is.
@@ -45,25 +49,21 @@ impl Cluster {
     /// Counters, health, datanodes, sessions.
     pub(crate) async fn status(&self) -> Result<v1::GetStatusResponse, Failure> {
         let mut client = self.client.clone();
-        self.told(answer(ANSWER_LIMIT, client.get_status(v1::GetStatusRequest {})).await)
+        self.told(self.answer(self.limit, client.get_status(v1::GetStatusRequest {})).await).await
     }
 
     /// The map: every datanode and every replica set.
     pub(crate) async fn map(&self) -> Result<v1::ClusterMap, Failure> {
         let mut client = self.client.clone();
-        let answer = self.told(answer(ANSWER_LIMIT, client.list_nodes(v1::ListNodesRequest {})).await)?;
+        let answer =
+            self.told(self.answer(self.limit, client.list_nodes(v1::ListNodesRequest {})).await).await?;
         Ok(answer.map.unwrap_or_default())
-    }
-
-    /// How many datanodes are up.
-    pub(crate) async fn nodes_up(&self) -> Result<usize, Failure> {
-        Ok(self.map().await?.nodes.iter().filter(|node| node.state() == v1::NodeState::Up).count())
     }
 
     /// Space and inodes.
     pub(crate) async fn stat_fs(&self) -> Result<v1::StatFsResponse, Failure> {
         let mut client = self.client.clone();
-        self.told(answer(ANSWER_LIMIT, client.stat_fs(v1::StatFsRequest {})).await)
+        self.told(self.answer(self.limit, client.stat_fs(v1::StatFsRequest {})).await).await
     }
 
     /// Says what is wanted of a datanode.
@@ -72,7 +72,7 @@ impl Cluster {
         request: v1::SetNodeAdminRequest,
     ) -> Result<v1::SetNodeAdminResponse, Failure> {
         let mut client = self.client.clone();
-        self.told(answer(ANSWER_LIMIT, client.set_node_admin(request)).await)
+        self.told(self.answer(self.limit, client.set_node_admin(request)).await).await
     }
 
     /// Starts, pauses or resumes work in the background.
@@ -83,7 +83,7 @@ impl Cluster {
     ) -> Result<v1::WorkerStatus, Failure> {
         let mut client = self.client.clone();
         let request = v1::ControlWorkerRequest { worker: worker.to_owned(), action: action.into() };
-        let answer = self.told(answer(ANSWER_LIMIT, client.control_worker(request)).await)?;
+        let answer = self.told(self.answer(self.limit, client.control_worker(request)).await).await?;
         Ok(answer.worker.unwrap_or_default())
     }
 
@@ -104,7 +104,7 @@ impl Cluster {
                 extents_max: EXTENTS_MAX,
                 ..Default::default()
             };
-            let part = self.told(answer(ANSWER_LIMIT, client.download_file(request)).await)?;
+            let part = self.told(self.answer(self.limit, client.download_file(request)).await).await?;
             // Extents come whole, so that one may have been seen already.
             let seen = extents.last().map_or(0, |last: &v1::Extent| last.offset.saturating_add(last.length));
             extents.extend(part.extents.into_iter().filter(|extent| extent.offset >= seen));
@@ -121,7 +121,7 @@ impl Cluster {
     pub(crate) async fn backup(&self, to_place: bool) -> Result<Streaming<v1::BackupResponse>, Failure> {
         let mut client = self.client.clone();
         let answer = client.backup(v1::BackupRequest { to_place }).await;
-        self.told(answer.map(Response::into_inner).map_err(|status| wire_error_of(&status)))
+        self.told(answer.map(Response::into_inner).map_err(|status| wire_error_of(&status))).await
     }
 
     /// What comes next of a backup.
@@ -130,25 +130,22 @@ impl Cluster {
         stream: &mut Streaming<v1::BackupResponse>,
     ) -> Result<Option<v1::BackupResponse>, Failure> {
         match clock::timeout(VERIFY_LIMIT, stream.message()).await {
-            Ok(message) => self.told(message.map_err(|status| wire_error_of(&status))),
-            Err(_) => self.told(Err(WireError::new(
-                ErrorKind::TimedOut,
-                format!("nothing came for {} s", VERIFY_LIMIT.as_secs()),
-            ))),
+            Ok(message) => self.told(message.map_err(|status| wire_error_of(&status))).await,
+            Err(_) => self.told(Err(nothing_came())).await,
         }
     }
 
     /// What waits to be deleted.
     pub(crate) async fn gc_status(&self) -> Result<v1::GcStatus, Failure> {
         let mut client = self.client.clone();
-        self.told(answer(ANSWER_LIMIT, client.get_gc_status(v1::GetGcStatusRequest {})).await)
+        self.told(self.answer(self.limit, client.get_gc_status(v1::GetGcStatusRequest {})).await).await
     }
 
     /// Stops deletion or lets it go on.
     pub(crate) async fn control_gc(&self, action: v1::GcAction) -> Result<v1::GcStatus, Failure> {
         let mut client = self.client.clone();
         let request = v1::ControlGcRequest { action: action.into() };
-        self.told(answer(ANSWER_LIMIT, client.control_gc(request)).await)
+        self.told(self.answer(self.limit, client.control_gc(request)).await).await
     }
 
     /// Starts scrubs, or asks how far they are.
@@ -157,7 +154,7 @@ impl Cluster {
         request: v1::ScrubNodesRequest,
     ) -> Result<v1::ScrubNodesResponse, Failure> {
         let mut client = self.client.clone();
-        self.told(answer(VERIFY_LIMIT, client.scrub_nodes(request)).await)
+        self.told(self.answer(VERIFY_LIMIT, client.scrub_nodes(request)).await).await
     }
 
     /// Checks everything; findings and progress come as a stream.
@@ -166,7 +163,7 @@ impl Cluster {
         request: v1::FsckRequest,
     ) -> Result<Streaming<v1::FsckResponse>, Failure> {
         let mut client = self.client.clone();
-        self.told(answer(ANSWER_LIMIT, client.fsck(request)).await)
+        self.told(self.answer(self.limit, client.fsck(request)).await).await
     }
 
     /// What comes next of a check.
@@ -175,16 +172,32 @@ impl Cluster {
         stream: &mut Streaming<v1::FsckResponse>,
     ) -> Result<Option<v1::FsckResponse>, Failure> {
         match clock::timeout(VERIFY_LIMIT, stream.message()).await {
-            Ok(message) => self.told(message.map_err(|status| wire_error_of(&status))),
-            Err(_) => self.told(Err(WireError::new(
-                ErrorKind::TimedOut,
-                format!("nothing came for {} s", VERIFY_LIMIT.as_secs()),
-            ))),
+            Ok(message) => self.told(message.map_err(|status| wire_error_of(&status))).await,
+            Err(_) => self.told(Err(nothing_came())).await,
         }
     }
 
-    fn told<T>(&self, answer: Result<T, WireError>) -> Result<T, Failure> {
-        answer.map_err(|error| failure(&format!("ask the coordinator at {}", self.address), &error))
+    async fn told<T>(&self, answer: Result<T, WireError>) -> Result<T, Failure> {
+        match answer {
+            Ok(answer) => Ok(answer),
+            Err(error) if reach::is_about_reaching(error.kind) => {
+                Err(reach::unreachable(&self.address, None, &error.message).await)
+            }
+            Err(error) => Err(failure(&format!("ask the coordinator at {}", self.address), &error)),
+        }
+    }
+
+    /// One answer, within a time; says so when that takes long.
+    async fn answer<T>(
+        &self,
+        limit: Duration,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, WireError> {
+        let what = || {
+            let limit = human::span(limit);
+            format!("waiting for the coordinator at {}, for {limit} at most (--timeout)", self.address)
+        };
+        reach::saying(self.output, what, answer(limit, call)).await
     }
 }
 
@@ -201,6 +214,10 @@ pub(crate) async fn stat_chunks(
         Ok(answer) => Ok(answer.chunks.into_iter().map(|chunk| (chunk.chunk, chunk)).collect()),
         Err(error) => Err(error.message),
     }
+}
+
+fn nothing_came() -> WireError {
+    WireError::new(ErrorKind::TimedOut, format!("nothing came for {} s", VERIFY_LIMIT.as_secs()))
 }
 
 /// The datanode that 16 bytes name, for people.
@@ -232,10 +249,9 @@ pub(crate) fn failure(what: &str, error: &WireError) -> Failure {
 /// What a person can do about a kind of error, and the exit status.
 pub(crate) fn advice(kind: ErrorKind) -> Option<(&'static str, Exit)> {
     match kind {
-        ErrorKind::Unavailable | ErrorKind::TimedOut | ErrorKind::NotActive => Some((
-            "is the cluster running (`cairn up DIR`), and is --coordinator its address?",
-            Exit::Unreachable,
-        )),
+        ErrorKind::Unavailable | ErrorKind::TimedOut | ErrorKind::NotActive => {
+            Some(("`cairn status` shows what the cluster lacks", Exit::Unreachable))
+        }
         ErrorKind::NoSpace => {
             Some(("free some space or add a datanode; `cairn df` shows what is left", Exit::Failed))
         }

@@ -23,8 +23,10 @@ use serde::{Deserialize, Serialize};
 use crate::failure::Failure;
 
 mod complaint;
+mod environment;
 mod template;
 
+pub use environment::check_variables;
 pub use template::template;
 
 /// The variable that stands for `--coordinator`.

@@ -4,6 +4,7 @@
 //! [`args`] says what can be typed, [`config`] merges it with variables and the file, `commands`
 //! carries it out.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -15,11 +16,13 @@ mod cluster;
 mod commands;
 pub mod config;
 pub mod failure;
+mod helper;
 pub mod human;
 mod local;
 mod notes;
 mod output;
 mod places;
+mod reach;
 mod remote;
 mod transfer;
 mod unmount;
@@ -27,7 +30,19 @@ mod up;
 
 /// Runs what the command line says.
 pub fn main() -> ExitCode {
-    let cli = match args::Cli::try_parse() {
+    let mut line: Vec<OsString> = std::env::args_os().collect();
+    match helper::read(&line) {
+        Some(Ok(helper::Request::Mount(wanted))) => line = wanted,
+        Some(Ok(helper::Request::Remount { directory, read_only })) => {
+            return match helper::remount(&directory, read_only) {
+                Ok(()) => failure::Exit::Done.into(),
+                Err(failure) => report(&failure),
+            };
+        }
+        Some(Err(failure)) => return report(&failure),
+        None => {}
+    }
+    let cli = match args::Cli::try_parse_from(line) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version come this way, too, and are no error.

@@ -2,6 +2,7 @@
 //! service, the mounts, the last `cairn up`. They appear whole or not at all.
 #![allow(clippy::disallowed_methods)] // these files hold no data of the cluster
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,9 @@ pub(crate) struct Ready {
     pub role: String,
     /// Its process.
     pub pid: u32,
+    /// When that process started, in ticks since the machine did: tells it from a later one with the same number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started: Option<u64>,
     /// Where it listens for gRPC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
@@ -35,12 +39,24 @@ pub(crate) struct Ready {
     /// Its id: of the cluster (coordinator) or the node (datanode).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
+    /// What a person should know although it can be used.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Set instead of the rest when it could not start: a line for a person.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// Exit status that goes with `error`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit: Option<i32>,
+}
+
+impl Ready {
+    /// Whether the process that wrote this still runs.
+    pub(crate) fn runs(&self) -> bool {
+        self.error.is_none()
+            && is_alive(self.pid)
+            && (self.started.is_none() || start_of(self.pid) == self.started)
+    }
 }
 
 /// What other commands need to know of a running `cairn up`.
@@ -91,6 +107,29 @@ pub(crate) fn is_alive(pid: u32) -> bool {
     !stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
 }
 
+/// When a process started, in ticks since the machine did: proc_pid_stat(5), field 22.
+pub(crate) fn start_of(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Counted behind the name, which is in parentheses and may hold anything.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// The services of a `cairn up` with its data in `data` that run, by name; also when their supervisor is gone.
+pub(crate) fn services_of(data: &Path) -> BTreeMap<String, Ready> {
+    let mut running = BTreeMap::new();
+    for entry in fs::read_dir(data.join("run")).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let name = path.file_stem().map(|name| name.to_string_lossy().into_owned());
+        if let (Some(name), Some(ready)) = (name, read::<Ready>(&path))
+            && ready.role != "up"
+            && ready.runs()
+        {
+            running.insert(name, ready);
+        }
+    }
+    running
+}
+
 fn up_path(pid: u32) -> PathBuf {
     places::runtime().join("up").join(format!("{pid}.json"))
 }
@@ -100,9 +139,11 @@ pub(crate) fn announce_up(note: &UpNote) -> io::Result<()> {
     write(&up_path(std::process::id()), note)
 }
 
-/// Takes back [`announce_up`].
-pub(crate) fn retract_up() {
-    remove(&up_path(std::process::id()));
+/// Takes back [`announce_up`] of this process or another one.
+pub(crate) fn retract_up(pid: u32) {
+    for place in places::runtimes() {
+        remove(&place.join("up").join(format!("{pid}.json")));
+    }
 }
 
 /// All running `cairn up`s that are known.
@@ -126,7 +167,8 @@ fn running_ups(place: &Path) -> Vec<UpNote> {
     let mut running = Vec::new();
     for entry in fs::read_dir(place.join("up")).into_iter().flatten().flatten() {
         match read::<UpNote>(&entry.path()) {
-            Some(note) if is_alive(note.pid) => running.push(note),
+            // Services go on without their supervisor as long as the mount is in use.
+            Some(note) if is_alive(note.pid) || !services_of(&note.data).is_empty() => running.push(note),
             Some(_) => remove(&entry.path()),
             None => {}
         }

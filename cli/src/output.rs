@@ -60,6 +60,12 @@ impl Output {
         }
     }
 
+    /// Asks a person something on standard error; the cursor stays behind the question.
+    pub(crate) fn ask(&self, question: &str) -> Result<(), Failure> {
+        let mut stderr = anstream::stderr();
+        write!(stderr, "cairn: {question}").and_then(|()| stderr.flush()).doing("ask")
+    }
+
     /// Prints a failure that does not end the command.
     pub(crate) fn complain(&self, failure: &Failure) {
         let _ = writeln!(anstream::stderr(), "cairn: {failure}");

@@ -1,7 +1,7 @@
 //! Taking a mount away, as root by umount2(2) and as an ordinary user by `fusermount3`.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -13,6 +13,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::failure::{Context, Failure};
 use crate::notes;
+
+mod users;
 
 /// How to take a mount away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +39,8 @@ pub(crate) struct Mounted {
 impl Mounted {
     /// Whether it is one of ours.
     pub(crate) fn is_cairn(&self) -> bool {
-        self.kind == "fuse.cairn" || (self.kind.starts_with("fuse") && self.source.starts_with("cairn"))
+        // The second: of earlier versions.
+        self.kind == "fuse.cairn" || (self.kind == "fuse" && self.source == "cairn")
     }
 }
 
@@ -130,30 +133,13 @@ fn fusermount(what: &str, directory: &Path, manner: Manner) -> Result<(), Failur
 }
 
 fn busy(what: &str, directory: &Path) -> Failure {
-    let users = users_of(directory);
-    let who = if users.is_empty() { "programs".to_owned() } else { users.join(", ") };
-    Failure::new(what, format!("{who} still use it")).next("end them, or use --lazy")
-}
-
-/// Programs whose current directory or an open file lies below a directory; at most three.
-fn users_of(directory: &Path) -> Vec<String> {
-    let mut users = Vec::new();
-    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
-        let process = entry.path();
-        let below = |link: &Path| std::fs::read_link(link).is_ok_and(|to| to.starts_with(directory));
-        let files = || std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
-        if below(&process.join("cwd")) || files().any(|file| below(&file.path())) {
-            let name = crate::local::read_text(&process.join("comm")).unwrap_or_default();
-            users.push(format!("{} (pid {pid})", name.trim()));
-            if users.len() == 3 {
-                break;
-            }
-        }
+    let users = users::of(directory, notes::find_mount(directory));
+    if users.is_empty() {
+        let why = "it is in use by a program that this user may not see, or by a mount below it";
+        return Failure::new(what, why).next("look with `fuser -vm` as root, or use --lazy");
     }
-    users
+    let them = if users.len() == 1 { "uses" } else { "use" };
+    Failure::new(what, format!("{} still {them} it", users.join(", "))).next("end them, or use --lazy")
 }
 
 /// Takes away what a killed mount process has left: a directory that answers ENOTCONN.
@@ -200,22 +186,13 @@ pub(crate) fn send(pid: u32, signal: Signal) {
     }
 }
 
-/// Whether a process was started with `part` in one of its arguments.
-pub(crate) fn mentions(pid: u32, part: &OsStr) -> bool {
-    let line = crate::local::open_following(Path::new(&format!("/proc/{pid}/cmdline")));
-    let mut bytes = Vec::new();
-    line.and_then(|file| std::io::Read::read_to_end(&mut std::io::Read::take(file, 1 << 20), &mut bytes))
-        .is_ok()
-        && bytes.windows(part.len().max(1)).any(|window| window == part.as_bytes())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn mountpoints_with_blanks_are_found() {
-        let line = r"36 35 98:0 / /mnt/a\040b\134c rw,noatime shared:1 - fuse.cairn cairn:127.0.0.1:7070 rw";
+        let line = r"36 35 98:0 / /mnt/a\040b\134c rw,noatime shared:1 - fuse.cairn 127.0.0.1:7070/ rw";
         let found = parse_mount(line, Path::new(r"/mnt/a b\c"));
         assert!(found.as_ref().is_some_and(Mounted::is_cairn), "{found:?}");
         assert_eq!(parse_mount(line, Path::new("/mnt/a")), None);

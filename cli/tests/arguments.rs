@@ -33,6 +33,7 @@ fn lines_that_are_understood() {
         "get /a /b c",
         "gc status --json",
         "gc pause",
+        "gc run --wait",
         "gc resume --accept-rollback",
         "scrub start --rate 200MiB 7f3a 81",
         "scrub status",

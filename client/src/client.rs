@@ -42,6 +42,7 @@ impl Client {
         shutdown: &Shutdown,
     ) -> Result<Arc<Self>> {
         config.validate()?;
+        crate::metrics::describe();
         let map = Arc::new(MapCell::new());
         let rpc = coordinator::dial(&config.coordinator)?;
         let session = Session::new(rpc.clone(), description, config.unreachable, Arc::clone(&map));
@@ -66,6 +67,11 @@ impl Client {
             warn!(tasks = self.engine.tasks.len(), "background work of the client did not end in time");
         }
         flushed
+    }
+
+    /// Whether the coordinator is heard; else a sentence since when it is not, and why.
+    pub fn connected(&self) -> std::result::Result<(), String> {
+        self.engine.coordinator.session().connected()
     }
 
     /// Names, attributes and everything else about metadata.

@@ -17,7 +17,7 @@ pub enum ClientError {
     #[error(transparent)]
     Wire(#[from] WireError),
     /// The cluster did not answer within the time that the configuration gives (`soft`).
-    #[error("{what}: no success within {waited:?}: {last}")]
+    #[error("{what}: no success within {waited:.1?}: {last}")]
     GaveUp {
         /// What was asked of the cluster.
         what: &'static str,

@@ -35,4 +35,5 @@ pub use coordinator::Coordinator;
 pub use error::{ClientError, Result};
 pub use layout::Layout;
 pub use listing::{DirEntry, DirEntryRef, DirPage};
+pub use retry::on_long_waits;
 pub use session::OpenGuard;

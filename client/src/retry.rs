@@ -1,6 +1,8 @@
 //! How long one operation keeps trying: a deadline for each try, a jittered pause between tries and
 //! one budget for all of them, given by the policy for an unreachable cluster.
 
+use std::pin::pin;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use cairn_proto::ErrorKind;
@@ -20,6 +22,17 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 const WARN_AFTER: Duration = Duration::from_secs(5);
 /// And again this often.
 const WARN_EVERY: Duration = Duration::from_secs(60);
+
+/// An operation that lasts longer is told to whoever asked for that by [`on_long_waits`].
+const NOTICE_AFTER: Duration = Duration::from_secs(2);
+
+static NOTICE: OnceLock<fn(&str)> = OnceLock::new();
+
+/// Has `say` called with what an operation tries to do, such as "look up a name", each time that it has not been
+/// answered for two seconds and more. For commands, whose user waits; the first call in a process counts.
+pub fn on_long_waits(say: fn(&str)) {
+    let _ = NOTICE.set(say);
+}
 
 /// The patience of one operation.
 #[derive(Debug)]
@@ -57,12 +70,29 @@ impl Patience {
         &self,
         call: impl Future<Output = std::result::Result<T, E>>,
     ) -> Result<T> {
-        match clock::timeout(self.try_time(), call).await {
+        let call = clock::timeout(self.try_time(), call);
+        let outcome = match NOTICE.get() {
+            None => call.await,
+            Some(say) => self.with_notice(call, say).await,
+        };
+        match outcome {
             Ok(result) => result.map_err(Into::into),
             Err(_) => Err(ClientError::new(
                 ErrorKind::TimedOut,
                 format!("{}: no answer within {:?}", self.what, self.try_time()),
             )),
+        }
+    }
+
+    async fn with_notice<T>(&self, call: impl Future<Output = T>, say: &fn(&str)) -> T {
+        let mut call = pin!(call);
+        let quiet = NOTICE_AFTER.saturating_sub(self.started.elapsed());
+        match clock::timeout(quiet, &mut call).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                say(self.what);
+                call.await
+            }
         }
     }
 

@@ -15,7 +15,7 @@ pub(crate) mod leases;
 pub(crate) mod opens;
 pub(crate) mod slots;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -27,7 +27,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::config::Unreachable;
 use crate::coordinator::Rpc;
@@ -76,8 +76,17 @@ pub(crate) struct Session {
     pub(crate) leases: Leases,
     renew: Notify,
     expired: watch::Sender<Option<SessionId>>,
+    /// Since when, and why, there is no stream to the coordinator.
+    broken: Mutex<Option<Broken>>,
     goodbye: CancellationToken,
     ended: CancellationToken,
+}
+
+/// A stream that broke and has not been replaced yet.
+#[derive(Debug)]
+struct Broken {
+    since: Instant,
+    why: String,
 }
 
 struct Link {
@@ -99,6 +108,7 @@ impl Session {
             leases: Leases::default(),
             renew: Notify::new(),
             expired: watch::Sender::new(None),
+            broken: Mutex::new(None),
             goodbye: CancellationToken::new(),
             ended: CancellationToken::new(),
         })
@@ -126,6 +136,36 @@ impl Session {
     /// Whether the session has ended for good.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.is_cancelled()
+    }
+
+    /// Whether the coordinator is heard; else a sentence since when it is not, and why.
+    pub(crate) fn connected(&self) -> std::result::Result<(), String> {
+        if self.has_ended() {
+            return Err("the session has ended".into());
+        }
+        match &*self.broken.lock().unwrap_or_else(PoisonError::into_inner) {
+            None => Ok(()),
+            Some(Broken { since, why }) => {
+                Err(format!("no connection to the coordinator for {} s: {why}", since.elapsed().as_secs()))
+            }
+        }
+    }
+
+    /// Takes note of a stream that broke or could not be made; logs what is new about it.
+    fn on_broken(&self, error: &ClientError) {
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = error.to_string();
+        match &mut *broken {
+            Some(known) if known.why == why => debug!(%error, "the coordinator is still away"),
+            Some(known) => {
+                info!(%error, "the coordinator is still away, for another reason");
+                known.why = why;
+            }
+            none => {
+                warn!(%error, "the connection to the coordinator is broken; connecting again");
+                *none = Some(Broken { since: clock::now(), why });
+            }
+        }
     }
 
     /// A call with `session` got `SessionExpired`: waits until there is another one.
@@ -201,7 +241,7 @@ impl Session {
             if error.kind() == ErrorKind::SessionExpired {
                 continue; // the next dial opens a new session
             }
-            info!(%error, "the session stream is broken; connecting again");
+            self.on_broken(&error);
             tokio::select! {
                 () = clock::sleep(random::jitter(pause)) => pause = (pause * 2).min(PAUSE_MAX),
                 () = self.goodbye.cancelled() => {}
@@ -275,6 +315,7 @@ impl Session {
             metrics::session_reconnected(resumed);
             info!(%session, resumed, "connected again");
         }
+        *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.leases.on_welcome(dialled, lease, welcome.now_ns, resumed);
         if !resumed {
             let slots = Slots::new(welcome.slots.clamp(1, SLOTS_MAX));

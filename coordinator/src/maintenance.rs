@@ -11,11 +11,14 @@ use crate::metrics;
 use crate::ops;
 use crate::service::Shared;
 use crate::slots::ended;
+use crate::store::AdminState;
 
 /// How often overdue work is looked for.
 const ROUND: Duration = Duration::from_millis(500);
 /// Rounds between two looks for expired plans: a minute.
 const PLAN_ROUNDS: u64 = 120;
+/// Rounds between two looks at what the metrics show of health: 5 s.
+const HEALTH_ROUNDS: u64 = 10;
 /// Longest sleep of the watch over datanodes; a registration brings the deadline nearer.
 const WATCH: Duration = Duration::from_millis(250);
 
@@ -78,9 +81,24 @@ async fn run_round(shared: &Shared, round: u64) -> Result<(), OpError> {
     }
     metrics::sessions(shared.context.sessions.len());
     metrics::leases(shared.context.leases.len(), shared.context.leases.reads_len());
-    let [up, suspect, down] = [NodeState::Up, NodeState::Suspect, NodeState::Down].map(|state| {
-        shared.context.cluster.members().nodes.values().filter(|entry| entry.state == state).count()
-    });
-    metrics::nodes(up, suspect, down);
+    show_members(shared);
+    if round.is_multiple_of(HEALTH_ROUNDS) {
+        let codes = crate::service::health(shared).await?;
+        metrics::health(|condition| codes.iter().any(|code| code.code == condition.code()));
+    }
     Ok(())
+}
+
+fn show_members(shared: &Shared) {
+    let members = shared.context.cluster.members();
+    let serving = || members.nodes.values().filter(|entry| entry.row.admin != AdminState::Out);
+    let states = [
+        ("up", NodeState::Up),
+        ("suspect", NodeState::Suspect),
+        ("down", NodeState::Down),
+        ("lost", NodeState::Lost),
+    ];
+    for (name, state) in states {
+        metrics::nodes(name, serving().filter(|entry| entry.state == state).count());
+    }
 }

@@ -1,43 +1,31 @@
-//! Names of the coordinator's metrics, with their units and meaning.
+//! The coordinator's metrics, with their units and meaning.
 
 use std::time::Duration;
 
-/// Time from taking a group of jobs until it is committed, seconds.
-const GROUP_SECONDS: &str = "cairn_coordinator_group_commit_seconds";
-/// Jobs executed.
-const JOBS: &str = "cairn_coordinator_jobs_total";
-/// Jobs that took more than 100 ms, in which nobody else was served.
-const SLOW_JOBS: &str = "cairn_coordinator_slow_jobs_total";
-/// Rows written.
-const ROWS: &str = "cairn_coordinator_rows_written_total";
-/// Time to answer a request, seconds, by method.
-const REQUEST_SECONDS: &str = "cairn_coordinator_request_seconds";
-/// Requests refused, by method and kind of error.
-const REFUSED: &str = "cairn_coordinator_requests_refused_total";
-/// Pages of large directories that were sent, by where they came from: the store, or memory; and those that were made
-/// ahead.
-const LISTINGS: &str = "cairn_coordinator_listing_pages_total";
-/// Sessions that are open.
-const SESSIONS: &str = "cairn_coordinator_sessions";
-/// Write leases that sessions hold.
-const LEASES: &str = "cairn_coordinator_leases";
-/// Write leases asked back because another session needed them.
-const RECALLED: &str = "cairn_coordinator_leases_recalled_total";
-/// Read leases that sessions hold.
-const READ_LEASES: &str = "cairn_coordinator_read_leases";
-/// Read leases asked back because another session changed what they cover.
-const READS_RECALLED: &str = "cairn_coordinator_read_leases_recalled_total";
-/// Sessions ended because they did not give a lease back.
-const FENCED: &str = "cairn_coordinator_sessions_fenced_total";
-/// Datanodes, by state.
-const NODES: &str = "cairn_coordinator_datanodes";
+use cairn_proto::health::Condition;
 
-/// Commits that have arrived in the second place.
-const SHIPPED: &str = "cairn_coordinator_log_shipped_total";
-/// Bytes of log written to the second place.
-const SHIPPED_BYTES: &str = "cairn_coordinator_log_shipped_bytes_total";
-/// For how long the second place has lacked something, seconds.
-const LOG_BEHIND: &str = "cairn_coordinator_log_behind_seconds";
+cairn_runtime::metric_catalogue! {
+    histogram GROUP_SECONDS = "cairn_coordinator_group_commit_seconds", "From taking a group of jobs until it is committed, seconds.";
+    counter JOBS = "cairn_coordinator_jobs_total", "Jobs executed.";
+    counter SLOW_JOBS = "cairn_coordinator_slow_jobs_total", "Jobs that took more than 100 ms, in which nobody else was served.";
+    counter ROWS = "cairn_coordinator_rows_written_total", "Rows written.";
+    histogram REQUEST_SECONDS = "cairn_coordinator_request_seconds", "Time to answer a request, seconds, by method.";
+    events REFUSED = "cairn_coordinator_requests_refused_total", "Requests refused, by method and kind of error.";
+    counter LISTINGS = "cairn_coordinator_listing_pages_total" ["from": "store", "memory", "ahead"], "Pages of large directories: sent from the store or from memory, or made ahead.";
+    gauge SESSIONS = "cairn_coordinator_sessions", "Sessions that are open.";
+    gauge LEASES = "cairn_coordinator_leases", "Write leases that sessions hold.";
+    counter RECALLED = "cairn_coordinator_leases_recalled_total", "Write leases asked back because another session needed them.";
+    gauge READ_LEASES = "cairn_coordinator_read_leases", "Read leases that sessions hold.";
+    counter READS_RECALLED = "cairn_coordinator_read_leases_recalled_total", "Read leases asked back because another session changed their subject.";
+    counter FENCED = "cairn_coordinator_sessions_fenced_total", "Sessions ended because they did not give a lease back.";
+    gauge NODES = "cairn_coordinator_datanodes", "Datanodes of the cluster by state; removed ones are not counted.";
+    gauge HEALTH = "cairn_coordinator_health", "1 while the health code of the label holds, else 0.";
+    counter SHIPPED = "cairn_coordinator_log_shipped_total", "Commits that have arrived in the second place of the log.";
+    counter SHIPPED_BYTES = "cairn_coordinator_log_shipped_bytes_total", "Bytes of log written to the second place.";
+    gauge LOG_BEHIND = "cairn_coordinator_log_behind_seconds", "For how long the second place of the log has lacked something, seconds.";
+    counter REPAIRED = "cairn_coordinator_copies_repaired_total" ["outcome": "made", "failed"], "Attempts to make a copy again, by outcome.";
+    counter REPAIRED_BYTES = "cairn_coordinator_repaired_bytes_total", "Bytes that datanodes fetched to make copies again.";
+}
 
 /// Commits have arrived in the second place.
 pub(crate) fn shipped(commits: usize, bytes: u64) {
@@ -49,11 +37,6 @@ pub(crate) fn shipped(commits: usize, bytes: u64) {
 pub(crate) fn log_behind(behind: Duration) {
     metrics::gauge!(LOG_BEHIND).set(behind.as_secs_f64());
 }
-
-/// Copies that were made again, or could not be, by outcome.
-const REPAIRED: &str = "cairn_coordinator_copies_repaired_total";
-/// Bytes that datanodes fetched for that.
-const REPAIRED_BYTES: &str = "cairn_coordinator_repaired_bytes_total";
 
 /// A copy was made again, or could not be.
 pub(crate) fn repaired(done: bool, bytes: u64) {
@@ -114,9 +97,16 @@ pub(crate) fn session_fenced() {
     metrics::counter!(FENCED).increment(1);
 }
 
-/// How many datanodes are up, suspect and down.
-pub(crate) fn nodes(up: usize, suspect: usize, down: usize) {
-    for (state, count) in [("up", up), ("suspect", suspect), ("down", down)] {
-        metrics::gauge!(NODES, "state" => state).set(count as f64);
+/// How many datanodes are in a state.
+pub(crate) fn nodes(state: &'static str, count: usize) {
+    metrics::gauge!(NODES, "state" => state).set(count as f64);
+}
+
+/// Which conditions hold at present.
+pub(crate) fn health(holds: impl Fn(Condition) -> bool) {
+    for &condition in Condition::ALL {
+        let severity = if condition.is_error() { "error" } else { "warning" };
+        metrics::gauge!(HEALTH, "code" => condition.code(), "severity" => severity)
+            .set(if holds(condition) { 1.0 } else { 0.0 });
     }
 }

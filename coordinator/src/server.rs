@@ -29,10 +29,12 @@ use crate::listings::Listings;
 use crate::maintenance;
 use crate::membership::state::Members;
 use crate::membership::{Cluster, timing};
+use crate::metrics;
 use crate::ops;
-use crate::service::{Service, Shared};
+use crate::service::{Service, Shared, StoreRoom};
 use crate::sessions::Sessions;
 use crate::slots::UnderWay;
+use crate::status;
 use crate::store::memory::MemoryStore;
 use crate::store::shipped::ShippedWriter;
 use crate::store::sqlite::{self, SqliteOptions};
@@ -169,6 +171,7 @@ pub(crate) async fn start_on(
 ) -> Result<Running, CoordinatorError> {
     config.validate()?;
     telemetry::init_metrics().map_err(CoordinatorError::Telemetry)?;
+    metrics::describe();
     let listener = listen(&config.listen, config.insecure).await?;
     let address = listener.local_addr()?;
     let pool = Pool::start("coordinator", POOL_THREADS, POOL_QUEUE)?;
@@ -200,6 +203,7 @@ pub(crate) async fn start_on(
         streams: AtomicU64::new(1),
         datanodes: Datanodes::default(),
         workers: Workers::default(),
+        store_room: store_room(&config),
         lost_chunks: AtomicU64::new(0),
     });
     let metrics_address = serve_metrics(&config, &shared, &shutdown).await?;
@@ -242,6 +246,14 @@ fn sessions_with_outcomes(
         Ok(())
     })?;
     Ok(ended)
+}
+
+fn store_room(config: &CoordinatorConfig) -> Option<StoreRoom> {
+    let data = config.data.clone();
+    match config.engine {
+        Engine::Sqlite => Some(Box::new(move || cairn_runtime::disk::free_bytes(&data))),
+        Engine::Memory => None,
+    }
 }
 
 /// A store with all that is read from it at the start.
@@ -309,8 +321,10 @@ async fn serve_metrics(
     // A weak reference, so that the HTTP server does not keep the store open.
     let shared = Arc::downgrade(shared);
     let ready = Arc::new(move || match shared.upgrade() {
-        Some(shared) if !shared.executor.has_failed() => Ok(()),
-        Some(_) => Err("the disk of the metadata store has failed".to_owned()),
+        Some(shared) if shared.executor.has_failed() => {
+            Err("the disk of the metadata store has failed".to_owned())
+        }
+        Some(shared) => status::enough_nodes(&shared.context.cluster.members(), &shared.context.policy),
         None => Err("the coordinator is stopping".to_owned()),
     });
     Ok(Some(telemetry::serve_http(listener, ready, shutdown)?))

@@ -39,7 +39,12 @@ use crate::metrics;
 use crate::slots::UnderWay;
 use crate::store::{Reader, Readers};
 use crate::workers::Workers;
+
 use crate::workers::gc::GcState;
+pub(crate) use membership::health;
+
+/// See [`Shared::store_room`].
+pub(crate) type StoreRoom = Box<dyn Fn() -> std::io::Result<u64> + Send + Sync>;
 
 /// What every request may need.
 pub(crate) struct Shared {
@@ -65,6 +70,8 @@ pub(crate) struct Shared {
     pub(crate) streams: AtomicU64,
     pub(crate) datanodes: Datanodes,
     pub(crate) workers: Workers,
+    /// Asks how many bytes are free where the store is; none for a store in memory.
+    pub(crate) store_room: Option<StoreRoom>,
     /// Chunks of which no copy is known to be sound, as repair has last seen.
     pub(crate) lost_chunks: AtomicU64,
 }

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use cairn_proto::health::Condition;
-use cairn_proto::v1;
+use cairn_proto::{NodeId, v1};
 
 use crate::archive::queue::{Shipping, Standing};
 use crate::config::LogAck;
 use crate::context::Policy;
+use crate::membership::placement;
 use crate::membership::state::{Members, NodeEntry, NodeState};
 use crate::ops::gc::Stopped;
 use crate::ops::members::holds_place;
@@ -66,7 +67,7 @@ pub(crate) fn health(members: &Members, facts: &Facts<'_>) -> Vec<v1::HealthCode
             found.extend(near_full(entry));
         }
     }
-    found.extend(degraded(members, facts.faults));
+    found.extend(degraded(members, facts.policy, facts.faults));
     found.extend(work(facts.workers));
     // Without the second place nothing can be changed when changes wait for it.
     let log_waits = facts.shipping.standing().is_some_and(|standing| standing.ack == LogAck::Shipped);
@@ -105,11 +106,25 @@ fn log_health(standing: &Standing) -> Option<Finding> {
     Some(Finding { condition: Condition::BackupFailed, detail: why.to_string() })
 }
 
-fn no_writes(members: &Members, policy: &Policy) -> Option<Finding> {
-    let up = members.nodes.values().filter(|entry| entry.state == NodeState::Up).count();
+/// Whether so many datanodes are up that writes can be acknowledged, or a sentence how many are missing.
+pub(crate) fn enough_nodes(members: &Members, policy: &Policy) -> Result<(), String> {
+    let serves = |entry: &&NodeEntry| entry.state == NodeState::Up && entry.row.admin != AdminState::Out;
+    let up = members.nodes.values().filter(serves).count();
     let needed = policy.min_replicas as usize;
-    let detail = format!("{up} datanodes are up; writes need {needed}");
-    (up < needed).then_some(Finding { condition: Condition::NoWrites, detail })
+    if up >= needed {
+        return Ok(());
+    }
+    let up = count(up as u64, "datanode is", "datanodes are");
+    Err(format!("{up} up; writes need {needed}"))
+}
+
+/// Too few datanodes, or too few with room, to store a chunk.
+fn no_writes(members: &Members, policy: &Policy) -> Option<Finding> {
+    if let Err(detail) = enough_nodes(members, policy) {
+        return Some(Finding { condition: Condition::NoWrites, detail });
+    }
+    let detail = placement::lack_of_room(members, policy)?;
+    Some(Finding { condition: Condition::NoSpace, detail })
 }
 
 fn standing(entry: &NodeEntry, members: &Members) -> Vec<Finding> {
@@ -168,23 +183,40 @@ fn near_full(entry: &NodeEntry) -> Option<Finding> {
     near.then_some(Finding { condition: Condition::NodeNearFull, detail })
 }
 
-fn degraded(members: &Members, faults: u64) -> Option<Finding> {
-    let present = |member: &Member| {
-        let state = members.nodes.get(&member.node).map(|entry| entry.state);
-        matches!(state, Some(NodeState::Up | NodeState::Suspect))
+/// Copies that are missing: those that repair makes again, and those for which a datanode is missing.
+fn degraded(members: &Members, policy: &Policy, faults: u64) -> Vec<Finding> {
+    let serves = |node: &NodeId| {
+        let entry = members.nodes.get(node);
+        entry.is_some_and(|entry| {
+            matches!(entry.state, NodeState::Up | NodeState::Suspect) && entry.row.admin != AdminState::Out
+        })
     };
-    let holders = |set: &ReplicaSet| {
+    let complete = |set: &ReplicaSet| {
         let holds = |member: &&Member| matches!(member.state, MemberState::Active | MemberState::Leaving);
-        set.members.0.iter().filter(holds).filter(|member| present(member)).count()
+        set.members.0.iter().filter(holds).filter(|member| serves(&member.node)).count()
     };
-    let short = members.sets.values().filter(|set| holders(set) < set.replicas as usize).count();
-    let detail = format!(
-        "{} missing or bad; {short} of {} replica sets have fewer members that are up and hold everything than \
-         there shall be copies",
-        count(faults, "copy is", "copies are"),
-        members.sets.len()
+    let short: Vec<_> = members.sets.values().filter(|set| complete(set) < set.replicas as usize).collect();
+    let mut found = Vec::new();
+    let fewest = short.iter().map(|set| complete(set)).min().unwrap_or(0);
+    let sets = format!(
+        "chunks of {} of {} lack copies: as few as {fewest} of {} members are complete and online",
+        short.len(),
+        count(members.sets.len() as u64, "replica set", "replica sets"),
+        policy.replicas,
     );
-    (faults > 0 || short > 0).then_some(Finding { condition: Condition::ChunksDegraded, detail })
+    let serving = members.nodes.keys().filter(|node| serves(node)).count();
+    if !short.is_empty() && serving < policy.replicas as usize {
+        let nodes = count(serving as u64, "datanode serves", "datanodes serve");
+        let detail = format!("{sets}; {nodes}, {} copies need {}", policy.replicas, policy.replicas);
+        found.push(Finding { condition: Condition::RedundancyReduced, detail });
+    } else if !short.is_empty() {
+        found.push(Finding { condition: Condition::ChunksDegraded, detail: sets });
+    }
+    if faults > 0 {
+        let detail = format!("{} missing or bad", count(faults, "single copy is", "single copies are"));
+        found.push(Finding { condition: Condition::ChunksDegraded, detail });
+    }
+    found
 }
 
 fn work(workers: &[v1::WorkerStatus]) -> Vec<Finding> {

@@ -1,50 +1,29 @@
-//! The names of this crate's metrics, with unit and meaning.
+//! The metrics of this crate, with unit and meaning.
 
-/// Payload bytes written to the chunk store.
-pub(crate) const WRITTEN_BYTES: &str = "cairn_datanode_chunk_written_bytes_total";
-/// Payload bytes read, verified and sent.
-pub(crate) const READ_BYTES: &str = "cairn_datanode_chunk_read_bytes_total";
-/// Chunks stored here.
-pub(crate) const STORED: &str = "cairn_datanode_chunk_stored_total";
-/// Chunks refused or given up, by `kind` of error.
-pub(crate) const STORE_FAILED: &str = "cairn_datanode_chunk_store_failed_total";
-/// From a chunk's header to its final acknowledgement, by `role` (`primary`, `replica`).
-pub(crate) const STORE_SECONDS: &str = "cairn_datanode_chunk_store_seconds";
-/// One `fdatasync` (and `fsync` of the directory where needed).
-pub(crate) const SYNC_SECONDS: &str = "cairn_datanode_sync_seconds";
-/// Waiters that those syncs served; divided by their count, the size of a group.
-pub(crate) const SYNC_WAITERS: &str = "cairn_datanode_sync_waiters_total";
-/// Members that could not store a chunk they were to.
-pub(crate) const REPLICA_FAILED: &str = "cairn_datanode_replica_failed_total";
-/// Replication streams that broke or went silent.
-pub(crate) const LINKS_LOST: &str = "cairn_datanode_replication_link_lost_total";
-/// Payload bytes that the scrub has read.
-pub(crate) const SCRUBBED_BYTES: &str = "cairn_datanode_scrub_bytes_total";
-/// Bad copies that the scrub has found.
-pub(crate) const SCRUB_BAD: &str = "cairn_datanode_scrub_bad_total";
-/// Records that failed verification.
-pub(crate) const QUARANTINED: &str = "cairn_datanode_record_quarantined_total";
-/// Disks that failed.
-pub(crate) const DISK_FAULTS: &str = "cairn_datanode_disk_fault_total";
-/// Reads that a disk failed.
-pub(crate) const READ_FAULTS: &str = "cairn_datanode_disk_read_fault_total";
-/// Chunks deleted.
-pub(crate) const DELETED: &str = "cairn_datanode_chunk_deleted_total";
-/// Chunks held (gauge).
-pub(crate) const CHUNKS: &str = "cairn_datanode_chunks";
-/// Bytes of records in use (gauge).
-pub(crate) const USED_BYTES: &str = "cairn_datanode_used_bytes";
-/// Bytes that new chunks could take (gauge).
-pub(crate) const ROOM_BYTES: &str = "cairn_datanode_room_bytes";
-/// Chunks under way (gauge).
-pub(crate) const TRANSFERS: &str = "cairn_datanode_transfers";
-/// Chunks that were made to be here for repair: fetched, or found to be here already.
-pub(crate) const COPIED: &str = "cairn_datanode_chunk_copied_total";
-/// Chunks that could not be fetched for repair.
-pub(crate) const COPY_FAILED: &str = "cairn_datanode_chunk_copy_failed_total";
-/// Chunks made out of parts of others.
-pub(crate) const REPACKED: &str = "cairn_datanode_chunk_repacked_total";
-/// Chunks that went from a slow disk to another one of the node.
-pub(crate) const DRAINED: &str = "cairn_datanode_chunk_drained_total";
-/// Payload bytes fetched for repair.
-pub(crate) const COPIED_BYTES: &str = "cairn_datanode_chunk_copied_bytes_total";
+cairn_runtime::metric_catalogue! {
+    counter WRITTEN_BYTES = "cairn_datanode_chunk_written_bytes_total", "Payload bytes written to the chunk store.";
+    counter READ_BYTES = "cairn_datanode_chunk_read_bytes_total", "Payload bytes read, verified and sent.";
+    histogram READ_SECONDS = "cairn_datanode_chunk_read_seconds", "One read of a part of a chunk from its disk, verified, seconds.";
+    counter STORED = "cairn_datanode_chunk_stored_total", "Chunks stored here.";
+    counter STORE_FAILED = "cairn_datanode_chunk_store_failed_total", "Chunks refused or given up.";
+    histogram STORE_SECONDS = "cairn_datanode_chunk_store_seconds", "From a chunk's header to its final acknowledgement, seconds, by role (primary, replica).";
+    histogram SYNC_SECONDS = "cairn_datanode_sync_seconds", "One fdatasync (and fsync of the directory where needed), seconds.";
+    counter SYNC_WAITERS = "cairn_datanode_sync_waiters_total", "Waiters that those syncs served; divided by their count, the size of a group.";
+    counter REPLICA_FAILED = "cairn_datanode_replica_failed_total", "Members that could not store a chunk they were to.";
+    counter LINKS_LOST = "cairn_datanode_replication_link_lost_total", "Replication streams that broke or went silent.";
+    counter SCRUBBED_BYTES = "cairn_datanode_scrub_bytes_total", "Payload bytes that the scrub has read.";
+    counter SCRUB_BAD = "cairn_datanode_scrub_bad_total", "Bad copies that the scrub has found.";
+    counter QUARANTINED = "cairn_datanode_record_quarantined_total", "Records that failed verification.";
+    counter DISK_FAULTS = "cairn_datanode_disk_fault_total", "Disks that failed.";
+    counter READ_FAULTS = "cairn_datanode_disk_read_fault_total", "Reads that a disk failed.";
+    counter DELETED = "cairn_datanode_chunk_deleted_total", "Chunks deleted.";
+    gauge CHUNKS = "cairn_datanode_chunks", "Chunks held.";
+    gauge USED_BYTES = "cairn_datanode_used_bytes", "Bytes of records in use.";
+    gauge ROOM_BYTES = "cairn_datanode_room_bytes", "Bytes that new chunks could take.";
+    gauge TRANSFERS = "cairn_datanode_transfers", "Chunks under way.";
+    counter COPIED = "cairn_datanode_chunk_copied_total", "Chunks that were made to be here for repair: fetched, or found to be here already.";
+    counter COPY_FAILED = "cairn_datanode_chunk_copy_failed_total", "Chunks that could not be fetched for repair.";
+    counter REPACKED = "cairn_datanode_chunk_repacked_total", "Chunks made out of parts of others.";
+    counter DRAINED = "cairn_datanode_chunk_drained_total", "Chunks that went from a slow disk to another one of the node.";
+    counter COPIED_BYTES = "cairn_datanode_chunk_copied_bytes_total", "Payload bytes fetched for repair.";
+}

@@ -205,6 +205,7 @@ async fn start_with(
     let metrics_address = match metrics {
         Some(listener) => {
             telemetry::init_metrics().map_err(DatanodeError::Server)?;
+            crate::metrics::describe();
             let ready = readiness(Arc::clone(&registered));
             Some(telemetry::serve_http(listener, ready, &own).map_err(DatanodeError::io("metrics"))?)
         }

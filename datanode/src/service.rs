@@ -266,8 +266,10 @@ impl Retrieval {
         if self.next >= self.end {
             return Ok(None);
         }
+        let began = clock::now();
         let blocks =
             self.reader.read(self.next, self.end).await.map_err(|error| to_status(error.to_wire()))?;
+        ::metrics::histogram!(metrics::READ_SECONDS).record(began.elapsed().as_secs_f64());
         ::metrics::counter!(metrics::READ_BYTES).increment(blocks.data.len() as u64);
         self.next = blocks.offset + blocks.data.len() as u64;
         let frame = RetrieveFrame {

@@ -321,6 +321,7 @@ impl DiskStore {
             quarantined: state.quarantined,
             trash: state.trash_bytes,
             slow: state.latency.is_slow(),
+            filesystem: self.shared.disk.filesystem().unwrap_or_default(),
         }
     }
 

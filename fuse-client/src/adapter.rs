@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -64,7 +65,11 @@ pub(crate) struct Adapter {
     runtime: Runtime,
     callers: Callers,
     notifier: Notifications,
+    requests: Requests,
 }
+
+/// How many requests the kernel has sent so far.
+pub(crate) type Requests = Arc<AtomicU64>;
 
 /// Where notifications to the kernel are sent; set once the session is there.
 pub(crate) type Notifications = Arc<OnceLock<Notifier>>;
@@ -94,7 +99,13 @@ macro_rules! decode {
 
 impl Adapter {
     pub(crate) fn new(vfs: Arc<Vfs>, runtime: Runtime) -> Self {
-        Self { vfs, runtime, callers: Callers::default(), notifier: Notifications::default() }
+        let (callers, notifier) = (Callers::default(), Notifications::default());
+        Self { vfs, runtime, callers, notifier, requests: Requests::default() }
+    }
+
+    /// How many requests came so far.
+    pub(crate) fn requests(&self) -> Requests {
+        Arc::clone(&self.requests)
     }
 
     /// To be filled by who makes the session.
@@ -103,6 +114,7 @@ impl Adapter {
     }
 
     fn asked(&self, op: Op, request: &Request, inode: INodeNo) -> Asked {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         Asked { op, pid: request.pid(), inode: inode.0, started: clock::now() }
     }
 
@@ -502,7 +514,10 @@ impl Filesystem for Adapter {
     ) {
         let asked = self.asked(Op::Read, request, ino);
         let (handle, len) = (HandleId(fh.0), size as usize);
-        let answer = |reply: ReplyData, data: Bytes| reply.data(&data);
+        let answer = |reply: ReplyData, data: Bytes| {
+            Op::Read.moved(data.len() as u64);
+            reply.data(&data);
+        };
         let known = {
             let _runtime = self.runtime.enter(); // the data path starts its read-ahead from here
             self.vfs.try_read(handle, offset, len)
@@ -531,7 +546,10 @@ impl Filesystem for Adapter {
         let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let origin = if cached { WriteOrigin::PageCache } else { WriteOrigin::Call };
         let written = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let answer = move |reply: ReplyWrite, ()| reply.written(written);
+        let answer = move |reply: ReplyWrite, ()| {
+            Op::Write.moved(written.into());
+            reply.written(written);
+        };
         let taken = {
             let _runtime = self.runtime.enter(); // a chunk that is full now leaves from here
             self.vfs.try_write(handle, offset, data, origin)
@@ -757,6 +775,7 @@ impl Filesystem for Adapter {
         let work =
             async move { vfs.copy_file_range(source, offset_in, target, offset_out, len, &caller).await };
         self.later(asked, reply, work, |reply, copied| {
+            Op::CopyRange.moved(copied);
             reply.written(u32::try_from(copied).unwrap_or(u32::MAX));
         });
     }

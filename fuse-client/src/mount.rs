@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cairn_client::Client;
@@ -14,8 +15,8 @@ use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
 use crate::MountConfig;
-use crate::adapter::Adapter;
-use crate::mountpoint::{self, Covered, MountError, SOURCE};
+use crate::adapter::{Adapter, Requests};
+use crate::mountpoint::{self, Covered, MountError};
 
 /// A mounted directory must answer within this.
 const USABLE_WITHIN: Duration = Duration::from_secs(30);
@@ -32,6 +33,7 @@ pub struct Mounted {
     client: Arc<Client>,
     path: PathBuf,
     grace: Duration,
+    requests: Requests,
     ended: watch::Receiver<bool>,
     over: bool,
 }
@@ -51,14 +53,18 @@ pub async fn mount(
     config: MountConfig,
     shutdown: &Shutdown,
 ) -> Result<Mounted, MountError> {
+    crate::metrics::register();
     let (wanted, nonempty) = (config.mountpoint.clone(), config.nonempty);
     let prepare = on_thread(move || mountpoint::prepare(&wanted, nonempty));
     let path = in_time(&config.mountpoint, prepare).await???;
+    // What mount(8) and df(1) show: where the files come from, and which directory of the cluster it is.
+    let source = format!("{}/", client.config().coordinator);
     let vfs = Vfs::new(Arc::clone(&client), config.attr_timeout);
     let adapter = Adapter::new(vfs, Runtime::current());
-    let ended = start_session(adapter, path.clone(), &config).await?;
+    let requests = adapter.requests();
+    let ended = start_session(adapter, source, path.clone(), &config).await?;
     // From here on an early return detaches the directory.
-    let mounted = Mounted { client, path, grace: config.unmount_grace, ended, over: false };
+    let mounted = Mounted { client, path, grace: config.unmount_grace, requests, ended, over: false };
     mounted.usable(&config, shutdown).await?;
     info!(path = %mounted.path.display(), "mounted");
     Ok(mounted)
@@ -67,10 +73,11 @@ pub async fn mount(
 /// Mounts and starts the session threads; the receiver turns true when they have ended.
 async fn start_session(
     adapter: Adapter,
+    source: String,
     path: PathBuf,
     config: &MountConfig,
 ) -> Result<watch::Receiver<bool>, MountError> {
-    let options = session_config(config);
+    let options = session_config(config, source);
     let protect = config.protect_mountpoint;
     let (ended, receiver) = watch::channel(false);
     let (started, result) = oneshot::channel();
@@ -85,7 +92,9 @@ async fn start_session(
             }
         };
         let _ = notifications.set(session.notifier());
-        if protect && let Err(error) = covered.and_then(|covered| covered.protect()) {
+        // Not held any longer: it would look as if this process used the mount.
+        let covered = if protect { covered.and_then(|covered| covered.protect()) } else { Ok(()) };
+        if let Err(error) = covered {
             warn!(path = %path.display(), %error, "the covered directory can not be protected");
         }
         let _ = started.send(Ok(()));
@@ -108,11 +117,12 @@ async fn in_time<T>(path: &Path, work: impl Future<Output = T>) -> Result<T, Mou
     clock::timeout(USABLE_WITHIN, work).await.map_err(late)
 }
 
-fn session_config(config: &MountConfig) -> Config {
+fn session_config(config: &MountConfig, source: String) -> Config {
     let mut options = Config::default();
     options.mount_options = vec![
-        MountOption::FSName(SOURCE.into()),
-        MountOption::Subtype("cairn".into()),
+        MountOption::FSName(source),
+        // Not `MountOption::Subtype`, which is passed over when root mounts: the kernel itself takes it.
+        MountOption::CUSTOM("subtype=cairn".into()),
         MountOption::DefaultPermissions,
     ];
     if config.read_only {
@@ -156,9 +166,20 @@ impl Mounted {
     }
 
     /// Resolves when the directory is no longer mounted, whoever did that.
-    pub async fn unmounted(&mut self) {
+    pub async fn unmounted(&self) {
         // An error: the session thread is gone, and with it the mount.
-        let _ = self.ended.wait_for(|ended| *ended).await;
+        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+    }
+
+    /// How many requests programs have made so far; it stands still while nobody does anything there.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Unmounts when no program uses the directory; `false`: one does.
+    pub async fn try_leave(&self) -> Result<bool, MountError> {
+        let path = self.path.clone();
+        on_thread(move || mountpoint::try_unmount(&path)).await?
     }
 
     /// Stores what is buffered, unmounts, and stores what the kernel handed over last: on success
@@ -189,8 +210,7 @@ impl Mounted {
     async fn leave(&self) -> Result<(), MountError> {
         let until = clock::now() + self.grace;
         loop {
-            let path = self.path.clone();
-            if on_thread(move || mountpoint::try_unmount(&path)).await?? {
+            if self.try_leave().await? {
                 return Ok(());
             }
             if clock::now() >= until {

@@ -16,8 +16,10 @@ use rustix::fs::{IFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
-/// Source of our mounts, as mount(8) shows it.
-pub(crate) const SOURCE: &str = "cairn";
+/// Type of our mounts, as mount(8) shows it.
+const KIND: &str = "fuse.cairn";
+/// Source of the mounts of earlier versions, whose type was `fuse`.
+const OLD_SOURCE: &str = "cairn";
 
 /// Why a directory can not be mounted on, or not be unmounted.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +116,12 @@ struct MountLine {
     source: String,
 }
 
+impl MountLine {
+    fn is_ours(&self) -> bool {
+        self.kind == KIND || (self.kind == "fuse" && self.source == OLD_SOURCE)
+    }
+}
+
 /// Makes sure that `path` can be mounted on; gives its canonical form. A dead mount of ours is removed.
 pub(crate) fn prepare(path: &Path, nonempty: bool) -> Result<PathBuf, MountError> {
     let unreadable = |source| MountError::Unreadable { path: path.to_owned(), source };
@@ -151,7 +159,7 @@ pub(crate) fn prepare(path: &Path, nonempty: bool) -> Result<PathBuf, MountError
 }
 
 fn remedy_for(path: &Path, line: &MountLine) -> String {
-    if line.source.starts_with(SOURCE) {
+    if line.is_ours() {
         format!("cairn umount {}", path.display())
     } else {
         format!("fusermount3 -u {}", path.display())
@@ -160,7 +168,7 @@ fn remedy_for(path: &Path, line: &MountLine) -> String {
 
 fn remove_dead(path: &Path) -> Result<(), MountError> {
     let Some(line) = mounted_at(path) else { return Ok(()) };
-    if !line.source.starts_with(SOURCE) {
+    if !line.is_ours() {
         let remedy = format!("fusermount3 -u -z {}", path.display());
         return Err(MountError::Dead { path: path.to_owned(), source_name: line.source, remedy });
     }
@@ -176,7 +184,7 @@ fn mounted_at(path: &Path) -> Option<MountLine> {
 
 /// Whether one of our mounts is at `path`.
 pub(crate) fn is_ours(path: &Path) -> bool {
-    mounted_at(path).is_some_and(|line| line.kind.starts_with("fuse") && line.source.starts_with(SOURCE))
+    mounted_at(path).is_some_and(|line| line.is_ours())
 }
 
 fn mount_lines(text: &[u8]) -> impl Iterator<Item = MountLine> {
@@ -337,12 +345,15 @@ mod tests {
 
     #[test]
     fn mount_lines_are_read_with_blanks_and_optional_fields() {
-        let text = b"36 35 0:45 / /mnt/a\\040b rw,nosuid shared:1 master:2 - fuse.cairn cairn rw\n\
-                     37 35 8:1 / /data rw - ext4 /dev/sda1 rw\n";
+        let text = b"36 35 0:45 / /mnt/a\\040b rw,nosuid shared:1 master:2 - fuse.cairn storage1:7070/ rw\n\
+                     37 35 8:1 / /data rw - ext4 /dev/sda1 rw\n\
+                     38 35 0:46 / /old rw - fuse cairn rw\n\
+                     39 35 0:47 / /other rw - fuse.sshfs cairn:/ rw\n";
         let lines: Vec<_> = mount_lines(text).collect();
         assert_eq!(lines[0].point, Path::new("/mnt/a b"));
-        assert_eq!((lines[0].kind.as_str(), lines[0].source.as_str()), ("fuse.cairn", "cairn"));
+        assert_eq!((lines[0].kind.as_str(), lines[0].source.as_str()), ("fuse.cairn", "storage1:7070/"));
         assert_eq!(lines[1].kind, "ext4");
+        assert_eq!(lines.iter().map(MountLine::is_ours).collect::<Vec<_>>(), [true, false, true, false]);
     }
 
     #[test]

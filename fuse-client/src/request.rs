@@ -56,6 +56,7 @@ impl Asked {
             wait = LOOK_AGAIN;
             if Status::of(self.pid).is_some_and(|status| status.wants_out()) {
                 metrics::interrupted();
+                self.op.failed(ErrorKind::Interrupted);
                 info!(op = self.op.label(), inode = self.inode, pid = self.pid, "given up: a signal waits");
                 return Err(errno(ErrorKind::Interrupted));
             }
@@ -73,6 +74,7 @@ impl Asked {
 
     /// The errno of an error; errors that no program expects are logged with their sentence.
     pub(crate) fn failed(self, error: &vfs::VfsError) -> Errno {
+        self.op.failed(error.kind());
         let errno = errno(error.kind());
         if errno.code() == libc::EIO {
             warn!(op = self.op.label(), inode = self.inode, pid = self.pid, %error, kind = ?error.kind(), "failed");

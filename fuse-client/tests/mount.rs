@@ -342,7 +342,7 @@ async fn a_busy_mount_is_detached_and_its_writes_are_stored() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_mount_is_refused_and_a_foreign_unmount_noticed() -> Result<()> {
-    let mut t = Setup::new().await?;
+    let t = Setup::new().await?;
     let second = mount(Arc::clone(&t.client), config(t.place.path()), &Shutdown::new()).await;
     ensure!(matches!(second, Err(MountError::AlreadyMounted { .. })), "{second:?}");
     let path = t.place.path().to_owned();
@@ -382,7 +382,7 @@ async fn a_dead_mount_is_replaced() -> Result<()> {
     if fs::write(&abort, "1").is_err() {
         return t.end().await; // only root can make one dead from outside
     }
-    let Setup { cluster, client, place, mut mounted } = t;
+    let Setup { cluster, client, place, mounted } = t;
     tokio::time::timeout(Duration::from_secs(10), mounted.unmounted()).await?;
     ensure!(errno(fs::metadata(place.path())) == Some(libc::ENOTCONN));
     drop(mounted);

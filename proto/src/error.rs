@@ -30,6 +30,11 @@ macro_rules! error_kinds {
                 match self { $(Self::$name => (libc::$errno, Code::$code),)* }
             }
 
+            /// The name of the errno, such as `ENOENT`, for metrics.
+            pub fn errno_name(self) -> &'static str {
+                match self { $(Self::$name => stringify!($errno),)* }
+            }
+
             /// Whether the same request may succeed later, without anything else being done first.
             /// The one place where that is decided.
             pub fn is_retryable(self) -> bool {

@@ -44,6 +44,9 @@ conditions! {
     NoWrites = "NO_WRITES", true,
         "Fewer datanodes are up than must store a chunk before it is acknowledged (`min_replicas`).",
         "Start more datanodes; writers wait and go on by themselves.";
+    NoSpace = "NO_SPACE", true,
+        "Fewer datanodes have room for another chunk than must store it (`min_replicas`): writes fail with ENOSPC.",
+        "Add disks or datanodes, or delete files; `cairn gc run` gives the room of deleted files back at once. `cairn node list` shows which are full.";
     ChunksLost = "CHUNKS_LOST", true,
         "Of some chunks no copy is known to be sound. Files that use them can not be read there.",
         "Bring back datanodes and disks that are away: their copies are used. `cairn fsck` names the files.";
@@ -83,9 +86,12 @@ conditions! {
     DiskSlow = "DISK_SLOW", false,
         "A disk answers far slower than others, or than it used to. No new chunks are placed there while there are others; what it holds goes to the other disks of its datanode when it stays so (`drain_slow_after`).",
         "Look at the disk (smartctl, dmesg); replace it before it fails. When its datanode has no other, `cairn node drain` empties it.";
+    RedundancyReduced = "REDUNDANCY_REDUCED", false,
+        "Fewer datanodes serve than each chunk has copies (`replicas`): copies are missing, and there is no place to make them again.",
+        "Start the datanodes that are away, or add one (`cairn datanode`, or `cairn up` with a higher --datanodes): the missing copies are then made by themselves.";
     ChunksDegraded = "CHUNKS_DEGRADED", false,
         "Some chunks have fewer copies than there shall be. They are made again by themselves, the worst protected first.",
-        "`cairn status` shows how far that is. It waits while too few datanodes are up or have room: bring them back, or add some.";
+        "Wait: `cairn worker list` shows how far `repair` is, and what hinders it. It also waits for room: add disks or datanodes when they are full.";
     RepairStalled = "REPAIR_STALLED", false,
         "Copies are to be made, and the attempt fails again and again.",
         "The detail says why: a disk without room, a datanode that does not answer. It is tried again by itself.";

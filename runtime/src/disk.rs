@@ -12,7 +12,7 @@ mod overlay;
 mod real;
 mod whole;
 pub use overlay::OverlayDisk;
-pub use real::RealDisk;
+pub use real::{RealDisk, free_bytes};
 pub use whole::{open_if_present, remove_if_present, replace};
 
 /// A directory tree that holds the data of one service. Paths are relative to it.
@@ -35,6 +35,11 @@ pub trait Disk: Send + Sync + 'static {
     fn list(&self, path: &Path) -> io::Result<Vec<OsString>>;
     /// Room on the disk.
     fn space(&self) -> io::Result<Space>;
+    /// Which file system of which machine it is on, so that two directories on the same one are told from two that are
+    /// not; `None` when that is not known.
+    fn filesystem(&self) -> Option<String> {
+        None
+    }
     /// Where it is, for messages.
     fn describe(&self) -> String;
 }

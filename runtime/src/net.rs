@@ -108,14 +108,19 @@ fn endpoint_of(address: &str) -> Result<Endpoint, BadAddress> {
 }
 
 /// Opens the TCP connection under a channel.
-#[allow(clippy::disallowed_methods)] // the one place that connects
 async fn dial(uri: Uri) -> io::Result<hyper_util::rt::TokioIo<Corked<TcpStream>>> {
     let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(authority.as_str()))
-        .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("{authority} did not answer")))??;
+    let stream = reach(&authority).await?;
     stream.set_nodelay(true)?;
     Ok(hyper_util::rt::TokioIo::new(Corked::new(stream)))
+}
+
+/// Opens a bare TCP connection, to find out what is at an address; services are asked over [`connect`].
+#[allow(clippy::disallowed_methods)] // the one place that connects
+pub async fn reach(address: &str) -> io::Result<TcpStream> {
+    tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("{address} did not answer")))?
 }
 
 /// Whether everyone who can reach `address` is on this machine.

@@ -1,22 +1,28 @@
 //! Logs, request ids, metrics, and the small HTTP server that shows health.
 
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 
 use cairn_proto::REQUEST_ID_KEY;
 use serde::{Deserialize, Serialize};
 use tracing::Span;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::random;
+use rotation::Rotating;
 
+mod catalogue;
 #[cfg(not(feature = "sim"))]
 mod exporter;
 #[cfg(feature = "sim")]
 #[path = "telemetry/silent.rs"]
 mod exporter;
+mod rotation;
 
 pub use exporter::{init_metrics, serve_http};
+pub use rotation::LOG_SIZE_MAX;
 
 /// Where logs go and how much is said.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -34,16 +40,25 @@ impl Default for LogConfig {
     }
 }
 
+/// Libraries that say more than an operator can use, whatever the level: `fuser` warns about each unmount that it has
+/// not done itself.
+const QUIET: &str = "fuser=error";
+
 /// Sends logs to standard error. Call once, before anything else is started.
-pub fn init_logs(config: &LogConfig) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&config.level).map_err(|error| {
+///
+/// `output`: the file that standard output and error go to, when it is to be kept below [`LOG_SIZE_MAX`].
+pub fn init_logs(config: &LogConfig, output: Option<&Path>) -> Result<(), String> {
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", config.level)).map_err(|error| {
         format!(
             "log.level = {:?}: {error}; such as info or info,cairn_client=debug was expected",
             config.level
         )
     })?;
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true);
+    let writer = match output {
+        Some(path) => BoxMakeWriter::new(Rotating::of_process(path.to_owned())),
+        None => BoxMakeWriter::new(std::io::stderr),
+    };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(true);
     let done = if config.json {
         builder.json().flatten_event(true).try_init()
     } else {

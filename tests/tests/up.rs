@@ -109,8 +109,139 @@ fn one_command_gives_a_directory_that_survives_a_killed_datanode_and_a_restart()
     up.stop(rustix::process::Signal::TERM);
 }
 
+/// `cairn` with the notes and the home of a workspace's `up`.
+fn cairn_beside(workspace: &Workspace, arguments: &[&str]) -> std::process::Output {
+    let mut command = process::cairn(arguments);
+    let home = workspace.path().join("home");
+    command.env("XDG_RUNTIME_DIR", home.join("run")).env("HOME", &home).current_dir(&home);
+    command.env("CAIRN_DATANODE__RESERVE", "16 MiB");
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let child = command.spawn().expect("cairn");
+    wait::within("cairn", Duration::from_secs(120), move || child.wait_with_output()).expect("output")
+}
+
+fn said(output: &std::process::Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
 #[test]
-fn when_up_itself_is_killed_nothing_is_left_running() {
+fn when_up_itself_is_killed_programs_go_on_and_down_stops_what_is_left() {
+    let workspace = Workspace::new();
+    let mut up = Up::start(&workspace, &["--datanodes", "1"]);
+    let children: Vec<u32> =
+        ["coordinator", "datanode", "mount"].iter().flat_map(|role| up.children(role)).collect();
+    let mut file = fs::File::create(up.directory.join("file")).expect("create");
+    up.process.kill9();
+    // Later than anything would have stopped by itself that did not look for users.
+    let log = workspace.path().join("home/data/log/mount.log");
+    wait::until_true("the mount to notice", STOP_LIMIT, || {
+        fs::read_to_string(&log).is_ok_and(|log| log.contains("the supervisor is gone"))
+    });
+    std::thread::sleep(Duration::from_secs(8));
+    std::io::Write::write_all(&mut file, b"content").expect("write");
+    file.sync_all().expect("the cluster is there");
+    drop(file);
+    assert!(children.iter().all(|&pid| alive(pid)), "all of them serve");
+    let data = workspace.path().join("home/data");
+    let down = cairn_beside(&workspace, &["down", "--data", data.to_str().unwrap()]);
+    assert!(down.status.success(), "{}", said(&down));
+    assert!(!children.iter().any(|&pid| alive(pid)), "all of them are stopped");
+    assert!(!cluster::is_mounted(&up.directory));
+    let again = cairn_beside(&workspace, &["down", "--data", data.to_str().unwrap()]);
+    assert!(said(&again).contains("it does not run"), "{}", said(&again));
+    drop(up);
+    let up = Up::start(&workspace, &[]);
+    assert_eq!(fs::read(up.directory.join("file")).expect("read"), b"content");
+    up.stop(rustix::process::Signal::TERM);
+}
+
+#[test]
+fn up_starts_what_can_be_started_and_says_what_is_missing() {
+    let workspace = Workspace::new();
+    let up = Up::start(&workspace, &[]);
+    let file = up.directory.join("file");
+    pattern::write_file(&file, 1, 5 * MIB);
+    let state = fs::read(workspace.path().join("home/data/up.json")).expect("state");
+    let state: serde_json::Value = serde_json::from_slice(&state).expect("JSON");
+    let node = state["services"]["datanode-2"]["id"].as_str().expect("id").to_owned();
+    let removed = cairn_beside(&workspace, &["node", "remove", &node, "--force", "--yes"]);
+    assert!(removed.status.success(), "{}", said(&removed));
+    up.stop(rustix::process::Signal::TERM);
+    let up = Up::start(&workspace, &[]);
+    let log = up.process.log();
+    assert!(log.contains("datanode-2: it was removed from the cluster"), "{log}");
+    assert!(log.contains("starts with 2 of 3 datanodes"), "{log}");
+    pattern::check_file(&file, 1, 5 * MIB);
+    pattern::write_file(&up.directory.join("second"), 2, 5 * MIB);
+    up.stop(rustix::process::Signal::TERM);
+}
+
+#[test]
+fn up_begins_no_new_store_beside_the_chunks_of_a_cluster() {
+    let workspace = Workspace::new();
+    let up = Up::start(&workspace, &["--datanodes", "1"]);
+    fs::write(up.directory.join("file"), "content").expect("write");
+    up.stop(rustix::process::Signal::TERM);
+    let data = workspace.path().join("home/data");
+    let (store, aside) = (data.join("coordinator"), workspace.path().join("aside"));
+    fs::rename(&store, &aside).expect("rename");
+    let mount = workspace.path().join("mnt");
+    let line = ["up", mount.to_str().unwrap(), "--data", data.to_str().unwrap()];
+    for detach in [&[][..], &["--detach"]] {
+        let refused = cairn_beside(&workspace, &[&line[..], detach].concat());
+        let text = said(&refused);
+        assert!(!refused.status.success() && text.contains("the metadata is missing"), "{text}");
+        assert!(text.contains("datanode-1") && text.contains("coordinator restore"), "{text}");
+        assert!(!store.join("meta.db").exists(), "nothing was made");
+    }
+    let _ = fs::remove_dir_all(&store);
+    fs::rename(&aside, &store).expect("rename");
+    let up = Up::start(&workspace, &[]);
+    assert_eq!(fs::read(up.directory.join("file")).expect("read"), b"content");
+    up.stop(rustix::process::Signal::TERM);
+}
+
+#[test]
+fn up_takes_copies_and_address_from_the_configuration_and_refuses_what_it_decides_itself() {
+    let workspace = Workspace::new();
+    let address = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        listener.local_addr().expect("address").to_string()
+    };
+    let config = workspace.path().join("cairn.toml");
+    fs::write(&config, format!("[coordinator]\nreplicas = 2\nmin_replicas = 1\nlisten = \"{address}\"\n"))
+        .expect("write");
+    let flags = ["--datanodes", "2", "--config", config.to_str().unwrap()];
+    let up = Up::start(&workspace, &flags);
+    fs::write(up.directory.join("file"), "content").expect("write");
+    let state = fs::read(workspace.path().join("home/data/up.json")).expect("state");
+    let state: serde_json::Value = serde_json::from_slice(&state).expect("JSON");
+    assert_eq!(state["replicas"], 2);
+    assert_eq!(state["services"]["coordinator"]["address"], address.as_str());
+    let pid = up.children("coordinator")[0];
+    let line = fs::read(format!("/proc/{pid}/cmdline")).expect("cmdline");
+    let line = String::from_utf8_lossy(&line).replace('\0', " ");
+    assert!(line.contains("--replicas 2 --min-replicas 1"), "{line}");
+    up.stop(rustix::process::Signal::TERM);
+    fs::write(&config, "[datanode]\nlisten = \"127.0.0.1:7080\"\n[mount]\nmountpoint = \"/mnt\"\n")
+        .expect("write");
+    let (mount, other) = (workspace.path().join("mnt"), workspace.path().join("home/other"));
+    let line = [
+        "up",
+        mount.to_str().unwrap(),
+        "--config",
+        config.to_str().unwrap(),
+        "--data",
+        other.to_str().unwrap(),
+    ];
+    let refused = cairn_beside(&workspace, &line);
+    let text = said(&refused);
+    assert_eq!(refused.status.code(), Some(2), "{text}");
+    assert!(text.contains("datanode.listen") && text.contains("mount.mountpoint"), "{text}");
+}
+
+#[test]
+fn when_up_itself_is_killed_nothing_is_left_running_that_nobody_uses() {
     let workspace = Workspace::new();
     let mut up = Up::start(&workspace, &["--datanodes", "1"]);
     let children: Vec<u32> =
@@ -118,7 +249,8 @@ fn when_up_itself_is_killed_nothing_is_left_running() {
     assert_eq!(children.len(), 3);
     fs::write(up.directory.join("file"), "content").expect("write");
     up.process.kill9();
-    wait::until_true("the children to end", STOP_LIMIT, || !children.iter().any(|&pid| alive(pid)));
+    // Half a minute without a request, and some moments.
+    wait::until_true("the children to end", 3 * STOP_LIMIT, || !children.iter().any(|&pid| alive(pid)));
     drop(up);
     let up = Up::start(&workspace, &[]);
     assert_eq!(fs::read(up.directory.join("file")).expect("read"), b"content");

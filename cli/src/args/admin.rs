@@ -61,7 +61,7 @@ pub enum NodeCommand {
 /// One datanode.
 #[derive(Debug, Args)]
 pub struct NodeNameArgs {
-    /// The beginning of its id, as `cairn node list` shows it, or its address.
+    /// Four digits or more of the beginning of its id, as `cairn node list` shows it, or its address.
     #[arg(value_name = "NODE")]
     pub node: String,
 }
@@ -74,7 +74,7 @@ Examples:
 
 Nothing is lost when it is interrupted: the datanode goes on serving until its places are filled.")]
 pub struct NodeDrainArgs {
-    /// The beginning of its id, as `cairn node list` shows it, or its address.
+    /// Four digits or more of the beginning of its id, as `cairn node list` shows it, or its address.
     #[arg(value_name = "NODE")]
     pub node: String,
     /// Wait until it is empty.
@@ -87,16 +87,20 @@ pub struct NodeDrainArgs {
 #[command(after_help = "\
 Examples:
   cairn node remove 3f2a9c11            # after it was drained
-  cairn node remove 3f2a9c11 --force    # it is gone: its copies are made again from others at once
+  cairn node remove 3f2a9c11 --force    # it is gone: its copies are made again from others at once; asks first
+  cairn node remove 3f2a9c11 --force --yes
 
 A datanode that was removed can not come back with its old data directory; with an empty one it joins anew.")]
 pub struct NodeRemoveArgs {
-    /// The beginning of its id, as `cairn node list` shows it, or its address.
+    /// Four digits or more of the beginning of its id, as `cairn node list` shows it, or its address.
     #[arg(value_name = "NODE")]
     pub node: String,
-    /// Also when it still has places in replica sets. What only it holds is lost.
+    /// Also when it still has places in replica sets. What only it holds is lost; asks first.
     #[arg(long)]
     pub force: bool,
+    /// Do not ask.
+    #[arg(short, long)]
+    pub yes: bool,
 }
 
 /// Arguments of `cairn node replace`.

@@ -11,10 +11,27 @@ Stop that before you restore metadata, or when you fear that files were lost by 
 pub enum GcCommand {
     /// Show what waits to be deleted, since when, and what it waits for.
     Status,
+    /// Delete what is garbage now, without waiting for its grace: the room of removed files comes back at once.
+    Run(GcRunArgs),
     /// Stop the deletion of chunks on all datanodes. It stays so over restarts, until `resume`.
     Pause,
     /// Let deletion go on.
     Resume(GcResumeArgs),
+}
+
+/// Arguments of `cairn gc run`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rm -r /mnt/cairn/old && sync && cairn gc run --wait
+
+Files that are open keep their chunks. After this, metadata that is restored from an earlier backup names chunks
+that are gone: the grace is there for that. A chunk goes once every mount has been heard again, within seconds;
+its room can be used at once, and the file system below gets it back after datanode.trash_time.")]
+pub struct GcRunArgs {
+    /// Wait until it is deleted.
+    #[arg(short, long)]
+    pub wait: bool,
 }
 
 /// Arguments of `cairn gc resume`.

@@ -2,6 +2,7 @@
 //! configuration ([`crate::config`]) or arguments of a command, and goes no further.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -19,7 +20,7 @@ pub use admin::{
     NodeDrainArgs, NodeNameArgs, NodeRemoveArgs, NodeReplaceArgs, SalvageArgs, StatusArgs, WorkerCommand,
     WorkerNameArgs,
 };
-pub use care::{FsckArgs, GcCommand, GcResumeArgs, ScrubCommand, ScrubNodeArgs, ScrubStartArgs};
+pub use care::{FsckArgs, GcCommand, GcResumeArgs, GcRunArgs, ScrubCommand, ScrubNodeArgs, ScrubStartArgs};
 pub use files::{CatArgs, CpArgs, DfArgs, DuArgs, LocateArgs, LsArgs, MkdirArgs, MvArgs, RmArgs, StatArgs};
 pub use mount::{MountArgs, UmountArgs};
 pub use remote::{BadRemotePath, RemotePath};
@@ -65,6 +66,9 @@ pub struct GlobalArgs {
     /// else 127.0.0.1:7070].
     #[arg(long, global = true, value_name = "HOST:PORT", help_heading = "Global options")]
     pub coordinator: Option<String>,
+    /// How long a command tries to reach the cluster, such as 30s or 5min [default: 15s, for put and get 2min].
+    #[arg(long, global = true, value_name = "TIME", value_parser = parse_time, help_heading = "Global options")]
+    pub timeout: Option<Duration>,
     /// Print JSON with stable keys instead of text for people.
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
@@ -77,6 +81,12 @@ pub struct GlobalArgs {
     /// No colour; the variable NO_COLOR does the same.
     #[arg(long, global = true, help_heading = "Global options")]
     pub no_color: bool,
+}
+
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let expected = || "a time such as 500ms, 30s or 5min was expected".to_owned();
+    let time = humantime::parse_duration(text).map_err(|_| expected())?;
+    if time.is_zero() { Err(expected()) } else { Ok(time) }
 }
 
 /// What to do.

@@ -15,6 +15,12 @@ pub struct ChildArgs {
     /// Stop when standard input ends, that is, when the parent is gone.
     #[arg(long, hide = true)]
     pub stop_with_parent: bool,
+    /// Go on without the parent as long as the process does that wrote this ready-file.
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub outlive: Option<PathBuf>,
+    /// The output goes to this file, which is kept below a size.
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub output: Option<PathBuf>,
     /// Leave the terminal and session of the parent.
     #[arg(long, hide = true)]
     pub new_session: bool,

@@ -20,6 +20,13 @@ pub(super) async fn gc(tool: &Tool, command: &GcCommand) -> Result<(), Failure> 
     let cluster = tool.cluster()?;
     let status = match command {
         GcCommand::Status => cluster.gc_status().await?,
+        GcCommand::Run(args) => {
+            let status = cluster.control_gc(v1::GcAction::Run).await?;
+            match args.wait {
+                true => await_garbage(tool, &cluster, status).await?,
+                false => status,
+            }
+        }
         GcCommand::Pause => cluster.control_gc(v1::GcAction::Pause).await?,
         GcCommand::Resume(args) if args.accept_rollback => {
             cluster.control_gc(v1::GcAction::AcceptRollback).await?
@@ -31,6 +38,30 @@ pub(super) async fn gc(tool: &Tool, command: &GcCommand) -> Result<(), Failure> 
     }
     print_gc(tool.output, &status);
     Ok(())
+}
+
+/// How often it is asked how much is left.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+
+/// Waits until what was garbage is deleted, but for what datanodes that are away hold.
+async fn await_garbage(tool: &Tool, cluster: &Cluster, first: v1::GcStatus) -> Result<v1::GcStatus, Failure> {
+    let wanted = first.deleted.saturating_add(first.garbage);
+    let mut status = first;
+    let mut said = false;
+    while status.garbage > 0 && status.deleted < wanted {
+        if status.overdue > 0 && !said {
+            said = true;
+            let chunks = human::count(status.overdue, "chunk");
+            let nodes: Vec<_> = status.waiting_for.iter().map(|node| short(node)).collect();
+            tool.output.note(format!("{chunks} waited for datanode {}, which is away", nodes.join(", ")));
+        }
+        if status.overdue >= status.garbage {
+            break;
+        }
+        clock::sleep(ASK_EVERY).await;
+        status = cluster.gc_status().await?;
+    }
+    Ok(status)
 }
 
 fn print_gc(output: Output, status: &v1::GcStatus) {
@@ -140,26 +171,8 @@ async fn choose(cluster: &Cluster, names: &[String]) -> Result<Vec<bytes::Bytes>
     if names.is_empty() {
         return Ok(Vec::new());
     }
-    let known: Vec<NodeId> =
-        cluster.map().await?.nodes.iter().filter_map(|node| NodeId::from_wire(&node.node).ok()).collect();
-    let mut chosen = Vec::new();
-    for name in names {
-        let digits = name.replace('-', "").to_lowercase();
-        let fits = |node: &&NodeId| node.as_uuid().simple().to_string().starts_with(&digits);
-        match known.iter().filter(fits).collect::<Vec<_>>().as_slice() {
-            [one] => chosen.push(one.to_wire()),
-            [] => {
-                return Err(
-                    Failure::usage(name, "no datanode has this id").next("`cairn node list` shows them")
-                );
-            }
-            several => {
-                let why = format!("{} datanodes have an id that begins so", several.len());
-                return Err(Failure::usage(name, why).next("give more digits"));
-            }
-        }
-    }
-    Ok(chosen)
+    let nodes = cluster.map().await?.nodes;
+    names.iter().map(|name| super::node::choose(&nodes, name).map(|node| node.node.clone())).collect()
 }
 
 fn print_scrub(output: Output, nodes: &[v1::NodeScrub]) -> Result<(), Failure> {

@@ -1,9 +1,11 @@
 //! The commands: one file for each family.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_client::{Client, ClientConfig, Unreachable};
+use cairn_client::{Client, ClientConfig, ClientError, Unreachable};
+use cairn_runtime::clock;
 use cairn_runtime::config::ByteSize;
 use cairn_runtime::shutdown::Shutdown;
 use cairn_runtime::telemetry::{self, LogConfig};
@@ -35,6 +37,8 @@ mod worker;
 
 /// A command gives up on an unreachable cluster after this long, where a mount would wait.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Pause before the library is told to try again.
+const AGAIN: Duration = Duration::from_millis(200);
 /// Transfers ride out a restart of the coordinator.
 pub(crate) const TRANSFER_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -53,6 +57,10 @@ pub(crate) struct Tool {
 /// Carries out what the command line says.
 pub(crate) async fn run(cli: Cli) -> Result<Exit, Failure> {
     let tool = Tool { output: Output::new(&cli.global), global: cli.global };
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for sentence in crate::config::check_variables(names)? {
+        tool.output.note(sentence);
+    }
     let done = |()| Exit::Done;
     match cli.command {
         Command::Up(args) => {
@@ -121,16 +129,18 @@ impl Tool {
     }
 
     /// All settings of a service, which logs what `log.level`, -v and -q say.
-    pub(crate) fn service_settings(&self, flags: Flags) -> Result<Settings, Failure> {
+    /// `output`: the file that the service writes to, when it keeps that small itself.
+    pub(crate) fn service_settings(&self, flags: Flags, output: Option<&Path>) -> Result<Settings, Failure> {
         let level = match (self.global.quiet, self.global.verbose) {
             (true, _) => Some("error"),
             (_, 0) => None,
-            (_, 1) => Some("debug"),
-            (_, _) => Some("trace"),
+            // What happens inside Cairn, and not each frame of the libraries below it.
+            (_, 1) => Some("info,cairn=debug"),
+            (_, _) => Some("info,cairn=trace"),
         };
         let name = if self.global.quiet { "--quiet" } else { "--verbose" };
         let settings = self.settings(flags.set("log.level", name, level))?;
-        init_logs(&settings.whole()?.log)?;
+        init_logs(&settings.whole()?.log, output)?;
         Ok(settings)
     }
 
@@ -142,9 +152,10 @@ impl Tool {
             0 if settings.origin("log.level") == Origin::Default => "error".to_owned(),
             0 => log.level.clone(),
             1 => "info".to_owned(),
-            _ => "debug".to_owned(),
+            2 => "info,cairn=debug".to_owned(),
+            _ => "info,cairn=trace".to_owned(),
         };
-        init_logs(&LogConfig { level, ..log })
+        init_logs(&LogConfig { level, ..log }, None)
     }
 
     /// A coordinator to ask, with logs set up.
@@ -156,7 +167,7 @@ impl Tool {
     /// A coordinator to ask, when logs are set up already.
     pub(crate) fn cluster_quietly(&self) -> Result<Cluster, Failure> {
         let config = self.client_config(&self.settings(Flags::new())?)?;
-        Cluster::connect(&config.coordinator)
+        Cluster::connect(&config.coordinator, self.output, self.global.timeout)
     }
 
     /// A session with the cluster, for a command that gives up after `patience`.
@@ -181,23 +192,53 @@ impl Tool {
     ) -> Result<(Arc<Client>, Shutdown), Failure> {
         let settings = self.settings(Flags::new())?;
         let mut config = self.client_config(&settings)?;
-        if settings.origin("client.unreachable") == Origin::Default {
-            config.unreachable = Unreachable::Soft(patience);
+        if self.global.timeout.is_some() || settings.origin("client.unreachable") == Origin::Default {
+            config.unreachable = Unreachable::Soft(self.global.timeout.unwrap_or(patience));
         }
         if let Some(memory) = memory {
             config.memory = ByteSize(memory);
             config.chunk_size = None;
         }
+        crate::reach::tell_long_waits(self.output);
         let shutdown = Shutdown::new();
-        let what = format!("connect to the coordinator at {}", config.coordinator);
-        // The library may be more patient than a person at a prompt.
-        let connecting = Client::connect(config, describe_process(), &shutdown);
-        match cairn_runtime::clock::timeout(PATIENCE, connecting).await {
-            Ok(client) => Ok((client.doing(what)?, shutdown)),
-            Err(_) => Err(Failure::new(what, format!("no answer within {} s", PATIENCE.as_secs()))
-                .next("is the cluster running (`cairn up DIR`), and is --coordinator its address?")
-                .exit(Exit::Unreachable)),
-        }
+        let client = self.connect(&config, describe_process(), &shutdown).await?;
+        Ok((client, shutdown))
+    }
+
+    /// Opens a session within the time that this person gives it; says what it waits for.
+    pub(crate) async fn connect(
+        &self,
+        config: &ClientConfig,
+        description: String,
+        shutdown: &Shutdown,
+    ) -> Result<Arc<Client>, Failure> {
+        let limit = self.global.timeout.unwrap_or(PATIENCE);
+        let address = &config.coordinator;
+        let what = || {
+            let limit = crate::human::span(limit);
+            format!("waiting for the coordinator at {address}, for {limit} at most (--timeout)")
+        };
+        let started = clock::now();
+        // The library has a patience of its own, which may end earlier.
+        let again = async {
+            loop {
+                match Client::connect(config.clone(), description.clone(), shutdown).await {
+                    Err(error @ ClientError::GaveUp { .. }) if started.elapsed() + AGAIN < limit => {
+                        tracing::debug!(%error, "trying again to reach the coordinator");
+                        clock::sleep(AGAIN).await;
+                    }
+                    result => return result,
+                }
+            }
+        };
+        let error = match crate::reach::saying(self.output, what, clock::timeout(limit, again)).await {
+            Ok(Ok(client)) => return Ok(client),
+            Ok(Err(error)) if crate::reach::is_about_reaching(error.kind()) => error.to_string(),
+            Ok(Err(error)) => return Err(error).doing(format!("connect to the coordinator at {address}")),
+            Err(_) => "it does not answer".to_owned(),
+        };
+        let waited = started.elapsed();
+        Err(crate::reach::unreachable(address, (waited >= AGAIN).then_some(waited), &error).await)
     }
 
     /// A session with the cluster.
@@ -218,7 +259,7 @@ pub(crate) async fn close_within(
     limit: Duration,
 ) -> Result<(), Failure> {
     let what = "store what was written";
-    let result = match cairn_runtime::clock::timeout(limit, client.close()).await {
+    let result = match clock::timeout(limit, client.close()).await {
         Ok(result) => result.doing(what),
         Err(_) => {
             Err(Failure::new(what, format!("the cluster did not take it within {} s", limit.as_secs()))
@@ -230,8 +271,8 @@ pub(crate) async fn close_within(
     result
 }
 
-fn init_logs(config: &LogConfig) -> Result<(), Failure> {
-    telemetry::init_logs(config).map_err(|error| Failure::usage("", error))
+fn init_logs(config: &LogConfig, output: Option<&Path>) -> Result<(), Failure> {
+    telemetry::init_logs(config, output).map_err(|error| Failure::usage("", error))
 }
 
 /// Who this session is, for `cairn status`: command, host and pid.

@@ -8,23 +8,27 @@ use std::time::Duration;
 use cairn_client::{Client, ClientConfig};
 use cairn_fuse::MountConfig;
 use cairn_runtime::shutdown::Shutdown;
-use cairn_runtime::{net, telemetry};
+use cairn_runtime::{clock, net, telemetry};
 use rustix::process::Signal;
+use tokio_util::sync::CancellationToken;
 
 use super::{Tool, describe_process, serve};
 use crate::args::{MountArgs, UmountArgs};
 use crate::config::{Flags, Settings};
-use crate::failure::{Context, Exit, Failure};
+use crate::failure::{Context, Failure};
 use crate::notes::{self, Ready};
 use crate::unmount::{self, Manner};
 use crate::{background, places};
 
 /// A background mount is usable within this time, or the command fails.
 const MOUNT_LIMIT: Duration = Duration::from_secs(60);
-/// The coordinator must answer within this time when mounting; afterwards the mount is more patient.
-const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 /// `umount` waits this long for the last byte.
 const UMOUNT_LIMIT: Duration = Duration::from_secs(600);
+/// A mount without supervisor that nothing was asked of for so long is taken away, unless a program has it open. A
+/// script may do nothing there between two of its commands.
+const UNUSED_AFTER: Duration = Duration::from_secs(30);
+/// How often it looks.
+const LEAVE_EVERY: Duration = Duration::from_secs(1);
 /// A process that shall end by force gets this long to do so by itself.
 const FORCE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -57,13 +61,13 @@ fn sections(tool: &Tool, settings: &Settings) -> Result<(ClientConfig, MountConf
 /// Serves the directory until it is unmounted or this process shall stop.
 async fn mount_here(tool: &Tool, args: MountArgs) -> Result<(), Failure> {
     let directory = unmount::absolute(&args.directory).unwrap_or_else(|_| args.directory.clone());
-    let settings = tool.service_settings(flags(&args, &directory))?;
+    let settings = tool.service_settings(flags(&args, &directory), args.child.output.as_deref())?;
     let (client_config, mount_config) = sections(tool, &settings)?;
-    let stop = serve::prepare(&args.child, Duration::ZERO)?;
+    let (stop, orphaned) = serve::prepare(&args.child)?;
     // The session outlives the wish to stop, since what is buffered must be stored first.
     let life = Shutdown::new();
-    let client = connect(client_config, &directory, &life, &stop).await?;
-    let result = serve_mount(&args, &directory, &client, mount_config, &stop).await;
+    let client = connect(tool, client_config, &directory, &life, &stop).await?;
+    let result = serve_mount(&args, &directory, &client, mount_config, &stop, &orphaned).await;
     let closed = client.close().await.doing(format!("store what was written to {}", directory.display()));
     life.drain().await;
     stop.drain().await;
@@ -71,20 +75,19 @@ async fn mount_here(tool: &Tool, args: MountArgs) -> Result<(), Failure> {
 }
 
 async fn connect(
+    tool: &Tool,
     config: ClientConfig,
     directory: &Path,
     life: &Shutdown,
     stop: &Shutdown,
 ) -> Result<Arc<Client>, Failure> {
-    let what = format!("mount {}: connect to the coordinator at {}", directory.display(), config.coordinator);
     let description = format!("{} at {}", describe_process(), directory.display());
+    let what = format!("mount {}", directory.display());
     tokio::select! {
-        client = Client::connect(config, description, life) => client.doing(what),
-        () = cairn_runtime::clock::sleep(CONNECT_LIMIT) => {
-            Err(Failure::new(what, format!("no answer within {} s", CONNECT_LIMIT.as_secs()))
-                .next("is the cluster running, and is --coordinator its address?")
-                .exit(Exit::Unreachable))
-        }
+        client = tool.connect(&config, description, life) => client.map_err(|failure| Failure {
+            what: what.clone(),
+            ..failure
+        }),
         () = stop.requested() => Err(Failure::new(what, "stopped")),
     }
 }
@@ -95,16 +98,22 @@ async fn serve_mount(
     client: &Arc<Client>,
     config: MountConfig,
     stop: &Shutdown,
+    orphaned: &CancellationToken,
 ) -> Result<(), Failure> {
     let metrics_address = match &args.metrics_listen {
         Some(address) => {
             let listener = net::listen(address).await.doing("serve metrics")?;
-            let ready: telemetry::Readiness = Arc::new(|| Ok(()));
+            // A weak reference, so that the HTTP server does not keep the session.
+            let session = Arc::downgrade(client);
+            let ready: telemetry::Readiness = Arc::new(move || match session.upgrade() {
+                Some(client) => client.connected(),
+                None => Err("the mount is ending".to_owned()),
+            });
             Some(telemetry::serve_http(listener, ready, stop).doing("serve metrics")?)
         }
         None => None,
     };
-    let mut mounted =
+    let mounted =
         cairn_fuse::mount(Arc::clone(client), config, stop).await.map_err(|error| Failure::new("", error))?;
     let ready = Ready {
         role: "mount".to_owned(),
@@ -120,11 +129,33 @@ async fn serve_mount(
     tracing::info!(directory = %directory.display(), "mounted");
     tokio::select! {
         () = mounted.unmounted() => tracing::info!(directory = %directory.display(), "unmounted"),
+        () = unused(&mounted, orphaned) => {
+            tracing::info!(directory = %directory.display(), "unmounted: the supervisor is gone, and nobody uses it");
+        }
         () = stop.requested() => {}
     }
     let result = mounted.unmount().await.map_err(|error| Failure::new("", error));
     notes::retract_mount();
     result
+}
+
+/// Resolves when the supervisor is gone, no program uses the directory any more, and it is unmounted.
+async fn unused(mounted: &cairn_fuse::Mounted, orphaned: &CancellationToken) {
+    orphaned.cancelled().await;
+    let (mut requests, mut since) = (mounted.requests(), clock::now());
+    loop {
+        clock::sleep(LEAVE_EVERY).await;
+        let now = mounted.requests();
+        if now != requests {
+            (requests, since) = (now, clock::now());
+        } else if since.elapsed() >= UNUSED_AFTER {
+            match mounted.try_leave().await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => tracing::debug!(%error, "the mount stays"),
+            }
+        }
+    }
 }
 
 /// Starts the same command in the foreground of another process, and returns when the directory
@@ -140,9 +171,13 @@ async fn mount_in_background(tool: &Tool, args: &MountArgs) -> Result<(), Failur
         None => places::runtime().join(format!("mounting-{}.json", std::process::id())),
     };
     notes::remove(&ready_file);
-    let line = background_line(tool, args, &directory, &ready_file)?;
+    let line = background_line(tool, args, &directory, &ready_file, &log)?;
     let mut child = background::spawn(&line, &log, false, false)?;
-    let ready = background::await_ready(&mut child, &ready_file, &log, MOUNT_LIMIT).await;
+    let limit = MOUNT_LIMIT + tool.global.timeout.unwrap_or_default();
+    let address = coordinator(tool)?;
+    let what = || format!("waiting for the coordinator at {address}; the log is {}", log.display());
+    let mounting = background::await_ready(&mut child, &ready_file, &log, limit);
+    let ready = crate::reach::saying(tool.output, what, mounting).await;
     if args.child.ready_file.is_none() {
         notes::remove(&ready_file);
     }
@@ -172,13 +207,17 @@ fn background_line(
     args: &MountArgs,
     directory: &Path,
     ready_file: &Path,
+    log: &Path,
 ) -> Result<Vec<OsString>, Failure> {
     let mut line: Vec<OsString> = vec!["mount".into(), directory.into(), "--foreground".into()];
     line.extend(["--new-session".into(), "--ready-file".into(), ready_file.into()]);
+    line.extend(["--output".into(), log.into()]);
     let global = &tool.global;
     let config =
         global.config.as_ref().map(std::path::absolute).transpose().doing("find the configuration")?;
-    let pairs: [(&str, Option<OsString>); 6] = [
+    let timeout = global.timeout.map(|limit| humantime::format_duration(limit).to_string());
+    let pairs: [(&str, Option<OsString>); 7] = [
+        ("--timeout", timeout.map(Into::into)),
         ("--config", config.map(PathBuf::into_os_string)),
         ("--coordinator", Some(coordinator(tool)?.into())),
         ("--unreachable", args.unreachable.clone().map(Into::into)),

@@ -10,8 +10,10 @@ use serde_json::json;
 use super::Tool;
 use crate::args::{NodeDrainArgs, NodeNameArgs, NodeRemoveArgs, NodeReplaceArgs};
 use crate::cluster::{Cluster, node_name};
-use crate::failure::Failure;
+use crate::failure::{Context, Failure};
 use crate::human;
+
+mod loss;
 
 /// How often it is asked how far a drain is.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -21,12 +23,26 @@ pub(super) async fn drain(tool: &Tool, args: &NodeDrainArgs) -> Result<(), Failu
     let node = find(&cluster, &args.node).await?;
     let action = v1::NodeAction::Drain;
     let done = cluster.set_node_admin(request(&node, action)).await?;
+    say_nowhere_to_go(tool, &cluster, &node, done.sets).await?;
     if args.wait {
         return wait_until_empty(tool, &cluster, &node, done.sets).await;
     }
     tell(tool, &node, &done)?;
     if done.sets > 0 {
         tool.output.say("`cairn status` shows how far that is; --wait waits for it");
+    }
+    Ok(())
+}
+
+/// Says so when no datanode can take the places of this one: the drain then waits until one joins.
+async fn say_nowhere_to_go(
+    tool: &Tool,
+    cluster: &Cluster,
+    node: &v1::Node,
+    places: u32,
+) -> Result<(), Failure> {
+    if let Some(sentence) = loss::nowhere_to_go(&cluster.map().await?, node).filter(|_| places > 0) {
+        tool.output.note(sentence);
     }
     Ok(())
 }
@@ -41,9 +57,29 @@ pub(super) async fn undrain(tool: &Tool, args: &NodeNameArgs) -> Result<(), Fail
 pub(super) async fn remove(tool: &Tool, args: &NodeRemoveArgs) -> Result<(), Failure> {
     let cluster = tool.cluster()?;
     let node = find(&cluster, &args.node).await?;
+    if args.force && !args.yes {
+        confirm_removal(tool, &cluster, &node).await?;
+    }
     let request = v1::SetNodeAdminRequest { force: args.force, ..request(&node, v1::NodeAction::Remove) };
     let done = cluster.set_node_admin(request).await?;
     tell(tool, &node, &done)
+}
+
+/// Says what a removal by force takes away, and asks; without a terminal nobody can answer.
+async fn confirm_removal(tool: &Tool, cluster: &Cluster, node: &v1::Node) -> Result<(), Failure> {
+    let map = cluster.map().await?;
+    let what = format!("remove datanode {} by force", short(&node.node));
+    let truth = loss::of_removal(&map, node);
+    if !(std::io::IsTerminal::is_terminal(&std::io::stdin())
+        && std::io::IsTerminal::is_terminal(&std::io::stderr()))
+    {
+        let next = "it cannot come back: say --yes when that is what you want";
+        return Err(Failure::usage(what, truth).next(next));
+    }
+    tool.output.ask(&format!("{what}: {truth}. It cannot come back. Type yes to go on: "))?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).doing(&what)?;
+    if answer.trim() == "yes" { Ok(()) } else { Err(Failure::new(what, "nothing was done")) }
 }
 
 pub(super) async fn replace(tool: &Tool, args: &NodeReplaceArgs) -> Result<(), Failure> {
@@ -63,22 +99,42 @@ fn request(node: &v1::Node, action: v1::NodeAction) -> v1::SetNodeAdminRequest {
     v1::SetNodeAdminRequest { node: node.node.clone(), action: action.into(), ..Default::default() }
 }
 
+/// So many digits at least must an id have: one or two may be typed by mistake, and mean another datanode.
+const DIGITS_MIN: usize = 4;
+
 /// The datanode that the beginning of an id, or an address, names.
 async fn find(cluster: &Cluster, name: &str) -> Result<v1::Node, Failure> {
-    let nodes = cluster.map().await?.nodes;
-    let wanted = name.to_lowercase();
-    let fits = |node: &&v1::Node| node.address == name || node_name(&node.node).starts_with(&wanted);
+    choose(&cluster.map().await?.nodes, name).cloned()
+}
+
+/// See [`find`].
+pub(super) fn choose<'a>(nodes: &'a [v1::Node], name: &str) -> Result<&'a v1::Node, Failure> {
+    let what = format!("datanode {name:?}");
+    let known = || {
+        let known: Vec<_> =
+            nodes.iter().map(|node| format!("{} ({})", short(&node.node), node.address)).collect();
+        match known.is_empty() {
+            true => "no datanode has registered yet".to_owned(),
+            false => format!("there are {}", known.join(", ")),
+        }
+    };
+    if let Some(node) = nodes.iter().find(|node| node.address == name) {
+        return Ok(node);
+    }
+    let digits = name.replace('-', "").to_lowercase();
+    if digits.len() < DIGITS_MIN {
+        let why =
+            format!("the first {DIGITS_MIN} digits of an id at least, or a whole address, were expected");
+        return Err(Failure::usage(what, why).next(known()));
+    }
+    let fits = |node: &&v1::Node| node_name(&node.node).replace('-', "").starts_with(&digits);
     let mut found = nodes.iter().filter(fits);
     match (found.next(), found.next()) {
-        (Some(node), None) if !name.is_empty() => Ok(node.clone()),
-        (Some(_), _) => Err(Failure::usage(format!("datanode {name:?}"), "several begin like this")
-            .next("give more of its id")),
-        (None, _) => {
-            let known: Vec<_> = nodes.iter().map(|node| short(&node.node)).collect();
-            let why = "there is no such datanode; the beginning of an id, or an address, was expected";
-            Err(Failure::usage(format!("datanode {name:?}"), why)
-                .next(format!("there are {}", known.join(", "))))
+        (Some(node), None) => Ok(node),
+        (Some(_), Some(_)) => {
+            Err(Failure::usage(what, "several begin like this").next("give more of its id"))
         }
+        (None, _) => Err(Failure::usage(what, "there is no such datanode").next(known())),
     }
 }
 

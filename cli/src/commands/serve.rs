@@ -1,11 +1,11 @@
 //! `cairn coordinator` and `cairn datanode`: services in the foreground.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use cairn_coordinator::CoordinatorConfig;
 use cairn_datanode::DatanodeConfig;
 use cairn_runtime::shutdown::Shutdown;
+use tokio_util::sync::CancellationToken;
 
 use super::Tool;
 use crate::args::{ChildArgs, CoordinatorArgs, DatanodeArgs};
@@ -28,8 +28,9 @@ async fn run_coordinator(tool: &Tool, args: CoordinatorArgs) -> Result<(), Failu
         .set("coordinator.replicas", "--replicas", args.replicas)
         .set("coordinator.min_replicas", "--min-replicas", args.min_replicas)
         .switch("coordinator.insecure", "--insecure", args.insecure);
-    let config: CoordinatorConfig = tool.service_settings(flags)?.section("coordinator")?;
-    let shutdown = prepare(&args.child, background::ORPHAN_GRACE)?;
+    let config: CoordinatorConfig =
+        tool.service_settings(flags, args.child.output.as_deref())?.section("coordinator")?;
+    let (shutdown, _) = prepare(&args.child)?;
     let running = cairn_coordinator::start(config, shutdown.clone())
         .await
         .map_err(|error| Failure::new("start the coordinator", error))?;
@@ -62,8 +63,9 @@ async fn run_datanode(tool: &Tool, args: DatanodeArgs) -> Result<(), Failure> {
         .set("datanode.reserve", "--reserve", args.reserve)
         .set("datanode.metrics_listen", "--metrics-listen", args.metrics_listen)
         .switch("datanode.insecure", "--insecure", args.insecure);
-    let config: DatanodeConfig = tool.service_settings(flags)?.section("datanode")?;
-    let shutdown = prepare(&args.child, background::ORPHAN_GRACE)?;
+    let config: DatanodeConfig =
+        tool.service_settings(flags, args.child.output.as_deref())?.section("datanode")?;
+    let (shutdown, _) = prepare(&args.child)?;
     let running = cairn_datanode::start(config, shutdown.clone())
         .await
         .map_err(|error| Failure::new("start the datanode", error))?;
@@ -80,13 +82,13 @@ async fn run_datanode(tool: &Tool, args: DatanodeArgs) -> Result<(), Failure> {
     running.wait().await.map_err(|error| Failure::new("run the datanode", error))
 }
 
-/// What every service does before it starts.
-pub(super) fn prepare(child: &ChildArgs, grace: Duration) -> Result<Shutdown, Failure> {
+/// What every service does before it starts. The token says that its supervisor is gone.
+pub(super) fn prepare(child: &ChildArgs) -> Result<(Shutdown, CancellationToken), Failure> {
     cairn_runtime::telemetry::init_metrics().map_err(|error| Failure::new("start", error))?;
     let shutdown = Shutdown::new();
     shutdown.on_signals().doing("watch for signals")?;
-    background::obey_parent(child, grace, &shutdown);
-    Ok(shutdown)
+    let orphaned = background::obey_parent(child, &shutdown);
+    Ok((shutdown, orphaned))
 }
 
 /// Passes a failure on to the parent, which waits for the ready-file.

@@ -36,7 +36,12 @@ pub(super) async fn status(tool: &Tool, args: &StatusArgs) -> Result<Exit, Failu
     let datanodes = format!("{up} of {wanted} up, {}", human::count(map.sets.len() as u64, "replica set"));
     output.say(format!("{}   {datanodes}", output.paint(STRONG, "datanodes  ")));
     let chunks = human::count(status.chunks, "chunk");
-    let waiting = format!("{} to delete, {} to repair", status.garbage_chunks, status.faults);
+    let mut waiting = vec![format!("{} to delete", status.garbage_chunks)];
+    waiting.push(human::count_of(status.faults, "copy to make again", "copies to make again"));
+    if let short @ 1.. = short_sets(&map) {
+        waiting.push(format!("{} with missing members", human::count(short, "replica set")));
+    }
+    let waiting = waiting.join(", ");
     let data = format!(
         "{} in {}, {chunks} ({waiting})",
         human::size(status.bytes),
@@ -64,6 +69,22 @@ pub(super) async fn status(tool: &Tool, args: &StatusArgs) -> Result<Exit, Failu
         print_sessions(output, &status.session_list)?;
     }
     Ok(exit)
+}
+
+/// Sets of which fewer members are complete and online than there shall be copies.
+fn short_sets(map: &v1::ClusterMap) -> u64 {
+    let online = |id: &[u8]| {
+        let node = map.nodes.iter().find(|node| node.node == id);
+        node.is_some_and(|node| {
+            matches!(node.state(), v1::NodeState::Up | v1::NodeState::Suspect)
+                && node.admin() != v1::AdminState::Out
+        })
+    };
+    let complete = |member: &&v1::Member| {
+        matches!(member.state(), v1::MemberState::Active | v1::MemberState::Leaving) && online(&member.node)
+    };
+    let short = |set: &&v1::ReplicaSet| set.members.iter().filter(complete).count() < set.replicas as usize;
+    map.sets.iter().filter(short).count() as u64
 }
 
 /// How far the second place of the metadata has come.
@@ -240,6 +261,7 @@ fn as_json(
         "chunks": status.chunks,
         "garbage_chunks": status.garbage_chunks,
         "faults": status.faults,
+        "short_replica_sets": short_sets(map),
         "replica_sets": map.sets.len(),
         "metadata_log": status.metadata_log.as_ref().map(|log| json!({
             "committed": log.committed, "shipped": log.shipped, "covered": log.covered,

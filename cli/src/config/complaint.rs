@@ -81,7 +81,7 @@ fn nearest(name: &str, known: &[&str]) -> String {
 }
 
 /// Levenshtein's: how many letters must change, come or go.
-fn distance(a: &str, b: &str) -> usize {
+pub(super) fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.chars().enumerate() {

@@ -80,6 +80,11 @@ impl Keeper {
         Err(Failure { what, ..failure })
     }
 
+    /// What the service does.
+    pub(super) fn role(&self) -> Role {
+        self.role
+    }
+
     /// Stops the service in good order and waits for its end.
     pub(super) async fn stop(self) {
         self.stop.cancel();

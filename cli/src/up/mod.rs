@@ -3,8 +3,9 @@
 //!
 //! The data directory holds `LOCK` (one supervisor at a time), `up.json` ([`state::State`]), `run/`
 //! (ready-files), `log/`, `coordinator/` and `datanode-N/`. Children notice the end of their
-//! supervisor by a pipe and stop by themselves.
+//! supervisor by a pipe: they go on as long as programs use the mount, and are found by their ready-files.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,24 +13,29 @@ use cairn_runtime::disk::RealDisk;
 
 use crate::args::{DownArgs, GlobalArgs, UpArgs};
 use crate::failure::{Context, Failure};
+use crate::notes::Ready;
 use crate::output::Output;
-use crate::{background, notes, places, unmount};
+use crate::{background, human, notes, places, unmount};
 
 mod keeper;
 mod service;
 mod state;
 mod summary;
 mod supervisor;
+mod wishes;
 
 pub(crate) use state::State;
 use supervisor::Supervisor;
+use wishes::Wishes;
 
 /// `cairn up --detach` waits this long.
 const DETACH_LIMIT: Duration = Duration::from_secs(300);
 /// `cairn down` waits this long: the mount may have much to store.
 const DOWN_LIMIT: Duration = Duration::from_secs(180);
-/// Services whose supervisor was killed end by themselves within this time.
-const LEFTOVER_LIMIT: Duration = Duration::from_secs(15);
+/// After SIGKILL a process ends within this time.
+const KILL_LIMIT: Duration = Duration::from_secs(15);
+/// Less room than this part of a file system makes `cairn up` say so: 10 %.
+const LITTLE_PART: u64 = 10;
 
 /// Runs `cairn up`.
 pub(crate) async fn up(args: UpArgs, global: &GlobalArgs, output: Output) -> Result<(), Failure> {
@@ -46,23 +52,36 @@ pub(crate) async fn up(args: UpArgs, global: &GlobalArgs, output: Output) -> Res
 }
 
 async fn run(args: UpArgs, global: &GlobalArgs, output: Output) -> Result<(), Failure> {
+    let wishes = Wishes::read(global.config.as_deref(), global.coordinator.as_deref(), output)?;
     let data = data_directory(args.data.as_deref())?;
     let directory = mount_directory(&args.directory, &data)?;
     let _lock = lock(&data)?;
     let found = State::read(&data)?;
+    check_store(&data)?;
     if let Some(found) = &found {
-        await_leftovers(found, &data, output).await?;
+        let services = notes::services_of(&data);
+        if !services.is_empty() {
+            output.note(
+                "services of an earlier `cairn up`, which was killed, still run: they are stopped first",
+            );
+            stop_services(services, found, &data, output).await?;
+        }
+        unmount::clear_dead(&found.directory);
     }
-    let state = State::plan(found, &directory, args.datanodes, args.replicas)?;
-    let supervisor = Supervisor::start(&data, state, &args, global, output).await?;
+    let state = State::plan(found, &directory, args.datanodes, args.replicas.or(wishes.replicas))?;
+    say_little_room(&data, output);
+    let supervisor = Supervisor::start(&data, state, &args, global, wishes, output).await?;
     supervisor.run().await
 }
 
 /// Starts `cairn up` in the background and returns when its directory can be used.
 async fn detach(args: &UpArgs, global: &GlobalArgs, output: Output) -> Result<(), Failure> {
+    Wishes::read(global.config.as_deref(), global.coordinator.as_deref(), output)?;
     let data = data_directory(args.data.as_deref())?;
     // Found out here already, so that the person sees the sentence at once.
     drop(lock(&data)?);
+    check_store(&data)?;
+    say_little_room(&data, output);
     let directory = mount_directory(&args.directory, &data)?;
     let (log, ready_file) = (data.join("log/up.log"), data.join("run/up.json"));
     notes::remove(&ready_file);
@@ -81,6 +100,9 @@ async fn detach(args: &UpArgs, global: &GlobalArgs, output: Output) -> Result<()
     ];
     line.extend(switches.iter().filter(|(_, given)| *given).map(|(flag, _)| (*flag).into()));
     line.extend((0..global.verbose).map(|_| "--verbose".into()));
+    if let Some(address) = &global.coordinator {
+        line.extend(["--coordinator".into(), address.into()]);
+    }
     if let Some(config) = &global.config {
         line.extend([
             "--config".into(),
@@ -88,7 +110,8 @@ async fn detach(args: &UpArgs, global: &GlobalArgs, output: Output) -> Result<()
         ]);
     }
     let mut child = background::spawn(&line, &log, false, false)?;
-    background::await_ready(&mut child, &ready_file, &log, DETACH_LIMIT).await?;
+    let ready = background::await_ready(&mut child, &ready_file, &log, DETACH_LIMIT).await?;
+    ready.warnings.iter().for_each(|text| output.note(text));
     if let Some(path) = &args.ready_file {
         std::fs::copy(&ready_file, path).doing(format!("write {}", path.display()))?;
     }
@@ -106,15 +129,25 @@ pub(crate) async fn down(args: &DownArgs, output: Output) -> Result<(), Failure>
     };
     let data = std::path::absolute(data).doing("find the data")?;
     let what = format!("stop the cluster in {}", data.display());
-    let state = State::read(&data)?.filter(|state| notes::is_alive(state.pid) && is_locked(&data));
-    let Some(state) = state else {
+    let Some(state) = State::read(&data)? else {
         return Err(Failure::new(what, "it does not run").next(what_runs()));
     };
-    unmount::send(state.pid, rustix::process::Signal::TERM);
-    let notice = || output.note("waiting for unwritten data to be stored");
-    if !unmount::await_end(state.pid, DOWN_LIMIT, notice).await {
-        let why = format!("it (pid {}) still runs after {} s", state.pid, DOWN_LIMIT.as_secs());
-        return Err(Failure::new(what, why).next(format!("look into {}", data.join("log").display())));
+    if notes::is_alive(state.pid) && is_locked(&data) {
+        unmount::send(state.pid, rustix::process::Signal::TERM);
+        let notice = || output.note("waiting for unwritten data to be stored");
+        if !unmount::await_end(state.pid, DOWN_LIMIT, notice).await {
+            let why = format!("it (pid {}) still runs after {} s", state.pid, DOWN_LIMIT.as_secs());
+            return Err(Failure::new(what, why).next(format!("look into {}", data.join("log").display())));
+        }
+    } else {
+        // Its supervisor was killed.
+        let _lock = lock(&data)?;
+        let services = notes::services_of(&data);
+        if services.is_empty() {
+            return Err(Failure::new(what, "it does not run").next(what_runs()));
+        }
+        stop_services(services, &state, &data, output).await?;
+        notes::retract_up(state.pid);
     }
     output.say(format!("Cairn is down; its data stays in {}", data.display()));
     Ok(())
@@ -188,31 +221,78 @@ fn is_locked(data: &Path) -> bool {
     RealDisk::open(data).is_err_and(|error| error.kind() == std::io::ErrorKind::ResourceBusy)
 }
 
-/// Waits for services whose supervisor was killed; they stop by themselves, the mount first.
-async fn await_leftovers(state: &State, data: &Path, output: Output) -> Result<(), Failure> {
-    let (mounts, others): (Vec<_>, Vec<_>) =
-        state.services.iter().partition(|(_, ready)| ready.role == "mount");
-    for (name, ready) in mounts.into_iter().chain(others) {
-        // A number alone is not enough: the system gives it to others after a while.
-        let marks = [data.as_os_str(), state.directory.as_os_str()];
-        if !notes::is_alive(ready.pid) || !marks.iter().any(|mark| unmount::mentions(ready.pid, mark)) {
-            continue;
-        }
-        if ready.role != "mount" {
-            // It serves on for a while for the sake of the mount, which has ended by now.
-            unmount::send(ready.pid, rustix::process::Signal::TERM);
-        }
-        let notice =
-            || output.note(format!("waiting for {name} (pid {}) of an earlier run to end", ready.pid));
-        if !unmount::await_end(ready.pid, LEFTOVER_LIMIT, notice).await {
-            output.note(format!("{name} (pid {}) of an earlier run does not end and is killed", ready.pid));
+/// Stops services whose supervisor was killed, as it would have done: the mount first, so that it can store what it
+/// holds, then the datanodes, then the coordinator.
+async fn stop_services(
+    services: BTreeMap<String, Ready>,
+    state: &State,
+    data: &Path,
+    output: Output,
+) -> Result<(), Failure> {
+    let order = |ready: &Ready| match ready.role.as_str() {
+        "mount" => 0,
+        "datanode" => 1,
+        _ => 2,
+    };
+    let mut services: Vec<_> = services.into_iter().collect();
+    services.sort_by_key(|(_, ready)| order(ready));
+    for (name, ready) in services {
+        unmount::send(ready.pid, rustix::process::Signal::TERM);
+        let notice = || output.note(format!("waiting for {name} (pid {}) to end", ready.pid));
+        if !unmount::await_end(ready.pid, DOWN_LIMIT, notice).await {
+            output.note(format!("{name} (pid {}) does not end and is killed", ready.pid));
             unmount::send(ready.pid, rustix::process::Signal::KILL);
-            if !unmount::await_end(ready.pid, LEFTOVER_LIMIT, || {}).await {
-                let why = format!("{name} (pid {}) of an earlier run can not be ended", ready.pid);
-                return Err(Failure::new("", why));
+            if !unmount::await_end(ready.pid, KILL_LIMIT, || {}).await {
+                return Err(Failure::new("", format!("{name} (pid {}) can not be ended", ready.pid)));
             }
         }
+        notes::remove(&data.join("run").join(format!("{name}.json")));
     }
     unmount::clear_dead(&state.directory);
     Ok(())
+}
+
+/// Refuses to begin a new store beside the chunks of a cluster whose store is gone.
+fn check_store(data: &Path) -> Result<(), Failure> {
+    let store = data.join("coordinator");
+    if store.join("meta.db").exists() {
+        return Ok(());
+    }
+    let mut nodes: Vec<String> = std::fs::read_dir(data)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.path().join("identity.json").exists())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    if nodes.is_empty() {
+        return Ok(());
+    }
+    nodes.sort();
+    let why = format!(
+        "the metadata is missing ({} holds no meta.db), and the chunks of its files are in {}; a new store would \
+         know none of them",
+        store.display(),
+        nodes.join(", ")
+    );
+    let next = format!(
+        "bring that directory back, or restore it with `cairn coordinator restore --from BACKUP --data {}`; `cairn \
+         salvage` reads chunks without metadata; a new cluster needs another --data",
+        store.display()
+    );
+    Err(Failure::new(format!("use the data in {}", data.display()), why).next(next))
+}
+
+/// Says so when the disk of the data is nearly full.
+fn say_little_room(data: &Path, output: Output) {
+    let Ok(room) = rustix::fs::statvfs(data) else { return };
+    let (free, all) = (room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize);
+    if free < all / LITTLE_PART {
+        output.note(format!(
+            "only {} of {} are left on the disk of {}: the cluster can store less than that",
+            human::size(free),
+            human::size(all),
+            data.display()
+        ));
+    }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::state::State;
+use super::wishes::Wishes;
 use crate::args::GlobalArgs;
 use crate::notes::Ready;
 
@@ -48,6 +49,8 @@ pub(super) struct Common {
     pub(super) quiet: bool,
     pub(super) replicas: u32,
     pub(super) min_replicas: u32,
+    /// Where the coordinator shall listen, for gRPC and for metrics, when somebody has set that.
+    pub(super) listen: [Option<String>; 2],
     pub(super) allow_other: bool,
     pub(super) protect: bool,
 }
@@ -57,6 +60,7 @@ impl Common {
         data: &Path,
         state: &State,
         global: &GlobalArgs,
+        wishes: Wishes,
         allow_other: bool,
         protect: bool,
     ) -> Self {
@@ -70,7 +74,8 @@ impl Common {
             verbose: global.verbose,
             quiet: global.quiet,
             replicas: state.replicas,
-            min_replicas: state.min_replicas(),
+            min_replicas: wishes.min_replicas.unwrap_or_else(|| state.min_replicas()),
+            listen: [wishes.listen, wishes.metrics_listen],
             allow_other,
             protect,
         }
@@ -91,8 +96,18 @@ pub(super) struct Service {
 impl Service {
     /// A service that takes the ports of last time where they are still free.
     pub(super) async fn new(role: Role, common: &Common, coordinator: &str, last: Option<&Ready>) -> Self {
-        let listen = free(last.and_then(|ready| ready.address.as_deref())).await;
-        let metrics = free(last.and_then(|ready| ready.metrics_address.as_deref())).await;
+        let set = |index: usize| match role {
+            Role::Coordinator => common.listen[index].clone(),
+            Role::Datanode(_) | Role::Mount => None,
+        };
+        let listen = match set(0) {
+            Some(address) => address,
+            None => free(last.and_then(|ready| ready.address.as_deref())).await,
+        };
+        let metrics = match set(1) {
+            Some(address) => address,
+            None => free(last.and_then(|ready| ready.metrics_address.as_deref())).await,
+        };
         Self { role, common: common.clone(), coordinator: coordinator.to_owned(), listen, metrics }
     }
 
@@ -147,7 +162,10 @@ impl Service {
                 }
             }
         }
-        line.pair("--metrics-listen", &self.metrics);
+        if self.role != Role::Mount {
+            line.pair("--outlive", common.data.join("run").join(format!("{}.json", Role::Mount.name())));
+        }
+        line.pair("--metrics-listen", &self.metrics).pair("--output", self.log());
         line.pair("--ready-file", self.ready_file()).word("--stop-with-parent");
         if let Some(config) = &common.config {
             line.pair("--config", config);

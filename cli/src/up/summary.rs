@@ -30,11 +30,15 @@ pub(super) fn print(state: &State, data: &Path, detached: bool, output: Output) 
         1 => "one copy".to_owned(),
         n => format!("{n} copies"),
     };
+    let started = state.services.values().filter(|ready| ready.role == "datanode").count() as u64;
+    let nodes = match u64::from(state.datanodes) {
+        all if all == started => human::count(all, "datanode"),
+        all => format!("{started} of {}", human::count(all, "datanode")),
+    };
     output.say(format!(
-        "{} at {}: {}, {copies} of each chunk\n",
+        "{} at {}: {nodes}, {copies} of each chunk\n",
         output.paint(GOOD, "Cairn is up"),
         output.paint(STRONG, &directory),
-        human::count(state.datanodes.into(), "datanode"),
     ));
     let mut services = table(&["SERVICE", "PID", "ADDRESS", "METRICS"], &[1]);
     for (name, ready) in &state.services {
@@ -51,7 +55,7 @@ pub(super) fn print(state: &State, data: &Path, detached: bool, output: Output) 
     output.say("Try:");
     output.say(format!("  cp -r ~/Documents {directory}     any program works in it"));
     output.say("  cairn status                   is all well");
-    if let (Some(node), true) = (state.services.get("datanode-1"), state.datanodes >= 3) {
+    if let (Some(node), true) = (state.services.get("datanode-1"), started >= 3) {
         output.say(format!("  kill -9 {:<22} kill a datanode: work goes on", node.pid));
     }
     if detached {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use cairn_proto::v1;
 use cairn_runtime::clock;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -11,8 +12,9 @@ use super::keeper::{Event, Keeper};
 use super::service::{Common, Role, Service};
 use super::state::State;
 use super::summary;
+use super::wishes::Wishes;
 use crate::args::{GlobalArgs, UpArgs};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, node_name};
 use crate::failure::{Context, Failure};
 use crate::notes::{self, Ready, UpNote};
 use crate::output::Output;
@@ -31,6 +33,8 @@ pub(super) struct Supervisor {
     stopping: CancellationToken,
     force: CancellationToken,
     events: mpsc::Receiver<Event>,
+    /// What a person should know although the cluster starts.
+    warnings: Vec<String>,
     // In the order in which they were started.
     keepers: Vec<Keeper>,
 }
@@ -42,15 +46,24 @@ impl Supervisor {
         state: State,
         args: &UpArgs,
         global: &GlobalArgs,
+        wishes: Wishes,
         output: Output,
     ) -> Result<Self, Failure> {
         let allow_other = args.allow_other || places::is_root();
-        let common = Common::new(data, &state, global, allow_other, !args.no_protect);
+        let common = Common::new(data, &state, global, wishes, allow_other, !args.no_protect);
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let (stopping, force) = (CancellationToken::new(), CancellationToken::new());
         watch_signals(&stopping, &force)?;
-        let mut this =
-            Self { data: data.to_owned(), state, output, stopping, force, events, keepers: Vec::new() };
+        let mut this = Self {
+            data: data.to_owned(),
+            state,
+            output,
+            stopping,
+            force,
+            events,
+            warnings: Vec::new(),
+            keepers: Vec::new(),
+        };
         let started = this.start_all(&common, !args.no_restart, sender).await;
         let announced = match started {
             Ok(()) => this.announce(args.ready_file.as_deref()),
@@ -83,26 +96,43 @@ impl Supervisor {
                 (role, Keeper::start(service, restart, events, &stopping, &force).await)
             }
         });
-        // All are awaited, also when one fails, so that each that runs is stopped again.
-        let mut first_failure = None;
+        let mut failures = Vec::new();
         for (role, result) in futures::future::join_all(starts).await {
             match result {
                 Ok((keeper, ready)) => {
                     self.keepers.push(keeper);
                     self.state.services.insert(role.name(), ready);
                 }
-                Err(failure) => first_failure = first_failure.or(Some(failure)),
+                Err(failure) => {
+                    self.state.services.remove(&role.name());
+                    failures.push(failure);
+                }
             }
         }
-        if let Some(failure) = first_failure {
+        // What is missing is said and not waited for: the others have copies of its chunks.
+        let started = failures.len() < roles.len() && !self.stopping.is_cancelled();
+        if let (false, Some(failure)) = (started, failures.pop()) {
             return Err(failure);
         }
-        self.await_nodes(&address).await?;
+        for failure in &failures {
+            self.warn(failure.to_string());
+        }
+        let up = self.await_nodes(&address).await?;
+        if up < roles.len() {
+            let text = format!("the cluster starts with {up} of {} datanodes", roles.len());
+            self.warn(format!("{text}; `cairn status` shows what that means"));
+        }
         self.start_one(Role::Mount, common, &address, restart, &events).await?;
         // Returns only when the kernel has asked the mount, which has asked the coordinator.
         rustix::fs::statvfs(&self.state.directory)
             .doing(format!("use {}", self.state.directory.display()))?;
         Ok(())
+    }
+
+    /// Says something at once, and to the parent of a background process when everything runs.
+    fn warn(&mut self, text: String) {
+        self.output.note(&text);
+        self.warnings.push(text);
     }
 
     async fn start_one(
@@ -124,25 +154,51 @@ impl Supervisor {
         Ok(ready)
     }
 
-    /// Waits until the coordinator counts on all datanodes.
-    async fn await_nodes(&self, address: &str) -> Result<(), Failure> {
-        let cluster = Cluster::connect(address)?;
+    /// Waits until the coordinator counts on the datanodes that were started, and returns how many these are. One that
+    /// was removed from the cluster is stopped; one that does not come in time is said.
+    async fn await_nodes(&mut self, address: &str) -> Result<usize, Failure> {
+        let cluster = Cluster::connect(address, self.output, None)?;
         let end = clock::now() + NODES_LIMIT;
-        loop {
-            let up = cluster.nodes_up().await.unwrap_or(0);
-            if up >= self.state.datanodes as usize {
-                return Ok(());
-            }
-            if clock::now() >= end {
-                let why = format!("{up} of {} datanodes have registered", self.state.datanodes);
-                return Err(Failure::new("start the cluster", why)
-                    .next(format!("look into {}", self.data.join("log").display())));
+        let absent = loop {
+            let map = cluster.map().await.unwrap_or_default();
+            let absent = absent(&self.state, &map);
+            if absent.iter().all(|node| node.removed) || clock::now() >= end {
+                break absent;
             }
             tokio::select! {
                 () = clock::sleep(std::time::Duration::from_millis(20)) => {}
                 () = self.stopping.cancelled() => return Err(Failure::new("start the cluster", "stopped")),
             }
+        };
+        let started = self.state.services.values().filter(|ready| ready.role == "datanode").count();
+        let log = self.data.join("log");
+        for node in &absent {
+            let name = node.role.name();
+            let (why, next) = match node.removed {
+                true => {
+                    let data = self.data.join(&name);
+                    let next =
+                        format!("move {} away, and a new datanode begins in its place", data.display());
+                    ("it was removed from the cluster".to_owned(), next)
+                }
+                false => {
+                    let why = format!("it has not registered within {} s", NODES_LIMIT.as_secs());
+                    (why, format!("look into {}", log.join(format!("{name}.log")).display()))
+                }
+            };
+            self.warn(Failure::new(&name, why).next(next).to_string());
         }
+        if absent.len() == started {
+            return Err(Failure::new("start the cluster", "no datanode has registered")
+                .next(format!("look into {}", log.display())));
+        }
+        for node in absent.iter().filter(|node| node.removed) {
+            self.state.services.remove(&node.role.name());
+            if let Some(at) = self.keepers.iter().position(|keeper| keeper.role() == node.role) {
+                self.keepers.remove(at).stop().await;
+            }
+        }
+        Ok(started - absent.len())
     }
 
     /// Tells the person, other commands, and the parent, if there is one.
@@ -164,6 +220,7 @@ impl Supervisor {
             pid: std::process::id(),
             address: Some(address),
             directory: Some(self.state.directory.clone()),
+            warnings: self.warnings.clone(),
             ..Ready::default()
         };
         background::tell_ready(ready_file, &ready)?;
@@ -212,12 +269,17 @@ impl Supervisor {
 
     /// The mount first, so that it can store what it holds; then the datanodes, then the coordinator.
     async fn stop(&mut self) {
-        notes::retract_up();
-        let mut keepers = std::mem::take(&mut self.keepers);
-        let coordinator = (!keepers.is_empty()).then(|| keepers.remove(0));
-        let datanodes = self.state.datanodes as usize;
-        let mounts = keepers.split_off(datanodes.min(keepers.len()));
-        for group in [mounts, keepers, coordinator.into_iter().collect()] {
+        notes::retract_up(std::process::id());
+        let mut groups = [Vec::new(), Vec::new(), Vec::new()];
+        for keeper in std::mem::take(&mut self.keepers) {
+            let group = match keeper.role() {
+                Role::Mount => 0,
+                Role::Datanode(_) => 1,
+                Role::Coordinator => 2,
+            };
+            groups[group].push(keeper);
+        }
+        for group in groups {
             futures::future::join_all(group.into_iter().map(Keeper::stop)).await;
         }
         self.state.pid = 0;
@@ -225,6 +287,27 @@ impl Supervisor {
             self.output.note(failure);
         }
     }
+}
+
+/// A datanode that runs, and that the coordinator does not count on.
+struct Absent {
+    role: Role,
+    /// For good, by an operator.
+    removed: bool,
+}
+
+fn absent(state: &State, map: &v1::ClusterMap) -> Vec<Absent> {
+    let mut absent = Vec::new();
+    for number in 1..=state.datanodes {
+        let role = Role::Datanode(number);
+        let Some(ready) = state.services.get(&role.name()) else { continue };
+        let node = map.nodes.iter().find(|node| Some(node_name(&node.node)) == ready.id);
+        let removed = node.is_some_and(|node| node.admin() == v1::AdminState::Out);
+        if removed || node.is_none_or(|node| node.state() != v1::NodeState::Up) {
+            absent.push(Absent { role, removed });
+        }
+    }
+    absent
 }
 
 /// The first SIGINT or SIGTERM asks for an orderly stop, a second one for a quick one.

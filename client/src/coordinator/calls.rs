@@ -14,6 +14,10 @@ use crate::metrics;
 use crate::retry::{Patience, same_call_may_succeed};
 use crate::session::Identity;
 
+/// A call of the service: its name in metrics, and what it is for, in messages for people.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Call(pub(super) &'static str, pub(super) &'static str);
+
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
 impl Coordinator {
@@ -21,7 +25,7 @@ impl Coordinator {
     /// for each session.
     pub(super) async fn ask<Req, Res, Fut>(
         &self,
-        what: &'static str,
+        Call(method, what): Call,
         request: impl Fn(&Identity) -> Req,
         send: impl Fn(Rpc, Req) -> Fut,
     ) -> Result<Res>
@@ -29,11 +33,12 @@ impl Coordinator {
         Fut: Future<Output = Answer<Res>>,
     {
         let mut patience = Patience::new(what, self.policy());
-        self.ask_patiently(&mut patience, request, send).await
+        self.ask_patiently(method, &mut patience, request, send).await
     }
 
     pub(super) async fn ask_patiently<Req, Res, Fut>(
         &self,
+        method: &'static str,
         patience: &mut Patience,
         request: impl Fn(&Identity) -> Req,
         send: impl Fn(Rpc, Req) -> Fut,
@@ -54,7 +59,7 @@ impl Coordinator {
                 Err(error) => break Err(error),
             }
         };
-        metrics::coordinator_call(patience.what(), started.elapsed(), result.is_ok());
+        metrics::coordinator_call(method, started.elapsed(), result.is_ok());
         result
     }
 
@@ -64,18 +69,19 @@ impl Coordinator {
     /// whether it was executed is unknown.
     async fn mutate<Req, Res, Fut>(
         &self,
-        what: &'static str,
+        Call(method, what): Call,
         request: impl Fn(&Identity, v1::RequestId) -> Req,
         send: impl Fn(Rpc, Req) -> Fut,
     ) -> Result<Res>
     where
         Fut: Future<Output = Answer<Res>>,
     {
-        self.mutate_patiently(Patience::new(what, self.policy()), request, send).await
+        self.mutate_patiently(method, Patience::new(what, self.policy()), request, send).await
     }
 
     async fn mutate_patiently<Req, Res, Fut>(
         &self,
+        method: &'static str,
         mut patience: Patience,
         request: impl Fn(&Identity, v1::RequestId) -> Req,
         send: impl Fn(Rpc, Req) -> Fut,
@@ -91,7 +97,7 @@ impl Coordinator {
                 Err(error) => break Err(error),
             }
         };
-        metrics::coordinator_call(patience.what(), started.elapsed(), result.is_ok());
+        metrics::coordinator_call(method, started.elapsed(), result.is_ok());
         result
     }
 
@@ -193,8 +199,10 @@ impl Coordinator {
             want_leases,
             earlier: Vec::new(),
         };
-        self.mutate("change metadata", request, |mut rpc, request| async move { rpc.apply(request).await })
-            .await
+        self.mutate(Call("Apply", "change metadata"), request, |mut rpc, request| async move {
+            rpc.apply(request).await
+        })
+        .await
     }
 
     /// `Apply` of one `Create` that registers an open with `sequence`, exactly once.
@@ -217,8 +225,10 @@ impl Coordinator {
                 earlier: Vec::new(),
             }
         };
-        self.mutate("create a file", request, |mut rpc, request| async move { rpc.apply(request).await })
-            .await
+        self.mutate(Call("Create", "create a file"), request, |mut rpc, request| async move {
+            rpc.apply(request).await
+        })
+        .await
     }
 
     /// `Apply` of mutations that were performed under leases, as long as it takes: exactly once in each session, and
@@ -244,7 +254,8 @@ impl Coordinator {
         };
         let send = |mut rpc: Rpc, request| async move { rpc.apply(request).await };
         let patience = Patience::limited("apply what was done locally", None);
-        let answer: Result<v1::ApplyResponse> = self.mutate_patiently(patience, request, send).await;
+        let answer: Result<v1::ApplyResponse> =
+            self.mutate_patiently("ApplyLocal", patience, request, send).await;
         if let Err(ClientError::SessionExpired { .. }) = &answer {
             earlier.extend(sent.into_inner().unwrap_or_else(PoisonError::into_inner));
         }
@@ -280,7 +291,7 @@ impl Coordinator {
             ));
         }
         let send = |mut rpc: Rpc, request| async move { rpc.confirm_upload(request).await };
-        let answer = self.mutate("commit file content", request, send).await?;
+        let answer = self.mutate(Call("ConfirmUpload", "commit file content"), request, send).await?;
         if answer.results.len() != expected {
             let what = format!("{} results for {expected} files", answer.results.len());
             return Err(ClientError::protocol("the coordinator", what));
@@ -312,7 +323,8 @@ impl Coordinator {
             }
         };
         let send = |mut rpc: Rpc, request| async move { rpc.upload_file(request).await };
-        let mut plan: v1::UploadFileResponse = self.ask_patiently(patience, request, send).await?;
+        let mut plan: v1::UploadFileResponse =
+            self.ask_patiently("UploadFile", patience, request, send).await?;
         self.shared.map.adopt(plan.map.take());
         let identity = self.shared.session.identity()?;
         let for_session = planned_for.into_inner().unwrap_or_else(PoisonError::into_inner);

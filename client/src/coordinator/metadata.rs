@@ -6,6 +6,7 @@ use cairn_proto::{ErrorKind, FileName, InodeId, v1};
 
 use cairn_runtime::clock;
 
+use super::calls::Call;
 use super::{Coordinator, Rpc};
 use crate::attr::{Applied, Attr, Caller, StatFs};
 use crate::error::{ClientError, Result};
@@ -40,7 +41,7 @@ impl Coordinator {
             session: identity.session.to_wire(),
         };
         let send = |mut rpc: Rpc, request| async move { rpc.lookup(request).await };
-        let answer: v1::LookupResponse = self.ask("look up a name", request, send).await?;
+        let answer: v1::LookupResponse = self.ask(Call("Lookup", "look up a name"), request, send).await?;
         Attr::required(answer.attr)
     }
 
@@ -51,7 +52,7 @@ impl Coordinator {
             session: identity.session.to_wire(),
         };
         let send = |mut rpc: Rpc, request| async move { rpc.get_attr(request).await };
-        let answer: v1::GetAttrResponse = self.ask("get attributes", request, send).await?;
+        let answer: v1::GetAttrResponse = self.ask(Call("GetAttr", "get attributes"), request, send).await?;
         Attr::required(answer.attr)
     }
 
@@ -105,7 +106,7 @@ impl Coordinator {
             ..request.clone()
         };
         let send = |mut rpc: Rpc, request| async move { rpc.read_dir(request).await };
-        self.ask("list a directory", request, send).await
+        self.ask(Call("ReadDir", "list a directory"), request, send).await
     }
 
     /// Makes everything that was committed of an inode survive power loss, whoever committed it: content, and of a
@@ -136,7 +137,8 @@ impl Coordinator {
             session: identity.session.to_wire(),
         };
         let send = |mut rpc: Rpc, request| async move { rpc.get_xattrs(request).await };
-        let answer: v1::GetXattrsResponse = self.ask("get extended attributes", request, send).await?;
+        let answer: v1::GetXattrsResponse =
+            self.ask(Call("GetXattrs", "get extended attributes"), request, send).await?;
         Ok(answer.xattrs.into_iter().map(|xattr| (xattr.name, xattr.value)).collect())
     }
 
@@ -144,7 +146,8 @@ impl Coordinator {
     pub async fn stat_fs(&self) -> Result<StatFs> {
         let request = |_: &_| v1::StatFsRequest {};
         let send = |mut rpc: Rpc, request| async move { rpc.stat_fs(request).await };
-        let answer: v1::StatFsResponse = self.ask("ask for free space", request, send).await?;
+        let answer: v1::StatFsResponse =
+            self.ask(Call("StatFs", "ask for free space"), request, send).await?;
         Ok(StatFs {
             capacity: answer.capacity,
             used: answer.used,
@@ -248,7 +251,8 @@ impl Coordinator {
         let request =
             |identity: &Identity| v1::ReserveInodesRequest { session: identity.session.to_wire(), count };
         let send = |mut rpc: Rpc, request| async move { rpc.reserve_inodes(request).await };
-        let answer: v1::ReserveInodesResponse = self.ask("reserve inode ids", request, send).await?;
+        let answer: v1::ReserveInodesResponse =
+            self.ask(Call("ReserveInodes", "reserve inode ids"), request, send).await?;
         Ok(answer.first..answer.first.saturating_add(answer.count.into()))
     }
 
@@ -274,7 +278,8 @@ impl Coordinator {
             session: identity.session.to_wire(),
         };
         let send = |mut rpc: Rpc, request| async move { rpc.download_file(request).await };
-        let mut answer: v1::DownloadFileResponse = self.ask("get a layout", request, send).await?;
+        let mut answer: v1::DownloadFileResponse =
+            self.ask(Call("DownloadFile", "get a layout"), request, send).await?;
         self.shared.map.adopt(answer.map.take());
         Layout::from_wire(offset, answer)
     }
@@ -283,14 +288,14 @@ impl Coordinator {
     pub async fn list_nodes(&self) -> Result<v1::ClusterMap> {
         let send = |mut rpc: Rpc, request| async move { rpc.list_nodes(request).await };
         let answer: v1::ListNodesResponse =
-            self.ask("list the nodes", |_: &_| v1::ListNodesRequest {}, send).await?;
+            self.ask(Call("ListNodes", "list the nodes"), |_: &_| v1::ListNodesRequest {}, send).await?;
         answer.map.ok_or_else(|| ClientError::protocol(PEER, "no map"))
     }
 
     /// Counters and health of the cluster.
     pub async fn get_status(&self) -> Result<v1::GetStatusResponse> {
         let send = |mut rpc: Rpc, request| async move { rpc.get_status(request).await };
-        self.ask("get the status", |_: &_| v1::GetStatusRequest {}, send).await
+        self.ask(Call("GetStatus", "get the status"), |_: &_| v1::GetStatusRequest {}, send).await
     }
 }
 

@@ -149,7 +149,12 @@ fn pick<'a>(
     selector.pick(&candidates, count, draw)
 }
 
-fn nothing_left(members: &Members, policy: &Policy, excluded: &BTreeSet<NodeId>, size: u64) -> OpError {
+/// Why new chunks of the usual size find no room although enough datanodes are up; `None` when they do.
+pub(crate) fn lack_of_room(members: &Members, policy: &Policy) -> Option<String> {
+    full(members, policy, &BTreeSet::new(), policy.chunk_size)
+}
+
+fn full(members: &Members, policy: &Policy, excluded: &BTreeSet<NodeId>, size: u64) -> Option<String> {
     let min = policy.min_replicas as usize;
     let up: Vec<_> = members.nodes.values().filter(|entry| entry.state == NodeState::Up).collect();
     let full = |entry: &&&NodeEntry| {
@@ -157,10 +162,16 @@ fn nothing_left(members: &Members, policy: &Policy, excluded: &BTreeSet<NodeId>,
         !entry.has_room(size) || (excluded && entry.free() < entry.report.capacity / FULL_PART + size)
     };
     let full = up.iter().filter(full).count();
-    if up.len() >= min && up.len() - full < min {
-        let message = format!("{full} of {} datanodes are full; {min} with room are needed", up.len());
+    (up.len() >= min && up.len() - full < min)
+        .then(|| format!("{full} of {} datanodes are full; {min} with room are needed", up.len()))
+}
+
+fn nothing_left(members: &Members, policy: &Policy, excluded: &BTreeSet<NodeId>, size: u64) -> OpError {
+    if let Some(message) = full(members, policy, excluded, size) {
         return OpError::new(ErrorKind::NoSpace, message);
     }
+    let min = policy.min_replicas as usize;
+    let up: Vec<_> = members.nodes.values().filter(|entry| entry.state == NodeState::Up).collect();
     let (needed, are) = match (min, up.len()) {
         (1, up) => ("1 datanode is needed".to_owned(), up),
         (min, up) => (format!("{min} datanodes are needed"), up),

@@ -82,7 +82,7 @@ pub(crate) fn stopped(
 }
 
 /// `Busy`: nothing may be deleted now.
-pub(super) fn need_running(tx: &mut Tx) -> Result<(), OpError> {
+pub(crate) fn need_running(tx: &mut Tx) -> Result<(), OpError> {
     let stopped =
         stopped(&mut |name| Ok(tx.find::<Counter>(&Key::Counter(name))?.map_or(0, |row| row.value)))?;
     match stopped {

@@ -109,7 +109,8 @@ fn check_removal(tx: &Tx, node: NodeId, force: bool) -> Result<(), OpError> {
     let message = match last {
         0 => format!(
             "datanode {short} still has a place in {places} replica sets; drain it first (`cairn node drain \
-             {short} --wait`), or remove it by force when it is gone for good: no data is lost by that"
+             {short} --wait`), or remove it by force when it is gone for good: every set has another complete member \
+             that is up"
         ),
         _ => format!(
             "datanode {short} holds the only copies that are up of the chunks of {last} replica sets; bring it or \

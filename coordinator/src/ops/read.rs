@@ -1,5 +1,7 @@
 //! Reads of names and attributes, from committed state.
 
+use std::collections::BTreeMap;
+
 use cairn_proto::{ErrorKind, FileName, InodeId};
 
 use super::access::{Caller, EXECUTE};
@@ -81,6 +83,22 @@ pub(crate) struct Room {
     pub(crate) inodes_max: u64,
 }
 
+/// Room that several disks report of one file system: each of them could have it, and not all.
+fn counted_twice<'a>(present: impl Iterator<Item = &'a NodeEntry>) -> u64 {
+    let mut rooms: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+    for disk in present.flat_map(|entry| &entry.report.disks) {
+        if !disk.filesystem.is_empty() {
+            let room = disk.capacity.saturating_sub(disk.used).saturating_sub(disk.trash);
+            rooms.entry(&disk.filesystem).or_default().push(room);
+        }
+    }
+    let twice = |rooms: &Vec<u64>| {
+        let all = rooms.iter().fold(0, |sum: u64, &room| sum.saturating_add(room));
+        all - rooms.iter().max().copied().unwrap_or(0)
+    };
+    rooms.values().map(twice).fold(0, u64::saturating_add)
+}
+
 /// statfs(2): what users can store, which is a part of what disks can hold.
 pub(crate) fn stat_fs(reader: &dyn Reader, members: &Members, policy: &Policy) -> Result<Room, OpError> {
     let counts = |entry: &&NodeEntry| {
@@ -92,10 +110,11 @@ pub(crate) fn stat_fs(reader: &dyn Reader, members: &Members, policy: &Policy) -
     let copies = u64::from(policy.replicas).min(present().count() as u64).max(1);
     let capacity: u64 = present().map(|entry| entry.report.capacity).fold(0, u64::saturating_add);
     let free: u64 = present().map(NodeEntry::free).fold(0, u64::saturating_add);
+    let shared = counted_twice(present());
     Ok(Room {
-        capacity: capacity / copies,
+        capacity: capacity.saturating_sub(shared) / copies,
         used: store::count(reader, Count::Bytes)?,
-        available: free / copies,
+        available: free.saturating_sub(shared) / copies,
         inodes: store::count(reader, Count::Inodes)?,
         inodes_max: INODES_MAX,
     })

@@ -24,6 +24,7 @@ pub(super) async fn control_gc(
         .run(move |tx| match action {
             v1::GcAction::Unspecified => Err(OpError::invalid("an action was expected")),
             v1::GcAction::Pause => ops::gc::set_paused(tx, true),
+            v1::GcAction::Run => ops::gc::need_running(tx),
             v1::GcAction::Resume => ops::gc::resume(tx),
             v1::GcAction::AcceptRollback => {
                 ops::rollback::accept(tx)?;
@@ -31,6 +32,9 @@ pub(super) async fn control_gc(
             }
         })
         .await?;
+    if action == v1::GcAction::Run {
+        gc::hurry(shared);
+    }
     tracing::warn!(action = action.as_str_name(), "an operator controls the deletion of chunks");
     gc::status(shared).await
 }

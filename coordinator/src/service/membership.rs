@@ -49,8 +49,9 @@ pub(super) async fn register(
         let theirs = ClusterId::from_wire(&request.cluster)?;
         if theirs != cluster.id() {
             let message = format!(
-                "the datanode's data belongs to cluster {theirs}, this is {}; give it that cluster's \
-                 coordinator, or an empty data directory",
+                "the datanode's data belongs to cluster {theirs}, this is {}; give it that cluster's coordinator (a \
+                 store that was lost comes back by `cairn coordinator restore`). With an empty data directory it \
+                 joins this cluster as a new datanode",
                 cluster.id()
             );
             return Err(OpError::new(ErrorKind::WrongCluster, message));
@@ -130,7 +131,10 @@ pub(super) fn report(capacity: u64, used: u64, disks: Vec<v1::DiskHealth>) -> Re
     if disks.len() > DISKS_MAX {
         return Err(OpError::invalid(format!("{} disks; {DISKS_MAX} are possible", disks.len())));
     }
-    if disks.iter().any(|disk| disk.path.len() > 4 * TEXT_MAX || disk.fault.len() > 4 * TEXT_MAX) {
+    let long = |disk: &v1::DiskHealth| {
+        [&disk.path, &disk.fault, &disk.filesystem].iter().any(|text| text.len() > 4 * TEXT_MAX)
+    };
+    if disks.iter().any(long) {
         return Err(OpError::invalid("a disk's path or fault is too long"));
     }
     if capacity > i64::MAX as u64 {
@@ -270,6 +274,23 @@ pub(super) async fn list_nodes(shared: &Shared) -> Result<v1::ListNodesResponse,
     Ok(v1::ListNodesResponse { map: Some(shared.context.cluster.fresh_map()) })
 }
 
+/// Everything that is not well, errors first.
+pub(crate) async fn health(shared: &Shared) -> Result<Vec<v1::HealthCode>, OpError> {
+    let faults = shared.read(true, |reader| Ok(crate::store::count(reader, Count::Faults)?))?;
+    let context = &shared.context;
+    let workers = shared.workers.list();
+    let facts = status::Facts {
+        policy: &context.policy,
+        shipping: &context.shipping,
+        store_failed: shared.executor.has_failed(),
+        faults,
+        lost_chunks: shared.lost_chunks.load(Ordering::Relaxed),
+        deletion: crate::workers::gc::stopped(shared).await?,
+        workers: &workers,
+    };
+    Ok(status::health(&context.cluster.members(), &facts))
+}
+
 pub(super) async fn get_status(shared: &Shared) -> Result<v1::GetStatusResponse, OpError> {
     let counts = [Count::Inodes, Count::Bytes, Count::Chunks, Count::Garbage, Count::Faults];
     let [inodes, bytes, chunks, garbage_chunks, faults] = shared.read(true, |reader| {
@@ -279,21 +300,11 @@ pub(super) async fn get_status(shared: &Shared) -> Result<v1::GetStatusResponse,
         }
         Ok(values)
     })?;
-    let cluster = &shared.context.cluster;
-    let sessions = shared.context.sessions.list();
     let context = &shared.context;
+    let cluster = &context.cluster;
+    let sessions = context.sessions.list();
     let workers = shared.workers.list();
-    let deletion = crate::workers::gc::stopped(shared).await?;
-    let facts = status::Facts {
-        policy: &context.policy,
-        shipping: &context.shipping,
-        store_failed: shared.executor.has_failed(),
-        faults,
-        lost_chunks: shared.lost_chunks.load(Ordering::Relaxed),
-        deletion,
-        workers: &workers,
-    };
-    let health = status::health(&cluster.members(), &facts);
+    let health = health(shared).await?;
     let session_info = |session: &crate::sessions::SessionView| v1::SessionInfo {
         session: session.id.to_wire(),
         description: session.description.clone(),

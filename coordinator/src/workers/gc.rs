@@ -41,6 +41,8 @@ pub(crate) struct GcState {
     pub(crate) strays_deleted: AtomicU64,
     /// When every datanode that is up had been compared, ns; 0: not yet.
     pub(crate) reconciled_ns: AtomicI64,
+    /// What became garbage before this time, ns, goes without its grace: an operator wants its room back.
+    pub(crate) hurried_ns: AtomicI64,
     last: Mutex<LastPass>,
 }
 
@@ -80,7 +82,7 @@ impl Worker for Gc {
         if self.after.is_none() {
             progress.begin(shared.read(true, |reader| Ok(crate::store::count(reader, Count::Garbage)?))?);
         }
-        let fence_ns = fence_ns(shared);
+        let fence_ns = due_ns(shared, fence_ns(shared));
         let after = self.after.clone();
         let rows =
             shared.read_many(move |reader| Ok(gc::due(reader, after.as_ref(), fence_ns, PAGE)?)).await?;
@@ -158,6 +160,20 @@ pub(crate) async fn stopped(shared: &Shared) -> Result<Option<Stopped>, OpError>
 fn fence_ns(shared: &Shared) -> i64 {
     let now = clock::wall_ns();
     shared.context.sessions.all_seen_ns().map_or(now, |seen| seen.min(now))
+}
+
+/// Rows may go whose grace ends before this. An operator can take the grace of what is garbage by now; what every
+/// session must have shown itself after stays.
+fn due_ns(shared: &Shared, fence_ns: i64) -> i64 {
+    let hurried_ns = shared.gc.hurried_ns.load(Ordering::Relaxed).min(fence_ns);
+    fence_ns.max(hurried_ns.saturating_add(shared.context.policy.garbage_ns))
+}
+
+/// Takes the grace of everything that is garbage by now. The worker begins at once, and goes on when all sessions have
+/// shown themselves.
+pub(crate) fn hurry(shared: &Shared) {
+    shared.gc.hurried_ns.store(clock::wall_ns(), Ordering::Relaxed);
+    shared.workers.wake(Gc::NAME);
 }
 
 /// Asks a datanode to delete; returns what it did not.

@@ -110,9 +110,22 @@ impl Disk for RealDisk {
         Ok(Space { capacity: stat.f_blocks * stat.f_frsize, available: stat.f_bavail * stat.f_frsize })
     }
 
+    fn filesystem(&self) -> Option<String> {
+        use std::os::unix::fs::MetadataExt;
+        // The same for all containers of a machine, and as long as devices keep their numbers.
+        let machine = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        Some(format!("{}/{}", machine.trim(), fs::metadata(&self.root).ok()?.dev()))
+    }
+
     fn describe(&self) -> String {
         self.root.display().to_string()
     }
+}
+
+/// Bytes that this process can still use where `path` is.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok(stat.f_bavail * stat.f_frsize)
 }
 
 /// The kernel reads no more at once than the device's read-ahead, which is this by default, and says nothing.

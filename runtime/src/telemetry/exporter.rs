@@ -37,6 +37,8 @@ pub fn init_metrics() -> Result<(), String> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS_BUCKETS)
         .and_then(PrometheusBuilder::install_recorder)
         .map_err(|error| format!("metrics can not be collected: {error}"))?;
+    metrics::describe_gauge!("cairn_build_info", "Always 1; the label says which version runs.");
+    metrics::gauge!("cairn_build_info", "version" => crate::VERSION).set(1.0);
     let upkeep = handle.clone();
     if METRICS.set(handle).is_ok() {
         // Histograms keep every sample until somebody looks; without a scraper that is memory without
