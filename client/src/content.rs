@@ -18,6 +18,7 @@ mod read;
 mod write;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -54,6 +55,8 @@ pub struct FileContent {
     layouts: tokio::sync::Mutex<()>,
     /// Told when a hold ends.
     released: Notify,
+    /// Up to where the file has been read by those above.
+    read_until: AtomicU64,
     /// Of those who come without a descriptor of their own.
     told: Told,
 }
@@ -107,6 +110,7 @@ impl FileContent {
             changes: tokio::sync::Mutex::default(),
             layouts: tokio::sync::Mutex::default(),
             released: Notify::new(),
+            read_until: AtomicU64::new(0),
             told: Told::default(),
         })
     }
@@ -176,6 +180,21 @@ impl FileContent {
         self.lock().is_dirty()
     }
 
+    /// Whether a read has asked for the byte at `offset`, or a later one, so that a page cache above may have it.
+    pub(crate) fn was_read(&self, offset: u64) -> bool {
+        self.read_until.load(Ordering::Relaxed) > offset
+    }
+
+    /// A page cache above may have anything, from before.
+    pub(crate) fn assume_read(&self) {
+        self.read_until.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    /// No page cache above has the last page.
+    pub(crate) fn forget_reads(&self) {
+        self.read_until.store(0, Ordering::Relaxed);
+    }
+
     /// For a descriptor that is opened now.
     pub fn told(&self) -> Told {
         self.lock().failures.told()
@@ -241,6 +260,9 @@ impl State {
         if self.is_dirty() {
             let flying = self.flights.iter().map(|flight| flight.end()).max().unwrap_or(0);
             attr.size = attr.size.max(flying).max(self.dirty.end().unwrap_or(0));
+            let buffered =
+                self.flights.iter().map(|flight| flight.bytes).sum::<u64>() + self.dirty.bytes() as u64;
+            attr.allocated = attr.allocated.max(attr.size.min(attr.allocated + buffered));
             attr.mtime_ns = self.written_ns;
             attr.ctime_ns = attr.ctime_ns.max(self.written_ns);
         }

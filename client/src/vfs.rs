@@ -24,7 +24,7 @@
 //! Of two attributes of one inode the one with the higher version wins, so an answer that was
 //! overtaken by a change of this mount is never shown.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -49,6 +49,7 @@ mod leased;
 mod local;
 mod names;
 mod opening;
+mod page_cache;
 mod pages;
 mod parts;
 mod xattrs;
@@ -60,6 +61,7 @@ pub use error::VfsError;
 pub use files::{AllocateMode, AttrChange, OpenFlags, Opened, SeekFrom, Time, WriteOrigin};
 pub use handles::HandleId;
 pub use names::{NewNode, RenameMode};
+pub use page_cache::{Done, PageCache};
 pub use pages::Listing;
 pub use xattrs::XattrMode;
 
@@ -104,6 +106,8 @@ pub struct Vfs {
     /// Own removals of names that are under way.
     removals: Removals,
     stat_fs: Mutex<Option<(StatFs, Instant)>>,
+    /// Who keeps pages of the files above.
+    pages: OnceLock<Arc<dyn PageCache>>,
     valid: Duration,
     runtime: Runtime,
 }
@@ -135,6 +139,7 @@ impl Vfs {
             looked_up_again: LookedUpAgain::default(),
             removals: Removals::default(),
             stat_fs: Mutex::new(None),
+            pages: OnceLock::new(),
             valid,
             runtime: Runtime::current(),
         });

@@ -15,8 +15,15 @@ use common::Cluster;
 
 const ROOT: InodeId = InodeId::ROOT;
 const FILES: usize = 12;
-const READ: OpenFlags =
-    OpenFlags { read: true, write: false, append: false, truncate: false, exclusive: false, sync: false };
+const READ: OpenFlags = OpenFlags {
+    read: true,
+    write: false,
+    append: false,
+    truncate: false,
+    exclusive: false,
+    sync: false,
+    direct: false,
+};
 
 fn name(text: &str) -> FileName {
     FileName::new(Bytes::copy_from_slice(text.as_bytes())).unwrap()

@@ -15,8 +15,15 @@ use common::Cluster;
 use common::wire::{Passes, Wire};
 
 const LEASE: Duration = Duration::from_secs(3);
-const MAKE: OpenFlags =
-    OpenFlags { read: true, write: true, append: false, truncate: false, exclusive: true, sync: false };
+const MAKE: OpenFlags = OpenFlags {
+    read: true,
+    write: true,
+    append: false,
+    truncate: false,
+    exclusive: true,
+    sync: false,
+    direct: false,
+};
 
 fn name(text: &str) -> FileName {
     FileName::new(Bytes::copy_from_slice(text.as_bytes())).unwrap()

@@ -16,8 +16,15 @@ use cairn_proto::{ErrorKind, FileName, InodeId};
 use common::Cluster;
 
 const ROOT: InodeId = InodeId::ROOT;
-const READ_WRITE: OpenFlags =
-    OpenFlags { read: true, write: true, append: false, truncate: false, exclusive: false, sync: false };
+const READ_WRITE: OpenFlags = OpenFlags {
+    read: true,
+    write: true,
+    append: false,
+    truncate: false,
+    exclusive: false,
+    sync: false,
+    direct: false,
+};
 const READ: OpenFlags = OpenFlags { write: false, ..READ_WRITE };
 
 fn name(text: &str) -> FileName {

@@ -14,8 +14,15 @@ use cairn_client::vfs::{OpenFlags, Opened, RenameMode, Vfs, VfsError, WriteOrigi
 use cairn_proto::{ErrorKind, FileName, InodeId};
 use common::Cluster;
 
-const READ: OpenFlags =
-    OpenFlags { read: true, write: false, append: false, truncate: false, exclusive: false, sync: false };
+const READ: OpenFlags = OpenFlags {
+    read: true,
+    write: false,
+    append: false,
+    truncate: false,
+    exclusive: false,
+    sync: false,
+    direct: false,
+};
 const MAKE: OpenFlags = OpenFlags { write: true, exclusive: true, ..READ };
 /// Opens of each reader.
 const OPENS: usize = 400;

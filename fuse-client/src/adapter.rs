@@ -12,7 +12,6 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use cairn_client::vfs::{
     AttrChange, DirEntries, Entry, HandleId, Listing, NewNode, Opened, RenameMode, Result, SeekFrom, Vfs,
-    WriteOrigin,
 };
 use cairn_client::{Caller, StatFs};
 use cairn_proto::limits::NAME_MAX;
@@ -537,14 +536,13 @@ impl Filesystem for Adapter {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let asked = self.asked(Op::Write, request, ino);
         let handle = HandleId(fh.0);
-        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let origin = if cached { WriteOrigin::PageCache } else { WriteOrigin::Call };
+        let origin = encode::write_origin(write_flags, flags.0);
         let written = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let answer = move |reply: ReplyWrite, ()| {
             Op::Write.moved(written.into());

@@ -5,10 +5,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use cairn_client::vfs::{AllocateMode, OpenFlags, Time, VfsError, XattrMode};
+use cairn_client::vfs::{AllocateMode, OpenFlags, Time, VfsError, WriteOrigin, XattrMode};
 use cairn_client::{Attr, Kind};
 use cairn_proto::{ErrorKind, FileName, InodeId};
-use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
+use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow, WriteFlags};
 
 use crate::request::errno;
 
@@ -121,6 +121,16 @@ pub(crate) fn open_flags(flags: i32) -> OpenFlags {
         exclusive: flags & libc::O_EXCL != 0,
         // O_SYNC holds the bit of O_DSYNC.
         sync: flags & libc::O_DSYNC != 0,
+        direct: flags & libc::O_DIRECT != 0,
+    }
+}
+
+/// Why a write with these flags comes, through a handle that was opened with `open`.
+pub(crate) fn write_origin(flags: WriteFlags, open: i32) -> WriteOrigin {
+    match () {
+        () if flags.contains(WriteFlags::FUSE_WRITE_CACHE) => WriteOrigin::PageCache,
+        () if open & libc::O_DIRECT != 0 => WriteOrigin::Direct,
+        () => WriteOrigin::Call,
     }
 }
 

@@ -13,6 +13,7 @@ mod encode;
 mod metrics;
 mod mount;
 mod mountpoint;
+mod pages;
 mod request;
 mod status;
 

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use crate::MountConfig;
 use crate::adapter::{Adapter, Requests};
 use crate::mountpoint::{self, Covered, MountError};
+use crate::pages::Pages;
 
 /// A mounted directory must answer within this.
 const USABLE_WITHIN: Duration = Duration::from_secs(30);
@@ -60,7 +61,9 @@ pub async fn mount(
     // What mount(8) and df(1) show: where the files come from, and which directory of the cluster it is.
     let source = format!("{}/", client.config().coordinator);
     let vfs = Vfs::new(Arc::clone(&client), config.attr_timeout);
-    let adapter = Adapter::new(vfs, Runtime::current());
+    let adapter = Adapter::new(Arc::clone(&vfs), Runtime::current());
+    let unreadable = |source| MountError::Unreadable { path: path.clone(), source };
+    vfs.attach(Arc::new(Pages::start(adapter.notifications()).map_err(unreadable)?));
     let requests = adapter.requests();
     let ended = start_session(adapter, source, path.clone(), &config).await?;
     // From here on an early return detaches the directory.
@@ -124,6 +127,8 @@ fn session_config(config: &MountConfig, source: String) -> Config {
         // Not `MountOption::Subtype`, which is passed over when root mounts: the kernel itself takes it.
         MountOption::CUSTOM("subtype=cairn".into()),
         MountOption::DefaultPermissions,
+        // Reading changes no time of access, and this says so.
+        MountOption::NoAtime,
     ];
     if config.read_only {
         options.mount_options.push(MountOption::RO);

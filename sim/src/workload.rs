@@ -27,8 +27,15 @@ const FILES_MAX: usize = 24;
 const HOT: f64 = 0.2;
 /// Larger chunks would make bursts of writes dear.
 const BURST_CHUNK_MAX: usize = 128 << 10;
-const READ_WRITE: OpenFlags =
-    OpenFlags { read: true, write: true, append: false, truncate: false, exclusive: false, sync: false };
+const READ_WRITE: OpenFlags = OpenFlags {
+    read: true,
+    write: true,
+    append: false,
+    truncate: false,
+    exclusive: false,
+    sync: false,
+    direct: false,
+};
 
 /// Why an area is closed.
 enum Stop {

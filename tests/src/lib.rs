@@ -8,6 +8,7 @@
 //! `std::fs` and the clock are used directly.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
 
+pub mod aio;
 pub mod cluster;
 pub mod disk;
 pub mod inject;

@@ -1,5 +1,7 @@
 //! Reading: through the layers, and ahead.
 
+use std::sync::atomic::Ordering;
+
 use bytes::{Bytes, BytesMut};
 use cairn_proto::{ByteRange, ErrorKind};
 
@@ -109,6 +111,7 @@ impl FileContent {
     /// Where the bytes of a read are; a range whose layout has to be fetched first; or the error of a lost
     /// write that nobody was told of.
     fn look(&self, offset: u64, len: usize) -> Result<std::result::Result<Vec<Piece>, ByteRange>> {
+        self.read_until.fetch_max(offset.saturating_add(len as u64), Ordering::Relaxed);
         let state = self.lock();
         state.failures.check()?;
         let end = state.size().min(offset.saturating_add(len as u64));

@@ -12,6 +12,7 @@ use cairn_runtime::clock;
 use super::handles::{FileHandle, FileRef, Handle, Mode};
 use super::local::Made;
 use super::names::create_of;
+use super::page_cache::Paging;
 use super::{Entry, HandleId, MAY_READ, MAY_WRITE, Result, Vfs, VfsError, access};
 use crate::{Applied, Caller, ClientError, FileContent, Kind, OpenGuard, Place};
 
@@ -30,6 +31,8 @@ pub struct OpenFlags {
     pub exclusive: bool,
     /// O_SYNC or O_DSYNC.
     pub sync: bool,
+    /// O_DIRECT.
+    pub direct: bool,
 }
 
 impl OpenFlags {
@@ -65,6 +68,8 @@ pub struct Opened {
 pub enum WriteOrigin {
     /// write(2): goes to the end of a file that is open for appending.
     Call,
+    /// write(2) past the page cache (O_DIRECT).
+    Direct,
     /// A dirty page of a mapping: goes where it belongs, whatever handle it comes with.
     PageCache,
 }
@@ -251,13 +256,14 @@ impl Vfs {
         flags: OpenFlags,
     ) -> Opened {
         let inode = entry.attr.inode;
-        let pages_good = self.inodes.opened(inode, &content, entry.attr.version);
+        let paging = Paging::of(flags);
+        let pages_good = self.inodes.opened(inode, &content, entry.attr.version, paging);
         // The overlay counts from here on, so that earlier writes of this mount that are not yet
         // committed show in the size.
         let entry = Entry { attr: content.attr_overlay(entry.attr), ..entry };
         let (mode, sync) = (flags.mode(), flags.sync);
         let told = content.told();
-        let file = FileHandle { inode, content, mode, sync, told, guard };
+        let file = FileHandle { inode, content, mode, sync, paging, told, guard };
         let handle = self.handles.insert(Handle::File(file));
         Opened { handle, entry, pages_good, attributes_changed: false }
     }
@@ -285,7 +291,7 @@ impl Vfs {
         origin: WriteOrigin,
     ) -> Option<Result<()>> {
         let file = match self.writable(handle) {
-            Ok(file) if file.sync => return None,
+            Ok(file) if file.sync || self.concerns_pages(&file, offset, origin) => return None,
             Ok(file) => file,
             Err(error) => return Some(Err(error)),
         };
@@ -299,7 +305,11 @@ impl Vfs {
     /// Writes all of `data`; waits for memory, and with O_SYNC until it is durable.
     pub async fn write(&self, handle: HandleId, offset: u64, data: Bytes, origin: WriteOrigin) -> Result<()> {
         let file = self.writable(handle)?;
-        file.content.write_for(&file.told, place(&file, offset, origin), data).await?;
+        let len = data.len() as u64;
+        self.before_write(&file, offset, origin).await;
+        let place = place(&file, offset, origin);
+        file.content.write_for(&file.told, place, data).await?;
+        self.after_write(&file, place, len, origin).await;
         if file.sync {
             file.content.fsync_for(&file.told).await?;
         }
@@ -359,7 +369,7 @@ impl Vfs {
         let Some(released) = self.handles.remove(handle) else { return };
         let Handle::File(file) = &*released else { return };
         if !file.content.is_dirty() {
-            self.inodes.closed(file.inode);
+            self.inodes.closed(file.inode, file.paging);
             // One that nobody knows of keeps nothing alive.
             if !self.session().opens.is_unregistered(file.inode) {
                 self.closed_lately.add(released, &self.runtime);
@@ -372,7 +382,7 @@ impl Vfs {
             if !file.content.store_untold().await {
                 tracing::error!(inode = %file.guard.inode(), "written data of a closed file is lost");
             }
-            vfs.inodes.closed(file.inode);
+            vfs.inodes.closed(file.inode, file.paging);
             vfs.closed_lately.add(released, &vfs.runtime);
         });
     }
@@ -384,6 +394,9 @@ impl Vfs {
         change: AttrChange,
         caller: &Caller,
     ) -> Option<Result<Entry>> {
+        if self.pages_move_times(inode, &change) {
+            return None;
+        }
         self.set_attr_locally(inode, change, caller).now()
     }
 
@@ -395,7 +408,12 @@ impl Vfs {
         handle: Option<HandleId>,
         caller: &Caller,
     ) -> Result<Entry> {
+        if self.pages_move_times(inode, &change) {
+            self.give_up_all(inode).await;
+        }
         let content = self.inodes.content(inode).or_else(|| self.client.existing_content(inode));
+        let exposed =
+            content.as_ref().zip(change.size).and_then(|(content, size)| self.exposed(content, size));
         if let Some(done) = self.set_attr_under_lease(inode, content.as_ref(), change, caller).await? {
             return Ok(done);
         }
@@ -404,7 +422,11 @@ impl Vfs {
         self.client.behind().applied(inode).await?;
         let asked = clock::now();
         let attr = match (content, change.size) {
-            (Some(content), Some(size)) => content.truncate(size, caller, set).await?,
+            (Some(content), Some(size)) => {
+                let attr = content.truncate(size, caller, set).await?;
+                self.zero(inode, exposed).await;
+                attr
+            }
             (Some(content), None) => content.set_attr(caller, set).await?,
             (None, _) => self.coordinator().apply(Op::SetAttr(set), caller).await?.into_attr()?,
         };
@@ -443,11 +465,14 @@ impl Vfs {
         if length == 0 {
             return Err(VfsError::refused(ErrorKind::InvalidArgument, "a range of no bytes"));
         }
-        end_of(offset, length)?;
+        let end = end_of(offset, length)?;
         let (make_hole, keep_size) = match mode {
             AllocateMode::Reserve { keep_size } => (false, keep_size),
             AllocateMode::Zero { keep_size } => (true, keep_size),
         };
+        if !keep_size {
+            self.conceal(&file.content, end).await;
+        }
         let asked = clock::now();
         let op = v1::Allocate { inode: file.inode.get(), offset, length, keep_size, make_hole };
         let attr = file.content.allocate(op, caller).await?;
@@ -458,6 +483,9 @@ impl Vfs {
     /// lseek(2) to the next data or hole at or behind an offset.
     pub async fn lseek(&self, handle: HandleId, from: SeekFrom) -> Result<u64> {
         let file = self.handles.file(handle, "seek")?;
+        if self.may_be_mapped(file.inode) {
+            return self.seek_in_pages(&file, from).await;
+        }
         let found = match from {
             SeekFrom::Data(offset) => file.content.seek(offset, true).await?,
             SeekFrom::Hole(offset) => file.content.seek(offset, false).await?,
@@ -489,6 +517,7 @@ impl Vfs {
         if from.inode == to.inode && last - first < length {
             return Err(VfsError::refused(ErrorKind::InvalidArgument, "the ranges overlap"));
         }
+        self.conceal(&to.content, offset).await;
         // Named in full: Arc's own clone_from would win.
         let (to, from) = (&*to.content, &*from.content);
         let copied = FileContent::clone_from(to, from, source_offset, offset, length, caller).await?;
@@ -500,7 +529,7 @@ impl Vfs {
 /// Where a write goes.
 fn place(file: &FileHandle, offset: u64, origin: WriteOrigin) -> Place {
     match (file.mode, origin) {
-        (Mode::Append, WriteOrigin::Call) => Place::End,
+        (Mode::Append, WriteOrigin::Call | WriteOrigin::Direct) => Place::End,
         _ => Place::At(offset),
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cairn_proto::InodeId;
 
+use super::page_cache::Paging;
 use super::pages::DirHandle;
 use super::{Result, VfsError};
 use crate::{FileContent, OpenGuard, Told};
@@ -45,6 +46,7 @@ pub(super) struct FileHandle {
     pub(super) mode: Mode,
     /// O_SYNC or O_DSYNC: a write returns when it is durable.
     pub(super) sync: bool,
+    pub(super) paging: Paging,
     /// Which errors of the background it was told of.
     pub(super) told: Told,
     pub(super) guard: OpenGuard,

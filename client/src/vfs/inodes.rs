@@ -14,6 +14,7 @@ use cairn_proto::InodeId;
 use cairn_runtime::clock::{self, Instant};
 
 use super::Entry;
+use super::page_cache::Paging;
 use crate::session::Session;
 use crate::{Attr, FileContent};
 
@@ -37,6 +38,10 @@ struct Known {
 struct Open {
     content: Arc<FileContent>,
     handles: usize,
+    /// Handles through which the file can be mapped for writing.
+    mapping: usize,
+    /// Handles whose reads fill the kernel's page cache.
+    filling: usize,
     /// Changes by others that the kernel's page cache has been told of.
     foreign: u64,
 }
@@ -68,10 +73,13 @@ impl State {
     }
 
     fn overlay(&self, attr: Attr) -> Attr {
-        match self.open.get(&attr.inode) {
-            Some(open) => open.content.attr_overlay(attr),
-            None => attr,
+        let Some(open) = self.open.get(&attr.inode) else { return attr };
+        let mut attr = open.content.attr_overlay(attr);
+        if open.mapping > 0 && attr.size > 0 {
+            // Programs take a file of no blocks for one hole and do not look for dirty pages (tar -S).
+            attr.allocated = attr.allocated.max(1);
         }
+        attr
     }
 }
 
@@ -296,30 +304,49 @@ impl InodeTable {
 
     /// Counts one more open of an inode that was found at `version`. Tells whether the data that
     /// the kernel may have cached for it is still good.
-    pub(super) fn opened(&self, inode: InodeId, content: &Arc<FileContent>, version: u64) -> bool {
+    pub(super) fn opened(
+        &self,
+        inode: InodeId,
+        content: &Arc<FileContent>,
+        version: u64,
+        paging: Paging,
+    ) -> bool {
         let mut state = self.lock();
         let pages = state.get(inode).and_then(|known| known.pages);
         let foreign = content.foreign_changes();
-        match state.open.get_mut(&inode) {
-            Some(open) => {
-                let same = open.foreign == foreign;
-                open.foreign = foreign;
-                open.handles += 1;
-                same
-            }
-            None => {
-                let open = Open { content: Arc::clone(content), handles: 1, foreign };
-                state.open.insert(inode, open);
-                pages == Some(version)
-            }
+        let mut good = true;
+        let open = state.open.entry(inode).or_insert_with(|| {
+            good = pages == Some(version);
+            Open { content: Arc::clone(content), handles: 0, mapping: 0, filling: 0, foreign }
+        });
+        if good && open.handles == 0 {
+            content.assume_read();
+        }
+        good &= open.foreign == foreign;
+        open.foreign = foreign;
+        open.handles += 1;
+        open.mapping += usize::from(paging.maps);
+        open.filling += usize::from(paging.fills);
+        good
+    }
+
+    /// What the handles of an inode make possible together.
+    pub(super) fn paging(&self, inode: InodeId) -> Paging {
+        let state = self.lock();
+        let open = state.open.get(&inode);
+        Paging {
+            maps: open.is_some_and(|open| open.mapping > 0),
+            fills: open.is_some_and(|open| open.filling > 0),
         }
     }
 
     /// Counts one open less. With the last one, what the content knows becomes what is known.
-    pub(super) fn closed(&self, inode: InodeId) {
+    pub(super) fn closed(&self, inode: InodeId, paging: Paging) {
         let mut state = self.lock();
         let Some(open) = state.open.get_mut(&inode) else { return };
         open.handles = open.handles.saturating_sub(1);
+        open.mapping = open.mapping.saturating_sub(usize::from(paging.maps));
+        open.filling = open.filling.saturating_sub(usize::from(paging.fills));
         if open.handles > 0 {
             return;
         }
