@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use cairn_proto::InodeId;
+use cairn_proto::{InodeId, mode};
 use cairn_runtime::clock::Instant;
 use tokio::sync::Notify;
 
@@ -38,6 +38,7 @@ use crate::writer::flight::Flight;
 use extents::ExtentMap;
 use failure::Failures;
 pub use failure::Told;
+pub(crate) use write::Drops;
 pub use write::Place;
 
 /// The content of one inode as this client sees it; all its handles share it.
@@ -76,6 +77,8 @@ struct State {
     unsynced: bool,
     /// When the newest buffered byte was written.
     written_ns: i64,
+    /// Of the buffered writes together.
+    drops: Drops,
     /// Oldest first.
     flights: VecDeque<Arc<Flight>>,
     /// Nothing is taken into the buffer meanwhile, and what is in it is taken out by the holder alone.
@@ -97,6 +100,7 @@ impl FileContent {
             synced: (attr.allocated == 0).then_some(attr.version),
             unsynced: false,
             written_ns: 0,
+            drops: Drops::default(),
             flights: VecDeque::new(),
             held: false,
             failures: Failures::after(engine.take_untold(attr.inode)),
@@ -178,6 +182,12 @@ impl FileContent {
     /// Whether writes are buffered or under way.
     pub fn is_dirty(&self) -> bool {
         self.lock().is_dirty()
+    }
+
+    /// Whether the file has set-user-ID or set-group-ID, as last heard.
+    pub(crate) fn has_set_id(&self) -> bool {
+        let mode = self.lock().attr.mode;
+        mode != mode::without_privileges(mode)
     }
 
     /// Whether a read has asked for the byte at `offset`, or a later one, so that a page cache above may have it.

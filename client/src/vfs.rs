@@ -52,6 +52,7 @@ mod opening;
 mod page_cache;
 mod pages;
 mod parts;
+mod privileges;
 mod xattrs;
 
 pub(crate) use access::permits;
@@ -63,6 +64,7 @@ pub use handles::HandleId;
 pub use names::{NewNode, RenameMode};
 pub use page_cache::{Done, PageCache};
 pub use pages::Listing;
+pub use privileges::Writer;
 pub use xattrs::XattrMode;
 
 use covers::Covers;

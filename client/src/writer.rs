@@ -248,9 +248,9 @@ async fn commit(
         inode: flight.file.inode().get(),
         extents: uses_of(drafts, stored, index).map(|(used, stored, _)| wire_extent(used, stored)).collect(),
         mtime_ns: flight.mtime_ns,
-        // Whoever may not keep set-user-ID loses it at the write (the kernel sees to that), not when the
-        // buffer is committed: by then it may have been set anew.
-        keep_privileges: true,
+        // What was there at the write fell away then; this is for what another mount has given since.
+        keep_privileges: !flight.drops.set_id,
+        drop_capability: flight.drops.capability,
     });
     let (chunks, files) = (chunks.collect(), files.collect());
     let results = engine.coordinator.confirm(session, chunks, files).await?;

@@ -213,7 +213,7 @@ fn answer_statfs(reply: ReplyStatfs, stat: StatFs) {
 /// The answer to an open carries no attributes, so the kernel goes on with those it has, as long as
 /// they are valid; an old size would hide what another mount has appended. Attributes alone (a negative
 /// offset) are dropped without any lock, so this is safe while the kernel waits for an answer.
-fn forget_attributes(notifier: &Notifications, inode: INodeNo) {
+pub(crate) fn forget_attributes(notifier: &Notifications, inode: INodeNo) {
     if let Some(notifier) = notifier.get()
         && let Err(error) = notifier.inval_inode(inode, -1, 0)
     {
@@ -542,7 +542,7 @@ impl Filesystem for Adapter {
     ) {
         let asked = self.asked(Op::Write, request, ino);
         let handle = HandleId(fh.0);
-        let origin = encode::write_origin(write_flags, flags.0);
+        let writer = encode::writer(write_flags, flags.0, request.uid());
         let written = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let answer = move |reply: ReplyWrite, ()| {
             Op::Write.moved(written.into());
@@ -550,14 +550,14 @@ impl Filesystem for Adapter {
         };
         let taken = {
             let _runtime = self.runtime.enter(); // a chunk that is full now leaves from here
-            self.vfs.try_write(handle, offset, data, origin)
+            self.vfs.try_write(handle, offset, data, writer)
         };
         if let Some(taken) = taken {
             return self.now(asked, reply, taken, answer);
         }
         // The one copy of the way: the kernel's bytes lie in a buffer that the next request needs.
         let (vfs, data) = (Arc::clone(&self.vfs), Bytes::copy_from_slice(data));
-        let work = async move { vfs.write(handle, offset, data, origin).await };
+        let work = async move { vfs.write(handle, offset, data, writer).await };
         self.later(asked, reply, work, answer);
     }
 

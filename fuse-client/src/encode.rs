@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use cairn_client::vfs::{AllocateMode, OpenFlags, Time, VfsError, WriteOrigin, XattrMode};
+use cairn_client::vfs::{AllocateMode, OpenFlags, Time, VfsError, WriteOrigin, Writer, XattrMode};
 use cairn_client::{Attr, Kind};
 use cairn_proto::{ErrorKind, FileName, InodeId};
 use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow, WriteFlags};
@@ -125,13 +125,19 @@ pub(crate) fn open_flags(flags: i32) -> OpenFlags {
     }
 }
 
-/// Why a write with these flags comes, through a handle that was opened with `open`.
-pub(crate) fn write_origin(flags: WriteFlags, open: i32) -> WriteOrigin {
-    match () {
+/// Who writes with these flags through a handle that was opened with `open`, as `uid`.
+pub(crate) fn writer(flags: WriteFlags, open: i32, uid: u32) -> Writer {
+    let origin = match () {
         () if flags.contains(WriteFlags::FUSE_WRITE_CACHE) => WriteOrigin::PageCache,
         () if open & libc::O_DIRECT != 0 => WriteOrigin::Direct,
         () => WriteOrigin::Call,
-    }
+    };
+    // For other writes the kernel looks for CAP_FSETID itself, and does not say what it found.
+    let keeps_set_id = match origin {
+        WriteOrigin::Direct => !flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+        WriteOrigin::Call | WriteOrigin::PageCache => uid == 0,
+    };
+    Writer { origin, keeps_set_id }
 }
 
 pub(crate) fn allocate_mode(mode: i32) -> Result<AllocateMode, Errno> {

@@ -12,7 +12,7 @@ use cairn_runtime::clock;
 use cairn_runtime::threads::Pool;
 use fuser::{INodeNo, Notifier};
 
-use crate::adapter::Notifications;
+use crate::adapter::{Notifications, forget_attributes};
 
 /// Notifications under way at once: each may wait for a cluster that is away.
 const THREADS: usize = 8;
@@ -72,5 +72,9 @@ impl PageCache for Pages {
 
     fn page_size(&self) -> u64 {
         rustix::param::page_size() as u64
+    }
+
+    fn forget_attributes(&self, inode: InodeId) {
+        forget_attributes(&self.notifier, INodeNo(inode.get()));
     }
 }

@@ -404,7 +404,7 @@ impl Wire {
         v1::ConfirmUploadRequest {
             id: Some(self.next_id()),
             chunks: vec![chunk],
-            files: vec![v1::FileCommit { inode, extents: vec![extent], mtime_ns: 0, keep_privileges: false }],
+            files: vec![v1::FileCommit { inode, extents: vec![extent], ..v1::FileCommit::default() }],
         }
     }
 
@@ -424,7 +424,7 @@ impl Wire {
                 offset += here;
             }
             assert_eq!(offset, length, "the plan covers the file");
-            let files = vec![v1::FileCommit { inode, extents, mtime_ns: 0, keep_privileges: false }];
+            let files = vec![v1::FileCommit { inode, extents, ..v1::FileCommit::default() }];
             let request = v1::ConfirmUploadRequest { id: Some(self.next_id()), chunks, files };
             let attr = self.confirm(request).expect("commit").attr.expect("attributes");
             assert_eq!(attr.size, length, "size after the commit");

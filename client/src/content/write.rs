@@ -51,13 +51,33 @@ impl Place {
     }
 }
 
+/// What falls away from a file with a write to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Drops {
+    /// Set-user-ID, and set-group-ID where the group may execute.
+    pub(crate) set_id: bool,
+    /// `security.capability`.
+    pub(crate) capability: bool,
+}
+
+impl std::ops::BitOrAssign for Drops {
+    fn bitor_assign(&mut self, other: Self) {
+        self.set_id |= other.set_id;
+        self.capability |= other.capability;
+    }
+}
+
 impl FileContent {
-    /// Buffers a write when that needs no waiting. `Ok(false)`: nothing was taken, use [`Self::write_for`].
+    /// Buffers a write when that needs no waiting. `Ok(false)`: nothing was taken, use [`Self::write`].
     ///
     /// An error that an earlier write of this file met in the background is reported here, once to each
     /// descriptor.
     pub fn try_write(&self, told: &Told, place: impl Into<Place>, data: &[u8]) -> Result<bool> {
-        let place = place.into();
+        self.try_write_for(told, Drops::default(), place.into(), data)
+    }
+
+    /// [`Self::try_write`] by somebody whose writes take something from the file.
+    pub(crate) fn try_write_for(&self, told: &Told, drops: Drops, place: Place, data: &[u8]) -> Result<bool> {
         place.check(data.len())?;
         if data.is_empty() {
             return Ok(true);
@@ -66,25 +86,30 @@ impl FileContent {
             return Ok(false);
         }
         let Some(memory) = self.engine.budget.writes.try_take(data.len()) else { return Ok(false) };
-        Ok(self.buffer(told, place, data, memory)?.is_none())
+        Ok(self.buffer(told, drops, place, data, memory)?.is_none())
     }
 
     /// [`Self::write_for`] without a descriptor.
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<()> {
-        self.write_for(&self.told, offset, data).await
+        self.write_for(&self.told, Drops::default(), Place::At(offset), data).await
     }
 
     /// Buffers a write, waiting for memory. Taken piece by piece when it is large.
     ///
     /// While the cluster has no room it is also stored, so that `NoSpace` is told here.
-    pub async fn write_for(&self, told: &Told, place: impl Into<Place>, data: Bytes) -> Result<()> {
-        let mut place = place.into();
+    pub(crate) async fn write_for(
+        &self,
+        told: &Told,
+        drops: Drops,
+        mut place: Place,
+        data: Bytes,
+    ) -> Result<()> {
         place.check(data.len())?;
         for piece in data.chunks(PIECE) {
             let mut memory = Some(self.wait_for_memory(piece.len()).await?);
             while let Some(taken) = memory.take() {
                 let released = self.released.notified();
-                memory = self.buffer(told, place, piece, taken)?;
+                memory = self.buffer(told, drops, place, piece, taken)?;
                 if memory.is_some() {
                     let _ = clock::timeout(crate::retry::TRY_TIME, released).await;
                 }
@@ -121,6 +146,7 @@ impl FileContent {
     fn buffer(
         &self,
         told: &Told,
+        drops: Drops,
         place: Place,
         data: &[u8],
         memory: Reservation,
@@ -143,6 +169,7 @@ impl FileContent {
             }
             state.memory.absorb(memory);
             state.written_ns = clock::wall_ns();
+            state.drops |= drops;
             self.insert(&mut state, offset, data, &mut leaving);
             if !state.dirty.is_empty() {
                 state.dirty_since.get_or_insert_with(clock::now);
@@ -187,11 +214,13 @@ impl FileContent {
         let Some(file) = self.this.upgrade() else { return Vec::new() };
         let runs = state.dirty.take();
         state.dirty_since = None;
+        let drops = std::mem::take(&mut state.drops);
         let mut taken = Vec::with_capacity(1);
         for runs in flight::groups(runs, self.engine.chunk_size) {
             let memory = state.memory.split(runs.iter().map(|(_, run)| run.len()).sum());
             let previous = state.flights.back().cloned();
-            let flight = Flight::new(Arc::clone(&file), runs, state.written_ns, durable, previous, memory);
+            let flight =
+                Flight::new(Arc::clone(&file), runs, state.written_ns, durable, drops, previous, memory);
             state.flights.push_back(Arc::clone(&flight));
             taken.push(flight);
         }

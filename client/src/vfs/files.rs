@@ -13,7 +13,7 @@ use super::handles::{FileHandle, FileRef, Handle, Mode};
 use super::local::Made;
 use super::names::create_of;
 use super::page_cache::Paging;
-use super::{Entry, HandleId, MAY_READ, MAY_WRITE, Result, Vfs, VfsError, access};
+use super::{Entry, HandleId, MAY_READ, MAY_WRITE, Result, Vfs, VfsError, Writer, access};
 use crate::{Applied, Caller, ClientError, FileContent, Kind, OpenGuard, Place};
 
 /// How open(2) was called, as far as a file system minds.
@@ -288,14 +288,17 @@ impl Vfs {
         handle: HandleId,
         offset: u64,
         data: &[u8],
-        origin: WriteOrigin,
+        writer: impl Into<Writer>,
     ) -> Option<Result<()>> {
+        let writer = writer.into();
         let file = match self.writable(handle) {
-            Ok(file) if file.sync || self.concerns_pages(&file, offset, origin) => return None,
+            Ok(file) if file.sync || self.concerns_pages(&file, offset, writer.origin) => return None,
+            Ok(file) if self.has_privileges(&file, writer) => return None,
             Ok(file) => file,
             Err(error) => return Some(Err(error)),
         };
-        match file.content.try_write(&file.told, place(&file, offset, origin), data) {
+        let (drops, place) = (self.drops(&file, writer), place(&file, offset, writer.origin));
+        match file.content.try_write_for(&file.told, drops, place, data) {
             Ok(true) => Some(Ok(())),
             Ok(false) => None,
             Err(error) => Some(Err(error.into())),
@@ -303,12 +306,21 @@ impl Vfs {
     }
 
     /// Writes all of `data`; waits for memory, and with O_SYNC until it is durable.
-    pub async fn write(&self, handle: HandleId, offset: u64, data: Bytes, origin: WriteOrigin) -> Result<()> {
+    pub async fn write(
+        self: &Arc<Self>,
+        handle: HandleId,
+        offset: u64,
+        data: Bytes,
+        writer: impl Into<Writer>,
+    ) -> Result<()> {
+        let writer = writer.into();
+        let origin = writer.origin;
         let file = self.writable(handle)?;
         let len = data.len() as u64;
+        self.take_privileges(handle, &file, writer).await?;
         self.before_write(&file, offset, origin).await;
-        let place = place(&file, offset, origin);
-        file.content.write_for(&file.told, place, data).await?;
+        let (drops, place) = (self.drops(&file, writer), place(&file, offset, origin));
+        file.content.write_for(&file.told, drops, place, data).await?;
         self.after_write(&file, place, len, origin).await;
         if file.sync {
             file.content.fsync_for(&file.told).await?;
@@ -316,7 +328,7 @@ impl Vfs {
         Ok(())
     }
 
-    fn writable(&self, handle: HandleId) -> Result<FileRef> {
+    pub(super) fn writable(&self, handle: HandleId) -> Result<FileRef> {
         let file = self.handles.file(handle, "be written")?;
         if !file.mode.writes() {
             return Err(VfsError::Handle { handle, operation: "be written" });

@@ -45,6 +45,9 @@ pub trait PageCache: Send + Sync {
 
     /// Bytes in a page; a power of two.
     fn page_size(&self) -> u64;
+
+    /// Has the attributes of an inode asked for before they are used again.
+    fn forget_attributes(&self, inode: InodeId);
 }
 
 /// What an open makes possible.

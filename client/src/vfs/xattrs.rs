@@ -12,7 +12,7 @@ use super::{Result, Vfs, VfsError};
 use crate::{Attr, Caller};
 
 /// The kernel asks for it before the first write of every open file.
-const CAPABILITY: &[u8] = b"security.capability";
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
 /// Access control lists would be stored but not obeyed, so they are refused.
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 

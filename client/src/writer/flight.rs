@@ -14,7 +14,7 @@ use cairn_runtime::bugs::{Bug, planted};
 use tokio::sync::watch;
 
 use crate::budget::Reservation;
-use crate::content::FileContent;
+use crate::content::{Drops, FileContent};
 
 /// Runs and whole chunks of one flight: each becomes an extent of its commit, and one more where a run is cut.
 pub(crate) const RUNS_MAX: usize = COMMIT_EXTENTS_MAX / 2;
@@ -48,6 +48,7 @@ pub(crate) struct Flight {
     pub(crate) mtime_ns: i64,
     /// To be stored with sync.
     pub(crate) durable: bool,
+    pub(crate) drops: Drops,
     previous: Mutex<Option<Arc<Flight>>>,
     landed: watch::Sender<bool>,
     /// With its commit all of the file was known to survive power loss, also what others had committed.
@@ -61,6 +62,7 @@ impl Flight {
         runs: Vec<(u64, Bytes)>,
         mtime_ns: i64,
         durable: bool,
+        drops: Drops,
         previous: Option<Arc<Self>>,
         memory: Reservation,
     ) -> Arc<Self> {
@@ -71,6 +73,7 @@ impl Flight {
             bytes,
             mtime_ns,
             durable,
+            drops,
             previous: Mutex::new(previous),
             landed: watch::Sender::new(false),
             left_synced: AtomicBool::new(false),

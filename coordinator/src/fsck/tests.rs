@@ -117,7 +117,13 @@ impl Bench {
         };
         let extent =
             NewExtent { range: ByteRange::new(0, length).unwrap(), chunk: id(chunk), chunk_offset: 0 };
-        let file = FileCommit { inode: file, extents: vec![extent], mtime_ns: None, keep_privileges: true };
+        let file = FileCommit {
+            inode: file,
+            extents: vec![extent],
+            mtime_ns: None,
+            keep_privileges: true,
+            drop_capability: false,
+        };
         let op = Confirm { session, chunks: vec![stored], files: vec![file] };
         for result in self.tx.attempt(|tx| confirm(tx, &op)).unwrap() {
             result.unwrap();

@@ -142,6 +142,7 @@ impl Trial {
             extents: extents.clone(),
             mtime_ns: Some(1),
             keep_privileges: true,
+            drop_capability: false,
         }];
         let confirm = Confirm { session: self.session, chunks: vec![chunk], files };
         let results = match self.tx.attempt(|tx| commit::confirm(tx, &confirm)) {

@@ -4,13 +4,14 @@ use cairn_proto::mode::without_privileges;
 
 use super::access::Caller;
 use super::chunks::LiveChanges;
-use super::{Allocate, Applied, clone_range, extents};
+use super::{Allocate, Applied, clone_range, extents, xattr};
 use crate::error::OpError;
 use crate::executor::Tx;
 
 pub(super) fn allocate(tx: &mut Tx, op: &Allocate, caller: &Caller) -> Result<Applied, OpError> {
     let mut inode = tx.inode(op.inode)?;
     clone_range::need_file(&inode)?;
+    let before = inode.clone();
     let grows = !op.keep_size && op.range.end() > inode.size;
     if op.make_hole {
         let mut live = LiveChanges::default();
@@ -20,11 +21,15 @@ pub(super) fn allocate(tx: &mut Tx, op: &Allocate, caller: &Caller) -> Result<Ap
     if grows {
         inode.size = op.range.end();
     }
+    xattr::drop_capability(tx, &mut inode)?;
     if !caller.is_root() {
         inode.mode = without_privileges(inode.mode);
     }
     if op.make_hole || grows {
         inode.modified(tx.now_ns());
+        tx.put(inode.clone());
+    } else if inode != before {
+        inode.changed(tx.now_ns());
         tx.put(inode.clone());
     }
     Ok(Applied::inode(inode))

@@ -6,7 +6,7 @@ use cairn_proto::{ByteRange, ErrorKind};
 
 use super::access::Caller;
 use super::chunks::LiveChanges;
-use super::{Applied, CloneRange, extents};
+use super::{Applied, CloneRange, extents, xattr};
 use crate::error::OpError;
 use crate::executor::Tx;
 use crate::store::{Extent, Inode, Kind};
@@ -41,6 +41,7 @@ pub(super) fn clone_range(tx: &mut Tx, op: &CloneRange, caller: &Caller) -> Resu
     }
     live.apply(tx)?;
     destination.size = destination.size.max(to.end());
+    xattr::drop_capability(tx, &mut destination)?;
     if !caller.is_root() {
         destination.mode = without_privileges(destination.mode);
     }

@@ -12,7 +12,7 @@ use cairn_proto::mode::without_privileges;
 use cairn_proto::{ByteRange, ChunkId, ErrorKind, InodeId, NodeId, ReplicaSetId, SessionId};
 
 use super::chunks::{self, LiveChanges};
-use super::{Applied, clone_range, extents};
+use super::{Applied, clone_range, extents, xattr};
 use crate::error::OpError;
 use crate::executor::Tx;
 use crate::store::{
@@ -48,6 +48,7 @@ pub(crate) struct FileCommit {
     /// `None`: the coordinator's clock.
     pub(crate) mtime_ns: Option<i64>,
     pub(crate) keep_privileges: bool,
+    pub(crate) drop_capability: bool,
 }
 
 /// Chunks and the files that they become part of.
@@ -290,6 +291,9 @@ fn commit_file(
     inode.mtime_ns = file.mtime_ns.unwrap_or(now_ns);
     if !file.keep_privileges {
         inode.mode = without_privileges(inode.mode);
+    }
+    if file.drop_capability {
+        xattr::drop_capability(tx, &mut inode)?;
     }
     inode.changed(now_ns);
     tx.put(inode.clone());

@@ -6,7 +6,7 @@ use cairn_proto::{ByteRange, ErrorKind, InodeId};
 
 use super::access::{Caller, WRITE, only_drops_privileges};
 use super::chunks::LiveChanges;
-use super::{Applied, extents};
+use super::{Applied, extents, xattr};
 use crate::error::OpError;
 use crate::executor::Tx;
 use crate::store::{Inode, Kind};
@@ -58,6 +58,7 @@ pub(super) fn set_attr(tx: &mut Tx, op: &SetAttr, caller: &Caller) -> Result<App
         inode.gid = op.gid.unwrap_or(inode.gid);
         if !inode.is_directory() {
             inode.mode = without_privileges(inode.mode);
+            xattr::drop_capability(tx, &mut inode)?;
         }
     }
     if let Some(mode) = op.mode {
@@ -129,6 +130,7 @@ fn truncate(tx: &mut Tx, inode: &mut Inode, size: u64, caller: &Caller) -> Resul
     }
     inode.size = size;
     inode.mtime_ns = tx.now_ns();
+    xattr::drop_capability(tx, inode)?;
     if !caller.is_root() {
         inode.mode = without_privileges(inode.mode);
     }

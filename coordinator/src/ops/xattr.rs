@@ -13,7 +13,7 @@ use crate::store::{Inode, Key, Kind, Scan, Xattr};
 
 /// Values of one inode together, bytes; more would not fit one answer.
 const VALUES_MAX: usize = 1 << 20;
-/// The only attribute that the kernel removes on behalf of whoever writes.
+/// The only attribute that the kernel removes by itself.
 const CAPABILITY: &[u8] = b"security.capability";
 
 /// A value for a name.
@@ -60,7 +60,9 @@ pub(super) fn set(tx: &mut Tx, op: &SetXattr, caller: &Caller) -> Result<Applied
 
 pub(super) fn remove(tx: &mut Tx, id: InodeId, name: &Bytes, caller: &Caller) -> Result<Applied, OpError> {
     let mut inode = tx.inode(id)?;
-    if name != CAPABILITY || !caller.may(&inode, WRITE) {
+    // It goes with a change of content or owner. The kernel removes it then, on behalf of whoever makes the change and
+    // once it has allowed that: chown(2) that changes nothing is allowed to everybody.
+    if name != CAPABILITY {
         may_change(&inode, name, caller)?;
     }
     let key = Key::Xattr(id, name.clone());
@@ -72,6 +74,16 @@ pub(super) fn remove(tx: &mut Tx, id: InodeId, name: &Bytes, caller: &Caller) ->
     inode.changed(tx.now_ns());
     tx.put(inode.clone());
     Ok(Applied::inode(inode))
+}
+
+/// What a change of content or owner does. The caller puts the inode.
+pub(super) fn drop_capability(tx: &mut Tx, inode: &mut Inode) -> Result<(), OpError> {
+    let key = Key::Xattr(inode.id, Bytes::from_static(CAPABILITY));
+    if inode.xattrs > 0 && tx.get(&key)?.is_some() {
+        tx.delete(key);
+        inode.xattrs -= 1;
+    }
+    Ok(())
 }
 
 fn no_data() -> OpError {

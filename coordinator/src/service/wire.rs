@@ -342,6 +342,7 @@ fn file_commit(file: v1::FileCommit) -> Result<FileCommit, OpError> {
         extents: file.extents.into_iter().map(extent).collect::<Result<_, _>>()?,
         mtime_ns: (file.mtime_ns != 0).then_some(file.mtime_ns),
         keep_privileges: file.keep_privileges,
+        drop_capability: file.drop_capability,
     })
 }
 

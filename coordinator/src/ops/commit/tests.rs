@@ -83,6 +83,7 @@ impl Listed {
             extents: vec![NewExtent { range, chunk, chunk_offset: 0 }],
             mtime_ns: None,
             keep_privileges: true,
+            drop_capability: false,
         };
         let op = Confirm {
             session: session(of),

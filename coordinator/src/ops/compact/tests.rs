@@ -65,6 +65,7 @@ impl World {
             extents: vec![extent],
             mtime_ns: None,
             keep_privileges: true,
+            drop_capability: false,
         };
         let op = Confirm { session: NOBODY, chunks: vec![stored], files: vec![file_commit] };
         let results = self.tx.attempt(|tx| confirm(tx, &op)).unwrap();

@@ -29,6 +29,43 @@ fn xattr(tx: &mut Tx, inode: InodeId, name: &'static str, caller: &Caller) -> Re
 }
 
 #[test]
+fn a_change_of_content_or_owner_takes_the_capability() {
+    let mut tx = tx();
+    let file = make_file(&mut tx, "f").id;
+    let change = |tx: &mut Tx, change: &dyn Fn(&mut Tx)| {
+        xattr(tx, file, "security.capability", &root()).unwrap();
+        xattr(tx, file, "user.kept", &root()).unwrap();
+        assert_eq!(attr(tx, file).xattrs, 2);
+        change(tx);
+        assert_eq!(attr(tx, file).xattrs, 1);
+        let key = Key::Xattr(file, Bytes::from_static(b"security.capability"));
+        assert!(tx.get(&key).unwrap().is_none());
+    };
+    let set_attr = |tx: &mut Tx, op: SetAttr| drop(run(tx, Mutation::SetAttr(op), &root()).unwrap());
+    change(&mut tx, &|tx| set_attr(tx, SetAttr { uid: Some(7), ..set(file) }));
+    change(&mut tx, &|tx| set_attr(tx, SetAttr { size: Some(100), ..set(file) }));
+    for keep_size in [true, false] {
+        let range = ByteRange::new(0, 10).unwrap();
+        let op = Allocate { inode: file, range, keep_size, make_hole: false };
+        change(&mut tx, &|tx| drop(run(tx, Mutation::Allocate(op.clone()), &user(7)).unwrap()));
+    }
+    // The kernel does so for chown(2) that changes nothing, which everybody may call.
+    let name = Bytes::from_static(b"security.capability");
+    let remove = Mutation::RemoveXattr { inode: file, name: name.clone() };
+    change(&mut tx, &|tx| drop(run(tx, remove.clone(), &user(9)).unwrap()));
+    assert_eq!(
+        kind_of(xattr(&mut tx, file, "security.capability", &user(9))).unwrap_err(),
+        ErrorKind::NotPermitted
+    );
+    // Nothing to take: nothing changes.
+    let version = attr(&mut tx, file).version;
+    let range = ByteRange::new(0, 10).unwrap();
+    let op = Allocate { inode: file, range, keep_size: true, make_hole: false };
+    run(&mut tx, Mutation::Allocate(op), &user(7)).unwrap();
+    assert_eq!(attr(&mut tx, file).version, version);
+}
+
+#[test]
 fn a_set_group_id_directory_gives_its_group() {
     let mut tx = tx();
     let dir = make_dir(&mut tx, ROOT, "d", 0o2777, &root());

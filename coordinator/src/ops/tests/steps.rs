@@ -172,7 +172,13 @@ impl Bench {
             stored_by: [NodeId::from_uuid(Uuid::nil())].into(),
             synced: true,
         };
-        let files = vec![FileCommit { inode: file, extents, mtime_ns: None, keep_privileges: true }];
+        let files = vec![FileCommit {
+            inode: file,
+            extents,
+            mtime_ns: None,
+            keep_privileges: true,
+            drop_capability: false,
+        }];
         let op = Confirm { session: session(1), chunks: vec![stored], files };
         let results = self.job(|tx| confirm(tx, &op));
         assert!(results.iter().all(Result::is_ok), "{results:?}");
@@ -425,7 +431,13 @@ fn a_file_with_too_many_dead_ranges_makes_writers_wait_and_comes_first() {
             stored_by: [NodeId::from_uuid(Uuid::nil())].into(),
             synced: true,
         };
-        let files = vec![FileCommit { inode: file, extents, mtime_ns: None, keep_privileges: true }];
+        let files = vec![FileCommit {
+            inode: file,
+            extents,
+            mtime_ns: None,
+            keep_privileges: true,
+            drop_capability: false,
+        }];
         let op = Confirm { session: session(1), chunks: vec![stored], files };
         bench.counts.take();
         let result = bench.tx.attempt(|tx| confirm(tx, &op));
