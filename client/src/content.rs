@@ -288,6 +288,9 @@ impl State {
         if follows && self.synced == Some(self.attr.version) {
             self.synced = Some(attr.version);
         }
+        if follows && attr.size > self.attr.size {
+            self.extents.resize(self.attr.size, attr.size);
+        }
         if attr.version > self.attr.version && !follows {
             self.foreign += 1;
             self.extents.clear();

@@ -41,6 +41,7 @@ mod covers;
 mod directories;
 mod error;
 mod files;
+mod growth;
 mod handles;
 mod inodes;
 mod kept;

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_client::vfs::{
-    AttrChange, HandleId, Listing, NewNode, OpenFlags, RenameMode, Time, Vfs, VfsError, WriteOrigin,
+    AllocateMode, AttrChange, HandleId, Listing, NewNode, OpenFlags, RenameMode, Time, Vfs, VfsError,
+    WriteOrigin,
 };
 use cairn_client::{Attr, Caller, ClientConfig, Kind};
 use cairn_proto::{ErrorKind, FileName, InodeId, SymlinkTarget};
@@ -131,6 +132,43 @@ async fn a_file_that_is_removed_before_its_creation_is_applied_lives_while_it_is
     cluster.stop().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_grows_under_a_lease_without_asking() {
+    let cluster = Cluster::start().await.unwrap();
+    let (one, other) = (mount(&cluster, true).await, mount(&cluster, false).await);
+    let me = Caller { uid: 1000, gid: 100, groups: vec![] };
+    let directory = leased(&one, "d").await;
+    let flags = OpenFlags { read: true, write: true, exclusive: true, ..OpenFlags::default() };
+    let opened = one.create_open(directory, &name("f"), 0o4755, flags, &Caller::root()).await.unwrap();
+    let (inode, handle) = (opened.entry.attr.inode, Some(opened.handle));
+    one.write(opened.handle, 0, Bytes::from_static(b"content"), WriteOrigin::Call).await.unwrap();
+    one.flush(opened.handle).await.unwrap();
+    let grown = |size| AttrChange { size: Some(size), ..AttrChange::default() };
+    for size in 8..200 {
+        let attr = one.try_setattr(inode, grown(size), handle, &me).unwrap().unwrap().attr;
+        assert_eq!((attr.size, attr.mode), (size, 0o755));
+    }
+    assert!(one.try_setattr(inode, grown(5), handle, &me).is_none(), "to cut it is the coordinator's part");
+    assert!(one.try_setattr(inode, grown(300), None, &me).is_none(), "the right to write it as well");
+    let mut whole = b"content".to_vec();
+    whole.resize(199, 0);
+    assert_eq!(one.read(opened.handle, 0, 1000).await.unwrap(), whole);
+    one.write(opened.handle, 250, Bytes::from_static(b"end"), WriteOrigin::Call).await.unwrap();
+    one.fallocate(opened.handle, 100, 300, AllocateMode::Reserve { keep_size: false }, &me).await.unwrap();
+    one.flush(opened.handle).await.unwrap();
+    let seen = other.lookup(directory, &name("f"), &Caller::root()).await.unwrap().attr;
+    assert_eq!((seen.size, seen.mode, seen.inode), (400, 0o755, inode));
+    let read = OpenFlags { read: true, ..OpenFlags::default() };
+    let there = other.open(inode, read, &Caller::root()).await.unwrap().handle;
+    whole.resize(250, 0);
+    whole.extend_from_slice(b"end");
+    whole.resize(400, 0);
+    assert_eq!(other.read(there, 0, 1000).await.unwrap(), whole);
+    one.client().close().await.unwrap();
+    other.client().close().await.unwrap();
+    cluster.stop().await.unwrap();
+}
+
 /// Small, seeded, and the same everywhere.
 struct Dice(u64);
 
@@ -159,6 +197,8 @@ enum Step {
     Link(usize, String, usize, String),
     Chmod(usize, String, u32),
     Touch(usize, String),
+    /// To a size, by ftruncate(2) or fallocate(2).
+    Grow(usize, String, u64, bool),
     Give(usize, String, u32),
     Look(usize, String),
     /// As a kernel lists that will look at the entries.
@@ -181,7 +221,8 @@ fn step(dice: &mut Dice, dirs: usize) -> Step {
         }
         70..75 => Step::Link(a, x, b, y),
         75..80 => Step::Chmod(a, x, [0o600, 0o4755, 0o2755, 0o777][dice.below(4) as usize]),
-        80..85 => Step::Touch(a, x),
+        80..82 => Step::Touch(a, x),
+        82..85 => Step::Grow(a, x, dice.below(30), dice.below(2) == 0),
         85..88 => Step::Give(a, x, [0, 1000, 2000][dice.below(3) as usize]),
         88..93 => Step::Look(a, x),
         93..97 => Step::List(a),
@@ -234,6 +275,23 @@ impl Tree {
             Step::Touch(dir, text) => {
                 let (atime, mtime) = (Some(Time::At(5)), Some(Time::At(7)));
                 set(*dir, text, AttrChange { atime, mtime, ..AttrChange::default() }).await
+            }
+            Step::Grow(dir, text, size, truncates) => {
+                let attr = vfs.lookup(dirs[*dir], &name(text), me).await?.attr;
+                if attr.kind != Kind::File {
+                    return Ok(Some(attr));
+                }
+                let flags = OpenFlags { write: true, ..OpenFlags::default() };
+                let handle = vfs.open(attr.inode, flags, me).await?.handle;
+                let result = if *truncates {
+                    let change = AttrChange { size: Some(*size), ..AttrChange::default() };
+                    vfs.setattr(attr.inode, change, Some(handle), me).await.map(|entry| Some(entry.attr))
+                } else {
+                    let mode = AllocateMode::Reserve { keep_size: false };
+                    vfs.fallocate(handle, 3, size + 1, mode, me).await.map(|()| None)
+                };
+                vfs.release(handle);
+                result
             }
             Step::Give(dir, text, uid) => {
                 set(*dir, text, AttrChange { uid: Some(*uid), ..AttrChange::default() }).await

@@ -327,7 +327,7 @@ impl Filesystem for Adapter {
         let (atime, mtime) = (atime.map(encode::time), mtime.map(encode::time));
         let change = AttrChange { mode, uid, gid, size, atime, mtime };
         let (handle, caller) = (fh.map(|fh| HandleId(fh.0)), self.callers.with_groups(request));
-        if let Some(done) = self.vfs.try_setattr(inode, change, &caller) {
+        if let Some(done) = self.vfs.try_setattr(inode, change, handle, &caller) {
             return self.now(asked, reply, done, answer_attr);
         }
         let vfs = Arc::clone(&self.vfs);

@@ -404,10 +404,15 @@ impl Vfs {
         self: &Arc<Self>,
         inode: InodeId,
         change: AttrChange,
+        handle: Option<HandleId>,
         caller: &Caller,
     ) -> Option<Result<Entry>> {
         if self.pages_move_times(inode, &change) {
             return None;
+        }
+        if let Some(size) = self.sized_through(change, handle) {
+            let exposes = self.inodes.content(inode).and_then(|content| self.exposed(&content, size));
+            return if exposes.is_some() { None } else { self.grow_locally(inode, size, caller).now() };
         }
         self.set_attr_locally(inode, change, caller).now()
     }
@@ -426,6 +431,12 @@ impl Vfs {
         let content = self.inodes.content(inode).or_else(|| self.client.existing_content(inode));
         let exposed =
             content.as_ref().zip(change.size).and_then(|(content, size)| self.exposed(content, size));
+        if let (Some(content), Some(size)) = (&content, self.sized_through(change, handle))
+            && let Some(done) = self.grow_under_lease(content, size, caller).await?
+        {
+            self.zero(inode, exposed).await;
+            return Ok(done);
+        }
         if let Some(done) = self.set_attr_under_lease(inode, content.as_ref(), change, caller).await? {
             return Ok(done);
         }
@@ -466,7 +477,7 @@ impl Vfs {
 
     /// fallocate(2). `length` is at least 1.
     pub async fn fallocate(
-        &self,
+        self: &Arc<Self>,
         handle: HandleId,
         offset: u64,
         length: u64,
@@ -482,8 +493,12 @@ impl Vfs {
             AllocateMode::Reserve { keep_size } => (false, keep_size),
             AllocateMode::Zero { keep_size } => (true, keep_size),
         };
+        self.check_room(&file.content, length, mode).await?;
         if !keep_size {
             self.conceal(&file.content, end).await;
+        }
+        if !make_hole && !keep_size && self.grow_under_lease(&file.content, end, caller).await?.is_some() {
+            return Ok(());
         }
         let asked = clock::now();
         let op = v1::Allocate { inode: file.inode.get(), offset, length, keep_size, make_hole };

@@ -341,7 +341,7 @@ impl Vfs {
     }
 
     /// Changes the attributes of an inode, or has them fetched again when no lease covers them.
-    fn change_here(&self, inode: InodeId, change: impl FnOnce(&mut Attr)) {
+    pub(super) fn change_here(&self, inode: InodeId, change: impl FnOnce(&mut Attr)) {
         let content = self.inodes.content(inode).or_else(|| self.client.existing_content(inode));
         if self.inodes.change(inode, content.as_deref(), change).is_none() {
             self.inodes.expire(inode);
@@ -353,7 +353,7 @@ impl Vfs {
         (sequence, self.session().hold(inode, sequence))
     }
 
-    fn local_time(&self) -> i64 {
+    pub(super) fn local_time(&self) -> i64 {
         self.client.behind().at(self.session().leases.now_ns())
     }
 
