@@ -64,7 +64,6 @@ struct State {
     newest: u64,
     /// Inode → the newest mutation that concerns it.
     last_of: HashMap<InodeId, u64>,
-    last_at_ns: i64,
     lost: HashMap<InodeId, Loss>,
     /// Others have lost changes, and who syncs next is told of it.
     more_lost: bool,
@@ -104,13 +103,6 @@ impl Behind {
     /// Whether another mutation may be performed now.
     pub(crate) fn has_room(&self) -> bool {
         self.lock().queue.len() < PENDING_MAX && self.progress.borrow().trouble.is_none()
-    }
-
-    /// The time of the next mutation: that of the coordinator's clock, never before the one of the last.
-    pub(crate) fn at(&self, now_ns: i64) -> i64 {
-        let mut state = self.lock();
-        state.last_at_ns = state.last_at_ns.max(now_ns);
-        state.last_at_ns
     }
 
     pub(crate) fn push(&self, pending: Pending) {
@@ -295,11 +287,5 @@ mod tests {
         behind.landed(batch);
         assert!(behind.has_room());
         behind.all_applied().await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn times_never_run_backwards() {
-        let behind = Behind::default();
-        assert_eq!([behind.at(5), behind.at(3), behind.at(7)], [5, 5, 7]);
     }
 }

@@ -44,8 +44,10 @@ impl Client {
         config.validate()?;
         crate::metrics::describe();
         let map = Arc::new(MapCell::new());
-        let rpc = coordinator::dial(&config.coordinator)?;
-        let session = Session::new(rpc.clone(), description, config.unreachable, Arc::clone(&map));
+        let cluster_clock = Arc::default();
+        let rpc = coordinator::dial(&config.coordinator, &cluster_clock)?;
+        let session =
+            Session::new(rpc.clone(), description, config.unreachable, Arc::clone(&map), cluster_clock);
         let life_line = session.connect().await?;
         let tasks = TaskTracker::new();
         let coordinator = Coordinator::new(rpc, session, map, config.unreachable, tasks.clone());

@@ -13,18 +13,17 @@ use std::sync::Arc;
 
 use cairn_proto::limits::MESSAGE_SIZE_MAX;
 use cairn_proto::v1::coordinator_client::CoordinatorClient;
-use cairn_runtime::telemetry::stamp_request;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 
+use crate::clock::{ClusterClock, Stamp};
 use crate::config::Unreachable;
 use crate::error::Result;
 use crate::map::MapCell;
 use crate::session::Session;
 
-type Stamp = fn(tonic::Request<()>) -> std::result::Result<tonic::Request<()>, tonic::Status>;
 pub(crate) type Rpc = CoordinatorClient<InterceptedService<Channel, Stamp>>;
 
 /// The metadata service. Clones share everything.
@@ -43,10 +42,10 @@ struct Shared {
     tasks: TaskTracker,
 }
 
-/// A client of the service at `address`, which connects when first used.
-pub(crate) fn dial(address: &str) -> Result<Rpc> {
+/// A client of the service at `address`, which connects when first used. `clock`: the time that its requests carry.
+pub(crate) fn dial(address: &str, clock: &Arc<ClusterClock>) -> Result<Rpc> {
     let channel = cairn_runtime::net::connect(address)?;
-    let rpc = CoordinatorClient::with_interceptor(channel, stamp_request as Stamp);
+    let rpc = CoordinatorClient::with_interceptor(channel, Stamp(Arc::clone(clock)));
     Ok(rpc.max_decoding_message_size(MESSAGE_SIZE_MAX).max_encoding_message_size(MESSAGE_SIZE_MAX))
 }
 

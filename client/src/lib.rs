@@ -9,6 +9,7 @@ mod behind;
 mod budget;
 mod cache;
 mod client;
+mod clock;
 mod config;
 mod content;
 mod coordinator;

@@ -21,7 +21,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use cairn_proto::limits::SLOTS_MAX;
 use cairn_proto::{ClusterId, ErrorKind, InodeId, SessionId, v1};
-use cairn_runtime::clock::{self, Instant};
+use cairn_runtime::clock::{self, BootInstant};
 use cairn_runtime::random;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tracing::{debug, info, warn};
 
+use crate::clock::ClusterClock;
 use crate::config::Unreachable;
 use crate::coordinator::Rpc;
 use crate::error::{ClientError, Result};
@@ -74,6 +75,7 @@ pub(crate) struct Session {
     id: watch::Sender<Option<SessionId>>,
     pub(crate) opens: Arc<Opens>,
     pub(crate) leases: Leases,
+    pub(crate) clock: Arc<ClusterClock>,
     renew: Notify,
     expired: watch::Sender<Option<SessionId>>,
     /// Since when, and why, there is no stream to the coordinator.
@@ -96,7 +98,13 @@ struct Link {
 }
 
 impl Session {
-    pub(crate) fn new(rpc: Rpc, description: String, policy: Unreachable, map: Arc<MapCell>) -> Arc<Self> {
+    pub(crate) fn new(
+        rpc: Rpc,
+        description: String,
+        policy: Unreachable,
+        map: Arc<MapCell>,
+        clock: Arc<ClusterClock>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             rpc,
             description,
@@ -106,6 +114,7 @@ impl Session {
             id: watch::Sender::new(None),
             opens: Arc::default(),
             leases: Leases::default(),
+            clock,
             renew: Notify::new(),
             expired: watch::Sender::new(None),
             broken: Mutex::new(None),
@@ -255,16 +264,18 @@ impl Session {
         let present = self.current.load_full();
         let over = *self.expired.borrow();
         let resume = present.filter(|identity| Some(identity.session) != over);
+        let (open, more) = opens::in_pages(self.opens.list());
         let hello = v1::ClientHello {
             session: resume.as_ref().map(|identity| identity.session.to_wire()).unwrap_or_default(),
             description: self.description.chars().take(200).collect(),
-            open: self.opens.list(),
+            open,
             map_revision: 0,
             version: cairn_runtime::VERSION.into(),
             leases: self.leases.list(),
+            more_open: !more.is_empty(),
         };
-        let dialled = clock::now();
-        let connected = clock::timeout(TRY_TIME, self.greet(hello)).await;
+        let dialled = clock::boot_now();
+        let connected = clock::timeout(TRY_TIME, self.greet(hello, more)).await;
         let result = connected.unwrap_or_else(|_| {
             Err(ClientError::new(ErrorKind::TimedOut, "the coordinator did not answer the hello"))
         });
@@ -282,11 +293,19 @@ impl Session {
         }
     }
 
-    async fn greet(&self, hello: v1::ClientHello) -> Result<(Link, v1::Welcome)> {
+    /// `more`: what is open and did not fit into the hello.
+    async fn greet(&self, hello: v1::ClientHello, more: Vec<v1::OpenFiles>) -> Result<(Link, v1::Welcome)> {
         let (outgoing, requests) = mpsc::channel(OUTGOING);
-        let hello = v1::session_request::Message::Hello(hello);
-        let _ = outgoing.send(v1::SessionRequest { message: Some(hello) }).await;
-        let mut incoming = self.rpc.clone().session(ReceiverStream::new(requests)).await?.into_inner();
+        let introduce = async {
+            let hello = std::iter::once(v1::session_request::Message::Hello(hello));
+            for message in hello.chain(more.into_iter().map(v1::session_request::Message::Open)) {
+                // When nobody takes it, the call fails.
+                let _ = outgoing.send(v1::SessionRequest { message: Some(message) }).await;
+            }
+        };
+        let mut rpc = self.rpc.clone();
+        let ((), answer) = tokio::join!(introduce, rpc.session(ReceiverStream::new(requests)));
+        let mut incoming = answer?.into_inner();
         let first = incoming.message().await?.and_then(|response| response.message);
         let Some(v1::session_response::Message::Welcome(welcome)) = first else {
             return Err(ClientError::protocol(PEER, "another first message than a welcome"));
@@ -295,7 +314,7 @@ impl Session {
         Ok((Link { outgoing, incoming, lease }, welcome))
     }
 
-    fn welcomed(&self, mut welcome: v1::Welcome, dialled: Instant, lease: Duration) -> Result<()> {
+    fn welcomed(&self, mut welcome: v1::Welcome, dialled: BootInstant, lease: Duration) -> Result<()> {
         let bad = |error: cairn_proto::IdError| ClientError::protocol(PEER, error);
         let session = SessionId::from_wire(&welcome.session).map_err(bad)?;
         let cluster = ClusterId::from_wire(&welcome.cluster).map_err(bad)?;
@@ -316,7 +335,10 @@ impl Session {
             info!(%session, resumed, "connected again");
         }
         *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.leases.on_welcome(dialled, lease, welcome.now_ns, resumed);
+        self.leases.on_welcome(dialled, lease, resumed);
+        if welcome.now_ns > 0 {
+            self.clock.on_welcome(welcome.now_ns);
+        }
         if !resumed {
             let slots = Slots::new(welcome.slots.clamp(1, SLOTS_MAX));
             self.current.store(Some(Arc::new(Identity { session, cluster, slots })));
@@ -328,11 +350,11 @@ impl Session {
     /// Keeps one stream going until it breaks, the session expires or ends.
     async fn serve(&self, mut link: Link) -> Result<()> {
         let mut beat = clock::interval(link.lease / 3);
-        let mut heard = clock::now();
+        let mut heard = clock::boot_now();
         loop {
             tokio::select! {
                 message = link.incoming.message() => {
-                    heard = clock::now();
+                    heard = clock::boot_now();
                     self.on_message(message?)?;
                 }
                 _ = beat.tick() => {
@@ -370,7 +392,11 @@ impl Session {
         match message.ok_or_else(ended)?.message {
             Some(v1::session_response::Message::Map(map)) => self.map.adopt(Some(map)),
             Some(v1::session_response::Message::KeepAlive(answer)) => {
-                self.leases.on_keep_alive(answer.now_ns)
+                if let Some(sent) = self.leases.on_keep_alive()
+                    && answer.now_ns > 0
+                {
+                    self.clock.on_keep_alive(sent, answer.now_ns);
+                }
             }
             Some(v1::session_response::Message::Recall(recall)) => self.leases.on_recall(recall),
             Some(v1::session_response::Message::Welcome(_)) => {
@@ -407,7 +433,7 @@ impl Session {
     }
 }
 
-fn check_silence(heard: Instant, lease: Duration) -> Result<()> {
+fn check_silence(heard: BootInstant, lease: Duration) -> Result<()> {
     if heard.elapsed() < lease {
         return Ok(());
     }

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cairn_proto::limits::{CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MIN};
 
 use crate::archive::queue::Shipping;
+use crate::attendance::Attendance;
+use crate::cluster_clock::ClusterClock;
 use crate::config::CoordinatorConfig;
 use crate::leases::Leases;
 use crate::membership::Cluster;
@@ -83,4 +85,8 @@ pub(crate) struct Context {
     pub(crate) unsynced: UnsyncedFiles,
     /// The way of commits to the second place.
     pub(crate) shipping: Arc<Shipping>,
+    /// Counts how long others are silent.
+    pub(crate) attendance: Arc<Attendance>,
+    /// Gives files their times.
+    pub(crate) clock: ClusterClock,
 }

@@ -20,6 +20,8 @@ use cairn_proto::ClusterId;
 use uuid::Uuid;
 
 use crate::archive::queue::Shipping;
+use crate::attendance::Attendance;
+use crate::cluster_clock::ClusterClock;
 use crate::context::{Context, Policy, Sequence};
 use crate::executor::Tx;
 use crate::leases::Leases;
@@ -37,15 +39,18 @@ fn new_tx() -> Option<Tx> {
         down_after: Duration::from_secs(10),
         lost_after: Duration::from_secs(600),
     };
-    let members = Members::new(timing, vec![], vec![], 1, cairn_runtime::clock::now());
+    let attendance = Arc::new(Attendance::unbroken());
+    let members = Members::new(timing, vec![], vec![], 1, attendance.now());
     let context = Context {
         policy: Policy::default(),
-        sessions: Sessions::new(Duration::from_secs(10), vec![], &[]),
-        leases: Leases::new(Duration::from_secs(10), []),
+        sessions: Sessions::new(Arc::clone(&attendance), Duration::from_secs(10), vec![], &[]),
+        leases: Leases::new(Arc::clone(&attendance), Duration::from_secs(10), []),
         cluster: Cluster::new(opened.cluster, opened.term, members),
         sequence: Sequence::new(0),
         unsynced: UnsyncedFiles::new(false),
         shipping: Arc::new(Shipping::off()),
+        attendance,
+        clock: ClusterClock::default(),
     };
     Some(Tx::new(opened.writer, Arc::new(context)))
 }

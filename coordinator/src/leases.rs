@@ -24,13 +24,13 @@ mod state;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cairn_proto::{ErrorKind, InodeId, SessionId};
-use cairn_runtime::clock;
 use tokio::sync::watch;
 
+use crate::attendance::Attendance;
 use crate::error::OpError;
 pub(crate) use reads::{READ_LEASE, ReadGrant};
 pub(crate) use recall::{Need, Obstacles, Recalls};
@@ -79,6 +79,7 @@ pub(crate) enum Verdict {
 pub(crate) struct Leases {
     inner: Mutex<Inner>,
     lease: Duration,
+    attendance: Arc<Attendance>,
     /// Leases held and sessions absent: at 0 nothing can be in anybody's way.
     claims: AtomicUsize,
     /// How many leases have ended.
@@ -88,13 +89,18 @@ pub(crate) struct Leases {
 
 impl Leases {
     /// `lease`: the lease time of sessions. `absent`: the sessions of earlier reigns.
-    pub(crate) fn new(lease: Duration, absent: impl IntoIterator<Item = SessionId>) -> Self {
+    pub(crate) fn new(
+        attendance: Arc<Attendance>,
+        lease: Duration,
+        absent: impl IntoIterator<Item = SessionId>,
+    ) -> Self {
         let absent: BTreeSet<SessionId> = absent.into_iter().collect();
         let inner = Inner { reads: reads::Reads::new(!absent.is_empty()), absent, ..Inner::default() };
         Self {
             claims: AtomicUsize::new(inner.absent.len()),
             inner: Mutex::new(inner),
             lease,
+            attendance,
             generation: AtomicU64::new(0),
             changes: watch::Sender::new(()),
         }
@@ -176,7 +182,7 @@ impl Leases {
         if self.are_claimed()
             && let Some(holder) = self.lock().holders.get_mut(&session)
         {
-            holder.active = clock::now();
+            holder.active = self.attendance.now();
         }
     }
 
@@ -189,10 +195,11 @@ impl Leases {
             }
             Some(_) => None,
             None => {
+                let now = self.attendance.now();
                 let absent = inner.is_absent_other(Some(session));
                 let is_shown = || !inner.reads.conflicts(Some(session), absent, [inode]).is_empty();
                 let minds = absent || inner.cooling.contains(inode) || is_shown();
-                (!minds && inner.has_room(session)).then(|| Granted::New(inner.insert(session, inode)))
+                (!minds && inner.has_room(session)).then(|| Granted::New(inner.insert(session, inode, now)))
             }
         })
     }
@@ -205,7 +212,9 @@ impl Leases {
                 Ok(Granted::Already(Grant { inode, number: held.number }))
             }
             Some(_) => Err(OpError::Leased(vec![inode])),
-            None if inner.has_room(session) => Ok(Granted::New(inner.insert(session, inode))),
+            None if inner.has_room(session) => {
+                Ok(Granted::New(inner.insert(session, inode, self.attendance.now())))
+            }
             None => {
                 let message = format!("a session can hold {LEASES_OF_SESSION_MAX} leases");
                 Err(OpError::new(ErrorKind::Overloaded, message))
@@ -254,9 +263,29 @@ impl Leases {
         });
     }
 
+    /// The session shows a sign of life on this stream. `false`: its leases are being taken away, so it gets no
+    /// answer that would let it trust them any longer.
+    pub(crate) fn renew(&self, session: SessionId) -> bool {
+        let now = self.attendance.now();
+        match self.lock().holders.get_mut(&session) {
+            Some(holder) if holder.condemned => false,
+            Some(holder) => {
+                holder.renewed = now;
+                true
+            }
+            None => true,
+        }
+    }
+
+    /// Whether the session is about to end because it has not given a lease back.
+    pub(crate) fn is_condemned(&self, session: SessionId) -> bool {
+        self.lock().holders.get(&session).is_some_and(|holder| holder.condemned)
+    }
+
     /// A new session has a stream.
     pub(crate) fn attach(&self, session: SessionId) -> Stream {
-        let stream = self.change(|inner| inner.attach(session));
+        let now = self.attendance.now();
+        let stream = self.change(|inner| inner.attach(session, now));
         // Its read leases are gone.
         self.changes.send_replace(());
         stream
@@ -264,18 +293,19 @@ impl Leases {
 
     /// A session has come back over a new stream: it holds `leases`, no others.
     pub(crate) fn resume(&self, session: SessionId, leases: &[InodeId]) -> Stream {
+        let now = self.attendance.now();
         let stream = self.change(|inner| {
             let kept: BTreeSet<InodeId> = leases.iter().copied().collect();
             let had = inner.holders.get(&session).map(|holder| holder.leases.clone());
             for &inode in had.unwrap_or_default().difference(&kept) {
                 inner.end_lease(inode);
             }
-            kept.iter().for_each(|&inode| inner.keep(session, inode));
+            kept.iter().for_each(|&inode| inner.keep(session, inode, now));
             if inner.absent.remove(&session) {
                 // It may have applied and given back anything since the restart.
                 inner.ended.forget();
             }
-            inner.attach(session)
+            inner.attach(session, now)
         });
         self.changes.send_replace(());
         stream
@@ -287,7 +317,7 @@ impl Leases {
             if inner.is_present(session, stream)
                 && let Some(holder) = inner.holders.get_mut(&session)
             {
-                holder.link = Link::Broken { since: clock::now() };
+                holder.link = Link::Broken;
             }
         });
         // Its leases are waited for less patiently now.

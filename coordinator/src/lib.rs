@@ -19,6 +19,8 @@
 //! ```
 
 mod archive;
+mod attendance;
+mod cluster_clock;
 mod config;
 mod context;
 mod datanodes;

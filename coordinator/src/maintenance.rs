@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use cairn_runtime::clock;
 
+use crate::attendance;
+use crate::context::Context;
 use crate::error::OpError;
 use crate::membership::state::{Event, NodeState};
 use crate::metrics;
@@ -28,7 +30,7 @@ const FORGET_STEPS: usize = 64;
 /// Starts the tasks. They hold no strong reference while they sleep, and end with the service.
 pub(crate) fn start(shared: &Arc<Shared>) {
     let shutdown = shared.shutdown.clone();
-    let (rounds, watch) = (Arc::downgrade(shared), Arc::downgrade(shared));
+    let (rounds, watch, marks) = (Arc::downgrade(shared), Arc::downgrade(shared), Arc::downgrade(shared));
     let stop = shutdown.requested();
     shutdown.spawn(async move {
         tokio::select! { () = run_rounds(rounds) => {}, () = stop => {} }
@@ -37,17 +39,32 @@ pub(crate) fn start(shared: &Arc<Shared>) {
     shutdown.spawn(async move {
         tokio::select! { () = watch_datanodes(watch) => {}, () = stop => {} }
     });
+    let stop = shutdown.requested();
+    shutdown.spawn(async move {
+        tokio::select! { () = attend(marks) => {}, () = stop => {} }
+    });
+}
+
+/// Says that this coordinator listens.
+async fn attend(shared: Weak<Shared>) {
+    while let Some(shared) = shared.upgrade() {
+        shared.context.attendance.mark();
+        drop(shared);
+        clock::sleep(attendance::TICK).await;
+    }
 }
 
 async fn watch_datanodes(shared: Weak<Shared>) {
     loop {
-        let Some(deadline) = shared.upgrade().map(|shared| shared.context.cluster.next_deadline()) else {
-            return;
+        let wait = |context: &Context| {
+            let deadline = context.cluster.next_deadline();
+            deadline.map_or(WATCH, |deadline| deadline.since(context.attendance.now()).min(WATCH))
         };
-        let latest = clock::now() + WATCH;
-        clock::sleep_until(deadline.map_or(latest, |deadline| deadline.min(latest))).await;
+        let Some(wait) = shared.upgrade().map(|shared| wait(&shared.context)) else { return };
+        clock::sleep(wait).await;
         let Some(shared) = shared.upgrade() else { return };
-        let _ = shared.context.cluster.apply(Event::Deadline { now: clock::now() });
+        let (now, resumed) = shared.context.attendance.look();
+        let _ = shared.context.cluster.apply(Event::Deadline { now, resumed });
     }
 }
 

@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cairn_proto::{ClusterId, NodeId, v1};
-use cairn_runtime::clock::{self, Instant};
 use tokio::sync::watch;
 
+use crate::attendance::Moment;
 use crate::error::OpError;
 use crate::store::ReplicaSet;
 use selector::{NodeSelector, SpreadSelector};
@@ -104,13 +104,13 @@ impl Cluster {
     }
 
     /// When the next datanode would be silent for too long.
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+    pub(crate) fn next_deadline(&self) -> Option<Moment> {
         self.members().next_deadline()
     }
 
     /// A stream of heartbeats has ended. Nothing comes of it when the datanode has a newer one.
-    pub(crate) fn stream_lost(&self, node: NodeId, stream: u64) {
-        let _ = self.apply(Event::StreamLost { node, stream, now: clock::now() });
+    pub(crate) fn stream_lost(&self, node: NodeId, stream: u64, now: Moment) {
+        let _ = self.apply(Event::StreamLost { node, stream, now });
     }
 }
 

@@ -17,9 +17,12 @@ use cairn_runtime::threads::Pool;
 use cairn_runtime::{clock, net, random};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tower::util::{MapRequestLayer, MapResponseLayer};
 
 use crate::archive::queue::Shipping;
 use crate::archive::shipper;
+use crate::attendance::Attendance;
+use crate::cluster_clock::ClusterClock;
 use crate::config::{CoordinatorConfig, Engine};
 use crate::context::{Context, Policy, Sequence};
 use crate::datanodes::Datanodes;
@@ -285,21 +288,24 @@ fn open(config: &CoordinatorConfig, memory: &MemoryStore) -> Result<Opened, Stor
     let sessions: Vec<Session> = store::list(&*writer, &Scan::all(Table::Session))?;
     let known = sessions.iter().map(|session| session.id).collect();
     let ended = sessions_with_outcomes(&*writer, &known)?;
+    let attendance = Arc::new(Attendance::new());
     let members = Members::new(
         timing(config.suspect_after, config.down_after, config.lost_after),
         store::list(&*writer, &Scan::all(Table::Datanode))?,
         store::list(&*writer, &Scan::all(Table::ReplicaSet))?,
         store::count(&*writer, Count::Epoch)?,
-        clock::now(),
+        attendance.now(),
     );
     let context = Arc::new(Context {
         policy: Policy::new(config),
-        leases: Leases::new(config.lease, sessions.iter().map(|session| session.id)),
-        sessions: Sessions::new(config.lease, sessions, &orphans),
+        leases: Leases::new(Arc::clone(&attendance), config.lease, sessions.iter().map(|session| session.id)),
+        sessions: Sessions::new(Arc::clone(&attendance), config.lease, sessions, &orphans),
         cluster: Cluster::new(cluster, term, members),
         sequence: Sequence::new(sequence),
         unsynced: UnsyncedFiles::new(!ops::unsynced::page(&*writer, None, 1)?.is_empty()),
         shipping: Arc::clone(&shipping),
+        attendance,
+        clock: ClusterClock::default(),
     });
     let writer: Box<dyn store::Writer> = match shipping.is_on() {
         true => Box::new(ShippedWriter::new(writer, shipping)),
@@ -337,10 +343,24 @@ async fn serve(
 ) -> JoinHandle<Result<(), tonic::transport::Error>> {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<CoordinatorServer<Service>>().await;
+    let (asked, answering) = (Arc::clone(&shared.context), Arc::clone(&shared.context));
+    let note_time = move |request: http::Request<_>| {
+        asked.clock.on_request(request.headers());
+        request
+    };
+    let tell_time = move |mut answer: http::Response<_>| {
+        answering.clock.on_answer(answer.headers_mut());
+        answer
+    };
     let service = CoordinatorServer::new(Service(shared))
         .max_decoding_message_size(MESSAGE_SIZE_MAX)
         .max_encoding_message_size(MESSAGE_SIZE_MAX);
-    let server = net::server().trace_fn(telemetry::request_span).add_service(health).add_service(service);
+    let server = net::server()
+        .trace_fn(telemetry::request_span)
+        .layer(MapRequestLayer::new(note_time))
+        .layer(MapResponseLayer::new(tell_time))
+        .add_service(health)
+        .add_service(service);
     let stop = shutdown.requested();
     shutdown.spawn(server.serve_with_incoming_shutdown(net::incoming(listener), stop))
 }

@@ -2,7 +2,7 @@
 //!
 //! The rows of sessions are in the store; this is what else is known of them. After a restart every
 //! recorded session counts as "may hold anything open" until it has returned and said what it
-//! holds, or its lease has run out.
+//! holds, or its lease has run out. So does a new one that replaces a session which has expired.
 //!
 //! One mutex guards it all, held for map look-ups only. The executor asks it when an inode loses
 //! its last name; opens are registered by readers beside the executor. So that an open can not slip
@@ -10,13 +10,14 @@
 //! inode under the same mutex, and opens of condemned inodes are refused.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cairn_proto::{ErrorKind, InodeId, SessionId};
-use cairn_runtime::clock::{self, Instant};
+use cairn_runtime::clock;
 use uuid::Uuid;
 
+use crate::attendance::{Attendance, Moment};
 use crate::error::OpError;
 use crate::store::{Orphan, Session};
 
@@ -24,6 +25,8 @@ use crate::store::{Orphan, Session};
 pub(crate) const SESSIONS_MAX: usize = 4096;
 /// Inodes that one session may hold open.
 pub(crate) const OPENS_MAX: usize = 1 << 20;
+/// Opens noted at a time.
+const HOLD_STEP: usize = 4096;
 /// Stands for "nobody" in rows of orphans: the inode is being removed step by step.
 pub(crate) const NOBODY: SessionId = SessionId::from_uuid(Uuid::nil());
 
@@ -37,7 +40,7 @@ pub(crate) struct Open {
 #[derive(Debug)]
 struct Live {
     description: String,
-    last_seen: Instant,
+    last_seen: Moment,
     last_seen_ns: i64,
     /// Recorded by an earlier reign.
     recovered: bool,
@@ -70,12 +73,18 @@ pub(crate) struct SessionView {
 pub(crate) struct Sessions {
     inner: Mutex<Inner>,
     lease: Duration,
+    attendance: Arc<Attendance>,
 }
 
 impl Sessions {
     /// From the rows of the store; every session gets a whole lease to return.
-    pub(crate) fn new(lease: Duration, sessions: Vec<Session>, orphans: &[Orphan]) -> Self {
-        let now = clock::now();
+    pub(crate) fn new(
+        attendance: Arc<Attendance>,
+        lease: Duration,
+        sessions: Vec<Session>,
+        orphans: &[Orphan],
+    ) -> Self {
+        let now = attendance.now();
         let recovered = |row: Session| {
             let live = Live {
                 description: row.description,
@@ -92,7 +101,7 @@ impl Sessions {
             orphans: orphans.iter().map(|row| (row.inode, row.session)).collect(),
             ..Inner::default()
         };
-        Self { inner: Mutex::new(inner), lease }
+        Self { inner: Mutex::new(inner), lease, attendance }
     }
 
     pub(crate) fn lease(&self) -> Duration {
@@ -132,8 +141,14 @@ impl Sessions {
         self.lock().live.iter().map(view).collect()
     }
 
-    /// A new session. `Overloaded`: there are too many.
-    pub(crate) fn open(&self, session: SessionId, description: String) -> Result<(), OpError> {
+    /// A new session. Unless `returned`, it has still to say what it holds open: [`Self::hold`],
+    /// [`Self::returned`]. `Overloaded`: there are too many.
+    pub(crate) fn open(
+        &self,
+        session: SessionId,
+        description: String,
+        returned: bool,
+    ) -> Result<(), OpError> {
         let mut inner = self.lock();
         if inner.live.len() >= SESSIONS_MAX {
             let message = format!("{SESSIONS_MAX} sessions are open; no more are possible");
@@ -141,37 +156,56 @@ impl Sessions {
         }
         let live = Live {
             description,
-            last_seen: clock::now(),
+            last_seen: self.attendance.now(),
             last_seen_ns: clock::wall_ns(),
             recovered: false,
-            returned: true,
+            returned,
             opens: HashMap::new(),
         };
         inner.live.insert(session, live);
         Ok(())
     }
 
-    /// A session comes back and says what it holds open. Returns the orphans that it no longer does.
-    pub(crate) fn resume(&self, session: SessionId, opens: &[Open]) -> Result<Vec<InodeId>, OpError> {
-        let mut inner = self.lock();
-        let live = inner.live.get_mut(&session).ok_or_else(|| expired(session))?;
-        live.last_seen = clock::now();
-        live.last_seen_ns = clock::wall_ns();
-        live.returned = true;
-        for open in opens.iter().take(OPENS_MAX) {
-            inner.add(session, *open);
+    /// Notes what a session holds open that comes back, or takes the place of one that has expired. Whether
+    /// the inodes are still there, whoever asks for them is told.
+    pub(crate) fn hold(&self, session: SessionId, opens: &[Open]) {
+        for some in opens.chunks(HOLD_STEP) {
+            let mut inner = self.lock();
+            some.iter().for_each(|open| inner.add(session, *open));
         }
-        let held: HashSet<InodeId> = opens.iter().map(|open| open.inode).collect();
+    }
+
+    /// Those among `held` that have no name any more, and are kept for other sessions than this one.
+    pub(crate) fn orphans_of_others(&self, session: SessionId, held: &HashSet<InodeId>) -> Vec<InodeId> {
+        let inner = self.lock();
+        let theirs = |(inode, holder): &&(InodeId, SessionId)| {
+            *holder != session && *holder != NOBODY && held.contains(inode)
+        };
+        let inodes: HashSet<InodeId> = inner.orphans.iter().filter(theirs).map(|(inode, _)| *inode).collect();
+        inodes.into_iter().filter(|&inode| !inner.orphans.contains(&(inode, session))).collect()
+    }
+
+    /// The session has said what it holds open. Returns the orphans that it does not hold any more.
+    pub(crate) fn returned(
+        &self,
+        session: SessionId,
+        held: &HashSet<InodeId>,
+    ) -> Result<Vec<InodeId>, OpError> {
+        let mut inner = self.lock();
+        inner.live.get_mut(&session).ok_or_else(|| expired(session))?.returned = true;
         let of_session =
             inner.orphans.iter().filter(|(inode, holder)| *holder == session && !held.contains(inode));
-        Ok(of_session.map(|(inode, _)| *inode).collect())
+        let dropped: Vec<InodeId> = of_session.map(|(inode, _)| *inode).collect();
+        // Their closes were lost with the stream before.
+        dropped.iter().for_each(|&inode| inner.remove(session, inode));
+        Ok(dropped)
     }
 
     /// The session shows a sign of life.
     pub(crate) fn renew(&self, session: SessionId) -> Result<(), OpError> {
         let mut inner = self.lock();
         let live = inner.live.get_mut(&session).ok_or_else(|| expired(session))?;
-        live.last_seen = clock::now();
+        live.last_seen = self.attendance.now();
         live.last_seen_ns = clock::wall_ns();
         Ok(())
     }
@@ -186,8 +220,13 @@ impl Sessions {
     /// Sessions whose lease has run out.
     pub(crate) fn overdue(&self) -> Vec<SessionId> {
         let inner = self.lock();
-        let late = inner.live.iter().filter(|(_, live)| live.last_seen.elapsed() > self.lease);
+        let late = inner.live.iter().filter(|(_, live)| self.is_overdue(live));
         late.map(|(&session, _)| session).collect()
+    }
+
+    fn is_overdue(&self, live: &Live) -> bool {
+        let (now, resumed) = self.attendance.look();
+        now.since(live.last_seen.max(resumed)) > self.lease
     }
 
     /// Ends a session (with `only_overdue`, unless it has shown itself meanwhile): its requests are
@@ -195,7 +234,7 @@ impl Sessions {
     pub(crate) fn end(&self, session: SessionId, only_overdue: bool) -> Option<Vec<InodeId>> {
         let mut inner = self.lock();
         let live = inner.live.get(&session)?;
-        if only_overdue && live.last_seen.elapsed() <= self.lease {
+        if only_overdue && !self.is_overdue(live) {
             return None;
         }
         let live = inner.live.remove(&session)?;
@@ -233,10 +272,8 @@ impl Sessions {
             let Some(live) = inner.live.get_mut(&session) else { break };
             match live.opens.get(&open.inode) {
                 Some(&last) if last > open.sequence => continue,
-                Some(_) => drop(live.opens.remove(&open.inode)),
-                None => {}
+                _ => inner.remove(session, open.inode),
             }
-            inner.drop_holder(open.inode, session);
             if inner.orphans.contains(&(open.inode, session)) {
                 orphans.push(open.inode);
             }
@@ -259,8 +296,7 @@ impl Sessions {
     pub(crate) fn orphan(&self, inode: InodeId) -> Vec<SessionId> {
         let mut inner = self.lock();
         let mut holders = inner.holders.get(&inode).cloned().unwrap_or_default();
-        let absent = inner.live.iter().filter(|(_, live)| !live.returned).map(|(&session, _)| session);
-        holders.extend(absent.collect::<Vec<_>>());
+        holders.extend(inner.absent());
         holders.sort_unstable();
         holders.dedup();
         if holders.is_empty() {
@@ -270,6 +306,21 @@ impl Sessions {
             inner.orphans.insert((inode, session));
         }
         holders
+    }
+
+    /// For the executor, when the last session that was known to hold an orphan has let it go: those that
+    /// may hold it all the same, now noted as its holders. What sessions of earlier reigns hold is known.
+    pub(crate) fn keep_orphan(&self, inode: InodeId) -> Vec<SessionId> {
+        let mut inner = self.lock();
+        let mut absent = inner.absent();
+        absent.retain(|session| inner.live.get(session).is_some_and(|live| !live.recovered));
+        inner.orphans.extend(absent.iter().map(|&session| (inode, session)));
+        absent
+    }
+
+    /// For the executor: the session holds an orphan, and there is a row of it.
+    pub(crate) fn orphan_held(&self, inode: InodeId, session: SessionId) {
+        self.lock().orphans.insert((inode, session));
     }
 
     /// For the executor: the row of an orphan is gone.
@@ -304,6 +355,11 @@ impl Sessions {
 }
 
 impl Inner {
+    /// Sessions that have still to say what they hold open.
+    fn absent(&self) -> Vec<SessionId> {
+        self.live.iter().filter(|(_, live)| !live.returned).map(|(&session, _)| session).collect()
+    }
+
     /// One of the holders of an inode that has lost its last name.
     fn orphan_of(&self, inode: InodeId) -> Option<(InodeId, SessionId)> {
         self.orphans.range((inode, NOBODY)..).next().copied().filter(|(orphan, _)| *orphan == inode)
@@ -317,6 +373,13 @@ impl Inner {
         if !holders.contains(&session) {
             holders.push(session);
         }
+    }
+
+    fn remove(&mut self, session: SessionId, inode: InodeId) {
+        if let Some(live) = self.live.get_mut(&session) {
+            live.opens.remove(&inode);
+        }
+        self.drop_holder(inode, session);
     }
 
     fn drop_holder(&mut self, inode: InodeId, session: SessionId) {

@@ -165,13 +165,14 @@ async fn a_fought_over_directory_is_not_granted_again_for_a_while() -> Result {
 }
 
 #[tokio::test]
-async fn a_holder_that_never_answers_is_fenced_after_the_lease_time() -> Result {
+async fn a_holder_that_never_answers_is_fenced_when_it_can_not_trust_its_lease_any_more() -> Result {
     let cluster = Cluster::start_with(|config| config.lease = Duration::from_secs(2)).await?;
     let (mut holder, other) = (Mount::open(&cluster).await?, Mount::open(&cluster).await?);
     let lease = holder.mkdir(1, "d").await?;
     let began = Instant::now();
     assert_eq!(other.list(lease.inode).await?, Vec::<String>::new());
-    assert!((2..4).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    // One lease time to give it back, and one from the last answer that it had by then.
+    assert!((2..6).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
     let late = holder.apply(file(lease.inode, "late")).await.unwrap_err();
     assert_eq!(wire_error_of(&late).kind, ErrorKind::SessionExpired);
     sleep(Duration::from_millis(100)).await;
@@ -181,13 +182,14 @@ async fn a_holder_that_never_answers_is_fenced_after_the_lease_time() -> Result 
 }
 
 #[tokio::test]
-async fn a_holder_whose_stream_broke_is_fenced_before_its_lease_time() -> Result {
+async fn a_holder_whose_stream_broke_is_fenced_when_it_can_not_trust_its_lease_any_more() -> Result {
     let (cluster, mut holder, other) = pair().await?;
     let lease = holder.mkdir(1, "d").await?;
     holder.break_stream();
     let began = Instant::now();
     other.get_attr(lease.inode).await?;
-    assert!((4..8).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    // A reset may have reached only this end.
+    assert!((6..13).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
     let late = holder.apply(file(lease.inode, "late")).await.unwrap_err();
     assert_eq!(wire_error_of(&late).kind, ErrorKind::SessionExpired);
     cluster.stop().await

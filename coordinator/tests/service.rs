@@ -110,6 +110,48 @@ async fn an_open_file_survives_a_restart_of_the_coordinator() -> Result {
 }
 
 #[tokio::test]
+async fn a_session_that_replaces_an_expired_one_keeps_what_its_mount_holds_open() -> Result {
+    let cluster = Cluster::start_with(|config| config.lease = std::time::Duration::from_secs(1)).await?;
+    let (mut away, mut other) = (cluster.client().await?, cluster.client().await?);
+    let names = ["named", "held", "lost", "closed"];
+    let made = other.apply(names.map(|name| file(1, name)).to_vec()).await?;
+    let [named, held, lost, closed] = [0, 1, 2, 3].map(|i: usize| made[i].attr.as_ref().unwrap().inode);
+    for (sequence, inode) in (1..).zip([named, held, lost, closed]) {
+        away.open(inode, sequence).await?;
+    }
+    other.open(held, 1).await?;
+    other.open(closed, 2).await?;
+    away.stop_keep_alive();
+    loop {
+        let plan = away.plan(1).await;
+        if away.error(plan) == ErrorKind::SessionExpired {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    let gone = ["held", "lost", "closed"].map(|name| unlink(1, name));
+    other.apply(gone.to_vec()).await?;
+
+    // It comes back in a new session, and says in three messages what it has open.
+    let open = |inode, sequence| v1::OpenFile { inode, sequence };
+    let pages = vec![vec![open(held, 2)], vec![open(lost, 3)]];
+    let mut back = cluster.replace(vec![open(named, 1)], pages).await?;
+    other.close_files(vec![open(held, 1), open(closed, 2)]).await?;
+    other.until_gone(closed).await?;
+    other.apply(vec![unlink(1, "named")]).await?;
+    for inode in [named, held] {
+        assert_eq!(back.get_attr(inode).await?.nlink, 0);
+        back.open(inode, 9).await?;
+    }
+    let late = back.open(lost, 10).await;
+    assert_eq!(back.error(late), ErrorKind::StaleHandle);
+    back.close_files(vec![open(named, 9), open(held, 9)]).await?;
+    back.until_gone(named).await?;
+    back.until_gone(held).await?;
+    cluster.stop().await
+}
+
+#[tokio::test]
 async fn a_silent_session_expires_and_is_fenced() -> Result {
     let cluster = Cluster::start_with(|config| config.lease = std::time::Duration::from_secs(1)).await?;
     let mut client = cluster.client().await?;

@@ -19,6 +19,10 @@ pub use ids::{ChunkId, ClusterId, Epoch, IdError, InodeId, NodeId, ReplicaSetId,
 pub use name::{FileName, NameError, SymlinkTarget};
 pub use range::ByteRange;
 
+/// Metadata key of the latest time that the sender of a request or an answer has given to anything: ns since the epoch,
+/// decimal. Whoever gets it gives no earlier time afterwards.
+pub const CLOCK_KEY: &str = "cairn-clock-ns";
+
 /// The generated messages, clients and servers of `cairn.v1`; each is documented in `cairn/v1/*.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
 pub mod v1 {

@@ -40,3 +40,6 @@ pub const COMMIT_EXTENTS_MAX: usize = 2048;
 pub const COMMIT_FILES_MAX: usize = 1024;
 /// Extents in one answer, chunks in one request to a datanode.
 pub const LIST_MAX: usize = 65_536;
+/// How far a client's idea of the cluster's clock may be ahead of the coordinator's own clock, and the other way round;
+/// later times are not believed.
+pub const CLOCKS_APART: std::time::Duration = std::time::Duration::from_secs(1);

@@ -94,7 +94,7 @@ fn two_mounts_that_fill_one_directory_lose_no_name_and_make_none_twice() {
 }
 
 #[test]
-fn a_killed_mount_keeps_nobody_waiting_and_what_it_synced_is_there() {
+fn a_killed_mount_keeps_nobody_waiting_for_longer_than_a_lease_and_what_it_synced_is_there() {
     let mut cluster = Cluster::builder().start();
     let second = cluster.mount_at_with(Path::new("second"), &[]);
     let top = cluster.mount_path().join("top");
@@ -108,7 +108,7 @@ fn a_killed_mount_keeps_nobody_waiting_and_what_it_synced_is_there() {
     let began = Instant::now();
     let found = names(&second.path().join("top"));
     assert!(
-        began.elapsed() < Duration::from_secs(9),
+        began.elapsed() < Duration::from_secs(14),
         "the leases of the dead were waited for: {:?}",
         began.elapsed()
     );

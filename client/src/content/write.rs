@@ -168,7 +168,7 @@ impl FileContent {
                 self.engine.add_dirty(Arc::clone(&shared));
             }
             state.memory.absorb(memory);
-            state.written_ns = clock::wall_ns();
+            state.written_ns = self.engine.coordinator.session().clock.now_ns();
             state.drops |= drops;
             self.insert(&mut state, offset, data, &mut leaving);
             if !state.dirty.is_empty() {

@@ -50,7 +50,10 @@ impl Coordinator {
         let result = loop {
             let identity = self.shared.session.identity()?;
             match patience.attempt(send(self.shared.rpc.clone(), request(&identity))).await {
-                Ok(response) => break Ok(response.into_inner()),
+                Ok(response) => {
+                    self.shared.session.clock.on_answer(response.metadata());
+                    break Ok(response.into_inner());
+                }
                 Err(_) if self.shared.session.has_ended() => break Err(ClientError::Closed),
                 Err(error) if same_call_may_succeed(error.kind()) => patience.pause(&error).await?,
                 Err(error) if error.kind() == ErrorKind::SessionExpired => {
@@ -130,6 +133,7 @@ impl Coordinator {
             let error = match patience.attempt(send(self.shared.rpc.clone(), message)).await {
                 Ok(response) => {
                     slot.executed();
+                    session.clock.on_answer(response.metadata());
                     return Ok(Some(response.into_inner()));
                 }
                 Err(error) => error,

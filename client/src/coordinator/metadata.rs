@@ -238,12 +238,20 @@ impl Coordinator {
     ) -> Result<(OpenGuard, Granted)> {
         let session = &self.shared.session;
         let era = session.leases.era();
-        let sequence = session.opens.next_sequence();
+        let (lists, sequence) = (session.opens.lists(), session.opens.next_sequence());
         let answer = self.send_create(create, sequence, caller.to_wire(), want_leases).await?;
         let granted = Granted::from_answer(answer, era)?;
         let attr = granted.applied.attr.as_ref();
         let inode = attr.ok_or_else(|| ClientError::protocol(PEER, "no attributes"))?.inode;
-        Ok((session.hold(inode, sequence), granted))
+        let guard = session.hold(inode, sequence);
+        if session.opens.lists() != lists {
+            // It was not in the list, which may be that of a new session.
+            match self.open(inode).await {
+                Ok((again, _)) => drop(again),
+                Err(error) => tracing::warn!(%inode, %error, "a new file can not be registered again"),
+            }
+        }
+        Ok((guard, granted))
     }
 
     /// Ids for inodes that this client makes itself.

@@ -3,7 +3,7 @@
 //! A lease is trusted only while the coordinator can not have given the session up: one lease time
 //! from the moment a keep-alive was *sent* that has been answered, and not for a moment after the
 //! stream has broken. What the coordinator counts begins later (at the receipt), so it never takes
-//! a lease away that is still trusted here.
+//! a lease away that is still trusted here. Both are counted by a clock that goes on while this machine is suspended.
 //!
 //! A grant travels with the answer to a call, its recall and its return on the stream. So a recall may come
 //! before its grant: it is answered at once. And a lease may be given back while an answer is on its way that names it
@@ -12,16 +12,17 @@
 //! Read leases end by themselves, and who uses them keeps account of them; here they are only asked back
 //! and given back.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod ended;
+
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cairn_proto::{InodeId, v1};
-use cairn_runtime::clock::{self, Instant};
+use cairn_runtime::clock::{self, BootInstant};
+use ended::Ended;
 use tokio::sync::Notify;
 
-/// Leases remembered as given back; of more some are forgotten.
-const ENDED_MAX: usize = 65_536;
 /// Leases named in one message.
 const RELEASED_BATCH: usize = 4096;
 
@@ -40,12 +41,10 @@ struct State {
     /// Somebody works under leases: takes recalls and answers them.
     used: bool,
     held: BTreeSet<InodeId>,
-    trusted_until: Option<Instant>,
+    trusted_until: Option<BootInstant>,
     /// When the keep-alives were sent that are not answered yet.
-    asked: VecDeque<Instant>,
+    asked: VecDeque<BootInstant>,
     lease: Duration,
-    /// The coordinator's clock less this machine's.
-    clock_offset_ns: i64,
     /// Raised with every connection: grants of an earlier one may have been dropped since.
     link: u64,
     /// How many sessions have followed one another.
@@ -57,13 +56,22 @@ struct State {
     /// The same of read leases.
     read_recalls: Vec<(InodeId, u64)>,
     reads_released: Vec<v1::Lease>,
-    /// The newest grant of each inode that was given back over this connection.
-    ended: BTreeMap<InodeId, u64>,
+    ended: Ended,
 }
 
-/// Which connection something belongs to.
+/// Which connection something belongs to, and which stretch of time without a suspension of this machine: what is
+/// trusted for a short time is not afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Era(u64);
+pub(crate) struct Era {
+    link: u64,
+    suspended: Duration,
+}
+
+impl State {
+    fn era(&self) -> Era {
+        Era { link: self.link, suspended: clock::suspended() }
+    }
+}
 
 impl Leases {
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -79,7 +87,7 @@ impl Leases {
     /// for those of this one: [`Self::lost`].
     pub(crate) fn are_trusted(&self) -> bool {
         let state = self.lock();
-        state.cleared == state.sessions && state.trusted_until.is_some_and(|until| clock::now() < until)
+        state.cleared == state.sessions && state.trusted_until.is_some_and(|until| clock::boot_now() < until)
     }
 
     /// The present session, when what belonged to those before has still to be forgotten; then [`Self::clear`].
@@ -93,13 +101,8 @@ impl Leases {
         self.lock().cleared = session;
     }
 
-    /// The coordinator's clock as well as it is known here, ns since the epoch.
-    pub(crate) fn now_ns(&self) -> i64 {
-        clock::wall_ns().saturating_add(self.lock().clock_offset_ns)
-    }
-
     pub(crate) fn era(&self) -> Era {
-        Era(self.lock().link)
+        self.lock().era()
     }
 
     /// Everything held, for a session that goes on.
@@ -110,8 +113,14 @@ impl Leases {
     /// A grant came with an answer to what was asked in `era`. `false`: it is void by now.
     pub(crate) fn take_grant(&self, inode: InodeId, grant: u64, era: Era) -> bool {
         let mut state = self.lock();
-        let is_over = state.ended.get(&inode).is_some_and(|&ended| ended >= grant);
-        if Era(state.link) != era || is_over {
+        if state.era() != era || state.ended.contains(inode, grant) {
+            return false;
+        }
+        if state.ended.may_contain(grant) && !state.held.contains(&inode) {
+            // If it is not void after all, it is given back, and the next answer brings a newer one.
+            state.end(inode, grant);
+            drop(state);
+            self.released.notify_one();
             return false;
         }
         state.held.insert(inode);
@@ -187,7 +196,7 @@ impl Leases {
     }
 
     /// A connection stands, dialled at `dialled`.
-    pub(crate) fn on_welcome(&self, dialled: Instant, lease: Duration, now_ns: i64, resumed: bool) {
+    pub(crate) fn on_welcome(&self, dialled: BootInstant, lease: Duration, resumed: bool) {
         let mut state = self.lock();
         if !resumed {
             state.sessions += 1;
@@ -204,7 +213,6 @@ impl Leases {
         state.link += 1;
         state.lease = lease;
         state.trusted_until = Some(dialled + lease);
-        state.set_clock(now_ns);
         drop(state);
         self.recalled.notify_one();
     }
@@ -215,31 +223,22 @@ impl Leases {
     }
 
     pub(crate) fn on_keep_alive_sent(&self) {
-        self.lock().asked.push_back(clock::now());
+        self.lock().asked.push_back(clock::boot_now());
     }
 
-    pub(crate) fn on_keep_alive(&self, now_ns: i64) {
+    /// A keep-alive is answered. Returns when it was sent.
+    pub(crate) fn on_keep_alive(&self) -> Option<BootInstant> {
         let mut state = self.lock();
-        let Some(asked) = state.asked.pop_front() else { return };
+        let asked = state.asked.pop_front()?;
         state.trusted_until = Some(asked + state.lease);
-        state.set_clock(now_ns);
+        Some(asked)
     }
 }
 
 impl State {
     fn end(&mut self, inode: InodeId, grant: u64) {
-        let newest = self.ended.entry(inode).or_default();
-        *newest = grant.max(*newest);
-        if self.ended.len() > ENDED_MAX {
-            self.ended.pop_first();
-        }
+        self.ended.insert(inode, grant);
         self.released.push(v1::Lease { inode: inode.get(), grant });
-    }
-
-    fn set_clock(&mut self, now_ns: i64) {
-        if now_ns > 0 {
-            self.clock_offset_ns = now_ns.saturating_sub(clock::wall_ns());
-        }
     }
 }
 
@@ -260,7 +259,7 @@ mod tests {
     fn connected() -> Leases {
         let leases = Leases::default();
         leases.begin_use();
-        leases.on_welcome(clock::now(), LEASE, 0, false);
+        leases.on_welcome(clock::boot_now(), LEASE, false);
         leases.clear(1);
         leases
     }
@@ -271,10 +270,22 @@ mod tests {
         clock::sleep(Duration::from_secs(6)).await;
         leases.on_keep_alive_sent();
         clock::sleep(Duration::from_secs(3)).await;
-        leases.on_keep_alive(0);
+        leases.on_keep_alive();
         clock::sleep(Duration::from_secs(6)).await;
         assert!(leases.are_trusted());
         clock::sleep(Duration::from_secs(2)).await;
+        assert!(!leases.are_trusted());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_that_was_suspended_for_longer_than_a_lease_trusts_none_and_no_answer_of_before() {
+        let leases = connected();
+        let era = leases.era();
+        clock::pretend_suspended(LEASE / 2);
+        assert!(leases.are_trusted());
+        assert_ne!(leases.era(), era);
+        assert!(!leases.take_grant(inode(7), 1, era));
+        clock::pretend_suspended(LEASE / 2);
         assert!(!leases.are_trusted());
     }
 
@@ -283,7 +294,7 @@ mod tests {
         let leases = connected();
         leases.on_broken();
         assert!(!leases.are_trusted());
-        leases.on_welcome(clock::now(), LEASE, 0, true);
+        leases.on_welcome(clock::boot_now(), LEASE, true);
         assert!(leases.are_trusted());
     }
 
@@ -292,10 +303,10 @@ mod tests {
         let leases = connected();
         assert!(leases.take_grant(inode(7), 1, leases.era()));
         assert_eq!(leases.lost(), None);
-        leases.on_welcome(clock::now(), LEASE, 0, false);
+        leases.on_welcome(clock::boot_now(), LEASE, false);
         assert!(!leases.are_trusted());
         let session = leases.lost().unwrap();
-        leases.on_welcome(clock::now(), LEASE, 0, false);
+        leases.on_welcome(clock::boot_now(), LEASE, false);
         leases.clear(session);
         assert!(!leases.are_trusted(), "one more has come meanwhile");
         leases.clear(leases.lost().unwrap());
@@ -323,10 +334,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_grant_that_was_given_back_stays_void_however_many_were_given_back_since() {
+        let leases = connected();
+        let era = leases.era();
+        leases.on_recall(recall(7, 1));
+        // A lower inode with a newer grant, as every one that follows.
+        (2..=70_000)
+            .for_each(|grant| leases.on_recall(recall(if grant == 2 { 6 } else { 5 + grant }, grant)));
+        assert!(!leases.take_grant(inode(6), 2, era), "long ago");
+        assert!(!leases.take_grant(inode(7), 1, era), "the oldest of all");
+        assert!(!leases.take_grant(inode(70_005), 70_000, era), "the newest");
+        assert!(leases.take_grant(inode(6), 70_001, era));
+    }
+
+    #[tokio::test]
     async fn a_grant_of_an_earlier_connection_is_void() {
         let leases = connected();
         let era = leases.era();
-        leases.on_welcome(clock::now(), LEASE, 0, true);
+        leases.on_welcome(clock::boot_now(), LEASE, true);
         assert!(!leases.take_grant(inode(7), 1, era));
     }
 

@@ -9,12 +9,16 @@ use cairn_proto::{InodeId, v1};
 use cairn_runtime::clock::{self, Instant};
 use tokio::sync::Notify;
 
+/// Opens named in one message.
+const OPEN_BATCH: usize = cairn_proto::limits::LIST_MAX;
 /// Closes told in one message; the rest follows in the next.
 const CLOSED_BATCH: usize = 4096;
 
 #[derive(Debug, Default)]
 struct State {
     next: u64,
+    /// How often everything was listed.
+    lists: u64,
     open: HashMap<InodeId, Open>,
     closed: Vec<v1::OpenFile>,
     /// Open since then, and the coordinator has not said yet that it knows.
@@ -139,14 +143,29 @@ impl Opens {
         })
     }
 
-    /// Everything open, for a session that goes on. Closes not yet told are implied.
+    /// Everything open, for a session that begins or goes on. Closes not yet told are implied.
     pub(crate) fn list(&self) -> Vec<v1::OpenFile> {
         self.with(|state| {
+            state.lists += 1;
             state.open.values_mut().for_each(|open| open.told = true);
             let open = state.open.iter();
             open.map(|(inode, open)| v1::OpenFile { inode: inode.get(), sequence: open.last }).collect()
         })
     }
+
+    /// How often everything was listed.
+    pub(crate) fn lists(&self) -> u64 {
+        self.with(|state| state.lists)
+    }
+}
+
+/// What is open, as it is told with a hello: what goes into the hello itself, and the messages behind it.
+pub(crate) fn in_pages(mut open: Vec<v1::OpenFile>) -> (Vec<v1::OpenFile>, Vec<v1::OpenFiles>) {
+    let rest = open.split_off(open.len().min(OPEN_BATCH));
+    let pages = rest.chunks(OPEN_BATCH);
+    let last = pages.len().saturating_sub(1);
+    let page = |(at, files): (usize, &[_])| v1::OpenFiles { files: files.to_vec(), more: at < last };
+    (open, pages.enumerate().map(page).collect())
 }
 
 #[cfg(test)]
@@ -192,6 +211,18 @@ mod tests {
         assert!(opens.is_unregistered(inode));
         opens.remove(inode);
         assert_eq!(opens.take_closed().unwrap().files, [v1::OpenFile { inode: 1, sequence: 4 }]);
+    }
+
+    #[test]
+    fn many_opens_are_told_in_several_messages() {
+        let all = |count: usize| -> Vec<_> {
+            (1..=count as u64).map(|inode| v1::OpenFile { inode, sequence: inode }).collect()
+        };
+        assert_eq!(in_pages(all(OPEN_BATCH)), (all(OPEN_BATCH), Vec::new()));
+        let (mut first, pages) = in_pages(all(3 * OPEN_BATCH));
+        assert_eq!(pages.iter().map(|page| page.more).collect::<Vec<_>>(), [true, false]);
+        pages.into_iter().for_each(|page| first.extend(page.files));
+        assert_eq!(first, all(3 * OPEN_BATCH));
     }
 
     #[test]

@@ -52,9 +52,18 @@ struct State {
     young: HashMap<InodeId, Known>,
     old: HashMap<InodeId, Known>,
     open: HashMap<InodeId, Open>,
+    /// For how long this machine had been suspended when that was last looked at.
+    suspended: Duration,
 }
 
 impl State {
+    /// How old something is was not counted while this machine was suspended: it has to be asked for.
+    fn expire_all(&mut self) {
+        let now = clock::now();
+        let known = self.young.values_mut().chain(self.old.values_mut());
+        known.for_each(|known| known.until = now);
+    }
+
     fn get(&mut self, inode: InodeId) -> Option<&mut Known> {
         if self.pinned.contains_key(&inode) {
             return self.pinned.get_mut(&inode);
@@ -95,7 +104,13 @@ impl InodeTable {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let suspended = clock::suspended();
+        if state.suspended != suspended {
+            state.suspended = suspended;
+            state.expire_all();
+        }
+        state
     }
 
     /// Attributes that may still be shown.

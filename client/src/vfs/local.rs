@@ -103,7 +103,7 @@ impl Vfs {
         }
         done!(Local::Done(access::check(&directory, MAY_EXECUTE | MAY_WRITE, caller)));
         let id = done!(self.take_id(&mut state));
-        let at_ns = self.local_time();
+        let at_ns = self.session().clock.now_ns();
         let attr = new_attr(id, create, kind, &directory, at_ns, caller);
         self.add_name(&mut state, parent, create.name.clone(), Child { inode: id, kind }, at_ns);
         let is_directory = kind == Kind::Directory;
@@ -140,7 +140,7 @@ impl Vfs {
             return Local::Done(Err(VfsError::refused(ErrorKind::IsDirectory, "it is a directory")));
         }
         let _no_opens = known!(self.no_unregistered(child.inode));
-        let at_ns = self.local_time();
+        let at_ns = self.session().clock.now_ns();
         self.remove_name(&mut state, parent, &name.to_bytes(), child, at_ns);
         self.lose_name(&mut state, child.inode, at_ns);
         let op = Op::Unlink(v1::Unlink { parent: parent.get(), name: name.to_bytes() });
@@ -162,7 +162,7 @@ impl Vfs {
         if known!(state.names_in(child.inode)) > 0 {
             return Local::Done(Err(VfsError::refused(ErrorKind::NotEmpty, "the directory has entries")));
         }
-        let at_ns = self.local_time();
+        let at_ns = self.session().clock.now_ns();
         self.remove_name(&mut state, parent, &name.to_bytes(), child, at_ns);
         self.inodes.change(child.inode, None, |attr| {
             attr.nlink = 0;
@@ -212,7 +212,7 @@ impl Vfs {
         done!(Local::Done(access::check(&new, MAY_EXECUTE | MAY_WRITE, caller)));
         let no_opens = replaced.map(|other| self.no_unregistered(other.inode));
         let _no_opens = known!(no_opens.map_or(Some(None), |found| found.map(Some)));
-        let at_ns = self.local_time();
+        let at_ns = self.session().clock.now_ns();
         let mut concerns = vec![parent, new_parent, child.inode];
         self.remove_name(&mut state, parent, &from, child, at_ns);
         match replaced {
@@ -272,7 +272,7 @@ impl Vfs {
         if kept || !owner || attr.nlink == 0 || !self.client.behind().has_room() {
             return Local::Remote;
         }
-        let at_ns = self.local_time();
+        let at_ns = self.session().clock.now_ns();
         self.change_here(inode, |attr| set(attr, &change, at_ns, caller));
         let op = Op::SetAttr(super::files::set_attr_of(inode, change, false));
         let caller = caller.to_wire();
@@ -353,8 +353,9 @@ impl Vfs {
         (sequence, self.session().hold(inode, sequence))
     }
 
+    /// The time of a change that is made here now.
     pub(super) fn local_time(&self) -> i64 {
-        self.client.behind().at(self.session().leases.now_ns())
+        self.session().clock.now_ns()
     }
 
     #[allow(clippy::too_many_arguments)] // all that a change of names is

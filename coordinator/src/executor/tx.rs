@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use cairn_proto::{ErrorKind, InodeId, NodeId, SessionId};
 use cairn_runtime::bugs::{Bug, planted};
-use cairn_runtime::clock;
 
 use crate::context::Context;
 use crate::error::OpError;
@@ -21,8 +20,6 @@ use crate::store::{
 use pending::Pending;
 pub(crate) use steps::Steps;
 
-/// A client's idea of this clock may be ahead by so much; what it says to be later happens now.
-const CLOCKS_APART_NS: i64 = 1_000_000_000;
 /// Extents that one job removes or copies, with what follows for their chunks: some ten milliseconds.
 const EXTENTS_AT_ONCE: usize = 2048;
 /// Rows that a job changes before it leaves what it can to later steps.
@@ -67,7 +64,7 @@ impl Tx {
             store,
             pending: Pending::default(),
             cache: HashMap::new(),
-            now_ns: clock::wall_ns(),
+            now_ns: context.clock.now_ns(),
             at_ns: None,
             is_settled: false,
             nameless: Vec::new(),
@@ -95,7 +92,7 @@ impl Tx {
 
     /// Runs a part of a job as performed at `at_ns`, unless that is still to come.
     pub(crate) fn at<T>(&mut self, at_ns: Option<i64>, run: impl FnOnce(&mut Self) -> T) -> T {
-        self.at_ns = at_ns.filter(|&at_ns| at_ns <= self.now_ns.saturating_add(CLOCKS_APART_NS));
+        self.at_ns = at_ns.filter(|&at_ns| self.context.clock.accept(at_ns));
         let result = run(self);
         self.at_ns = None;
         result
@@ -123,7 +120,7 @@ impl Tx {
         &mut self,
         run: impl FnOnce(&mut Self) -> Result<T, OpError>,
     ) -> Result<T, OpError> {
-        self.now_ns = clock::wall_ns().max(self.now_ns);
+        self.now_ns = self.context.clock.now_ns();
         self.is_settled = false;
         let mark = self.steps.mark();
         let result = self.nested(run);

@@ -79,7 +79,7 @@ impl Bench {
             SetXattr { inode: a, name: "user.x".into(), value: "y".into(), create: false, replace: false };
         run(&mut bench.tx, Mutation::SetXattr(xattr));
         let session = SessionId::from_uuid(Uuid::from_u128(7));
-        bench.tx.attempt(|tx| open::begin_session(tx, session, "a mount".into())).unwrap();
+        bench.tx.attempt(|tx| open::begin_session(tx, session, "a mount".into(), true)).unwrap();
         bench
             .tx
             .context

@@ -2,21 +2,22 @@
 //! waiting for them.
 //!
 //! A session that applies something is at work on giving back, and gets a lease time from there; in
-//! the end its time is up in any case. A client stops to trust its leases when its stream breaks, so
-//! a session without a stream is waited for less long.
+//! the end its time is up in any case. Then it is *condemned*: its stream ends and its signs of life are not
+//! answered any more. Only when it can not trust its leases any longer (one lease time after the last
+//! answer, or as soon as it shows that its stream has ended) is it overdue, and its session may end. A session without
+//! a stream may not know that, and gets the same time.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cairn_proto::{InodeId, SessionId};
-use cairn_runtime::clock::{self, Instant};
+use cairn_runtime::clock;
 
 use super::state::{Asked, Holder, Inner, Link, Stream};
 use super::{Grant, Leases};
+use crate::attendance::Moment;
 use crate::metrics;
 
-/// A session without a stream may come back within this time, or the lease time when that is shorter.
-const BROKEN_PATIENCE: Duration = Duration::from_secs(5);
 /// Lease times after which a lease that is asked back has to be there, whatever its session does.
 const ASKED_LEASES_MAX: u32 = 6;
 
@@ -25,8 +26,8 @@ const ASKED_LEASES_MAX: u32 = 6;
 pub(crate) struct Obstacles {
     /// Sessions whose time is up, each with a directory that it has not given back.
     pub(crate) overdue: BTreeMap<SessionId, InodeId>,
-    /// When the next one's time is up.
-    pub(crate) next: Instant,
+    /// How long it takes until the next one's time is up.
+    pub(crate) wait: Duration,
     /// One of those waited for, with the first directory.
     pub(crate) holder: Option<(SessionId, InodeId)>,
     /// Sessions of an earlier reign that have not returned.
@@ -70,30 +71,23 @@ impl Leases {
         if !is_read && inner.conflicts(asker, all()).is_empty() {
             return None;
         }
-        let now = clock::now();
+        let times = Times::new(self);
         let absent = inner.absent.iter().filter(|&&session| Some(session) != asker).count();
-        let mut found = Obstacles {
-            overdue: BTreeMap::new(),
-            next: now + self.lease,
-            holder: None,
-            absent,
-            reads: is_read,
-        };
+        let mut found =
+            Obstacles { overdue: BTreeMap::new(), wait: self.lease, holder: None, absent, reads: is_read };
         let mut asked = 0;
         for &inode in inodes {
-            let Some((session, deadline, is_new)) = inner.ask(inode, asker, now, self.lease) else {
-                continue;
-            };
+            let Some((session, left, is_new)) = inner.ask(inode, asker, &times) else { continue };
             asked += u64::from(is_new);
             found.holder.get_or_insert((session, inode));
-            if deadline <= now {
+            if left.is_zero() {
                 found.overdue.entry(session).or_insert(inode);
             } else {
-                found.next = found.next.min(deadline);
+                found.wait = found.wait.min(left);
             }
         }
         if is_read && let Some(last) = inner.ask_reads(asker, inodes) {
-            found.next = found.next.min(last);
+            found.wait = found.wait.min(last.saturating_duration_since(clock::now()));
         }
         metrics::recalled(asked);
         Some(found)
@@ -104,8 +98,9 @@ impl Leases {
         let inner = self.lock();
         let held = inner.held.get(&inode).filter(|held| held.session == session);
         let (asked, holder) = (held.and_then(|held| held.asked), inner.holders.get(&session));
-        let deadline = asked.zip(holder).map(|(asked, holder)| deadline(asked, holder, self.lease));
-        deadline.is_some_and(|deadline| deadline <= clock::now())
+        let times = Times::new(self);
+        let left = asked.zip(holder).map(|(asked, holder)| times.left(asked, holder));
+        left.is_some_and(|left| left.is_zero())
     }
 
     /// What a stream has to ask, at most `limit` leases at once.
@@ -116,7 +111,9 @@ impl Leases {
             return if is_over { Recalls::Over } else { Recalls::Superseded };
         }
         let Inner { holders, held, .. } = &mut *inner;
-        let Some(holder) = holders.get_mut(&session) else { return Recalls::Over };
+        let Some(holder) = holders.get_mut(&session).filter(|holder| !holder.condemned) else {
+            return Recalls::Over;
+        };
         let mut grants = Vec::with_capacity(holder.to_recall.len().min(limit));
         while grants.len() < limit
             && let Some(inode) = holder.to_recall.pop_first()
@@ -134,7 +131,7 @@ impl Leases {
 
 impl Inner {
     /// Asks read leases back. Returns when the last of them ends by itself.
-    fn ask_reads(&mut self, asker: Option<SessionId>, inodes: &[InodeId]) -> Option<Instant> {
+    fn ask_reads(&mut self, asker: Option<SessionId>, inodes: &[InodeId]) -> Option<clock::Instant> {
         let (new, last) = self.reads.ask(asker, inodes);
         metrics::reads_recalled(new.len());
         for (session, grant) in new {
@@ -146,33 +143,67 @@ impl Inner {
         last
     }
 
-    /// Asks one lease back unless that was done. Returns its session, until when it has to be there, and
+    /// Asks one lease back unless that was done. Returns its session, how long that may still take, and
     /// whether it was asked just now.
     fn ask(
         &mut self,
         inode: InodeId,
         asker: Option<SessionId>,
-        now: Instant,
-        lease: Duration,
-    ) -> Option<(SessionId, Instant, bool)> {
+        times: &Times,
+    ) -> Option<(SessionId, Duration, bool)> {
         let held = self.held.get_mut(&inode).filter(|held| Some(held.session) != asker)?;
         let holder = self.holders.get_mut(&held.session)?;
         let is_new = held.asked.is_none();
-        let asked = *held.asked.get_or_insert(Asked { first: now, last: now });
+        let asked = *held.asked.get_or_insert(Asked { first: times.now, last: times.now });
         if is_new {
             holder.to_recall.insert(inode);
             holder.link.wake();
         }
-        Some((held.session, deadline(asked, holder, lease), is_new))
+        if !holder.condemned && times.patience(asked, holder).is_zero() {
+            holder.condemned = true;
+            holder.link.wake();
+        }
+        Some((held.session, times.left(asked, holder), is_new))
     }
 }
 
-/// When a lease that was asked back has to be there.
-fn deadline(asked: Asked, holder: &Holder, lease: Duration) -> Instant {
-    let idle = asked.last.max(holder.active) + lease;
-    let at_last = idle.min(asked.first + lease * ASKED_LEASES_MAX);
-    match holder.link {
-        Link::Live(_) => at_last,
-        Link::Broken { since } => at_last.min(since + BROKEN_PATIENCE.min(lease)),
+/// The time now, and what is counted by it.
+struct Times {
+    now: Moment,
+    /// Whatever was heard before counts as heard then.
+    resumed: Moment,
+    lease: Duration,
+}
+
+impl Times {
+    fn new(leases: &Leases) -> Self {
+        let (now, resumed) = leases.attendance.look();
+        Self { now, resumed, lease: leases.lease }
+    }
+
+    fn until(&self, deadline: Moment) -> Duration {
+        deadline.since(self.now)
+    }
+
+    /// How long a lease that was asked back may still take while its session is well.
+    fn patience(&self, asked: Asked, holder: &Holder) -> Duration {
+        let idle = asked.last.max(holder.active) + self.lease;
+        let at_last = idle.min(asked.first + self.lease * ASKED_LEASES_MAX);
+        self.until(at_last.max(self.resumed + self.lease))
+    }
+
+    /// How long the session may still trust its leases, unless it is renewed.
+    fn trust(&self, holder: &Holder) -> Duration {
+        self.until(holder.renewed.max(self.resumed) + self.lease)
+    }
+
+    /// How long a lease that was asked back may still take.
+    fn left(&self, asked: Asked, holder: &Holder) -> Duration {
+        match holder.link {
+            Link::Live(_) if !holder.condemned && !self.patience(asked, holder).is_zero() => {
+                self.patience(asked, holder)
+            }
+            Link::Live(_) | Link::Broken => self.trust(holder),
+        }
     }
 }

@@ -4,13 +4,13 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use cairn_proto::{InodeId, SessionId};
-use cairn_runtime::clock::{self, Instant};
 use tokio::sync::Notify;
 
 use super::cooling::Cooling;
 use super::history::History;
 use super::reads::Reads;
 use super::{Grant, LEASES_OF_SESSION_MAX};
+use crate::attendance::Moment;
 
 /// Leases of all sessions: about 100 MiB.
 const LEASES_MAX: usize = 1 << 20;
@@ -26,9 +26,9 @@ pub(super) struct Held {
 /// Since when somebody else needs it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked {
-    pub(super) first: Instant,
+    pub(super) first: Moment,
     /// Over the present stream.
-    pub(super) last: Instant,
+    pub(super) last: Moment,
 }
 
 /// One session with its leases.
@@ -41,7 +41,12 @@ pub(super) struct Holder {
     pub(super) reads_to_recall: Vec<Grant>,
     pub(super) link: Link,
     /// When it last applied something.
-    pub(super) active: Instant,
+    pub(super) active: Moment,
+    /// When the last sign of life came that was, or may be, answered. It trusts its leases for one lease time from
+    /// some moment before this.
+    pub(super) renewed: Moment,
+    /// It has not given back in time: it is not renewed any more, and ends when it can not trust its leases any longer.
+    pub(super) condemned: bool,
 }
 
 /// The way to a session.
@@ -49,9 +54,7 @@ pub(super) struct Holder {
 pub(super) enum Link {
     Live(Stream),
     /// The stream ended without goodbye.
-    Broken {
-        since: Instant,
-    },
+    Broken,
 }
 
 /// The present stream of a session, as its task knows it.
@@ -112,25 +115,23 @@ impl Inner {
         of_session < LEASES_OF_SESSION_MAX && self.held.len() < LEASES_MAX
     }
 
-    pub(super) fn holder(&mut self, session: SessionId) -> &mut Holder {
-        self.holders.entry(session).or_insert_with(|| {
-            let now = clock::now();
-            let link = Link::Broken { since: now };
-            Holder {
-                leases: BTreeSet::new(),
-                to_recall: BTreeSet::new(),
-                reads_to_recall: Vec::new(),
-                link,
-                active: now,
-            }
+    pub(super) fn holder(&mut self, session: SessionId, now: Moment) -> &mut Holder {
+        self.holders.entry(session).or_insert_with(|| Holder {
+            leases: BTreeSet::new(),
+            to_recall: BTreeSet::new(),
+            reads_to_recall: Vec::new(),
+            link: Link::Broken,
+            active: now,
+            renewed: now,
+            condemned: false,
         })
     }
 
-    pub(super) fn insert(&mut self, session: SessionId, inode: InodeId) -> Grant {
+    pub(super) fn insert(&mut self, session: SessionId, inode: InodeId, now: Moment) -> Grant {
         self.last_grant += 1;
         let number = self.last_grant;
         self.held.insert(inode, Held { session, number, asked: None });
-        self.holder(session).leases.insert(inode);
+        self.holder(session, now).leases.insert(inode);
         Grant { inode, number }
     }
 
@@ -153,25 +154,26 @@ impl Inner {
     }
 
     /// A session that comes back says that it holds this one.
-    pub(super) fn keep(&mut self, session: SessionId, inode: InodeId) {
+    pub(super) fn keep(&mut self, session: SessionId, inode: InodeId, now: Moment) {
         match self.held.get_mut(&inode) {
             Some(held) if held.session == session => {
                 let Some(asked) = &mut held.asked else { return };
-                asked.last = clock::now();
-                self.holder(session).to_recall.insert(inode);
+                asked.last = now;
+                self.holder(session, now).to_recall.insert(inode);
             }
             Some(held) => {
                 let other = held.session;
                 tracing::warn!(%session, %inode, %other, "a lease that comes back is another session's");
             }
-            None => drop(self.insert(session, inode)),
+            None => drop(self.insert(session, inode, now)),
         }
     }
 
-    pub(super) fn attach(&mut self, session: SessionId) -> Stream {
+    pub(super) fn attach(&mut self, session: SessionId, now: Moment) -> Stream {
         self.last_stream += 1;
         let stream = Stream { number: self.last_stream, wake: Arc::default() };
-        let holder = self.holder(session);
+        let holder = self.holder(session, now);
+        holder.renewed = now;
         let before = std::mem::replace(&mut holder.link, Link::Live(stream.clone()));
         before.wake();
         // With its stream a session loses its read leases.

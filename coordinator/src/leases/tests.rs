@@ -1,3 +1,5 @@
+use cairn_runtime::clock;
+
 use super::*;
 use cooling::LEASE_COOL;
 
@@ -11,9 +13,14 @@ pub(super) fn inode(id: u64) -> InodeId {
     InodeId::new(id).unwrap()
 }
 
+/// Leases whose clock counts all time.
+pub(super) fn new_leases(absent: impl IntoIterator<Item = SessionId>) -> Leases {
+    Leases::new(Arc::new(Attendance::unbroken()), LEASE, absent)
+}
+
 /// Leases with a session 1 that has a stream.
 pub(super) fn with_one() -> (Leases, SessionId, Stream) {
-    let leases = Leases::new(LEASE, []);
+    let leases = new_leases([]);
     let stream = leases.attach(session(1));
     (leases, session(1), stream)
 }
@@ -128,7 +135,7 @@ async fn what_was_fought_over_is_not_granted_again_for_a_while() {
 
 #[tokio::test]
 async fn after_a_restart_everything_may_be_leased_by_who_has_not_returned() {
-    let leases = Leases::new(LEASE, [session(1), session(2)]);
+    let leases = new_leases([session(1), session(2)]);
     let before = leases.generation();
     assert_eq!(leases.conflicts(Some(session(3)), [inode(5)]), [inode(5)]);
     assert_eq!(leases.grant(session(3), inode(5)), None);
@@ -175,7 +182,7 @@ async fn a_lease_that_does_not_come_is_overdue_after_the_lease_time() {
     let (leases, one, _) = with_one();
     leases.grant(one, inode(5));
     let obstacles = leases.recall(None, &[inode(5)], Need::Look).unwrap();
-    assert_eq!(obstacles.next, clock::now() + LEASE);
+    assert_eq!(obstacles.wait, LEASE);
     clock::sleep(LEASE - Duration::from_millis(1)).await;
     assert!(!leases.is_overdue(one, inode(5)));
     clock::sleep(Duration::from_millis(2)).await;
@@ -199,18 +206,22 @@ async fn a_session_at_work_is_waited_for_but_not_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_without_a_stream_is_waited_for_less_long() {
+async fn a_session_without_a_stream_is_waited_for_while_it_may_trust_its_leases() {
     let (leases, one, stream) = with_one();
     leases.grant(one, inode(5));
     leases.recall(None, &[inode(5)], Need::Look);
+    clock::sleep(Duration::from_secs(3)).await;
+    assert!(leases.renew(one));
+    clock::sleep(Duration::from_secs(2)).await;
     let mut changes = leases.subscribe();
     leases.detach(one, &stream);
     changes.changed().await.unwrap();
-    assert_eq!(
-        leases.recall(None, &[inode(5)], Need::Look).unwrap().next,
-        clock::now() + Duration::from_secs(5)
-    );
-    clock::sleep(Duration::from_secs(5)).await;
+    // The other end may not have noticed, and trusts what was answered 2 s ago.
+    let left = LEASE - Duration::from_secs(2);
+    assert_eq!(leases.recall(None, &[inode(5)], Need::Look).unwrap().wait, left);
+    clock::sleep(left - Duration::from_millis(1)).await;
+    assert!(!leases.is_overdue(one, inode(5)));
+    clock::sleep(Duration::from_millis(1)).await;
     assert!(leases.is_overdue(one, inode(5)));
     leases.resume(one, &[inode(5)]);
     assert!(!leases.is_overdue(one, inode(5)), "it is back, and has a whole lease time");
@@ -218,8 +229,43 @@ async fn a_session_without_a_stream_is_waited_for_less_long() {
     let (leases, one, stream) = with_one();
     leases.grant(one, inode(5));
     leases.detach(one, &stream);
-    clock::sleep(Duration::from_secs(6)).await;
+    clock::sleep(LEASE).await;
     assert_eq!(leases.recall(None, &[inode(5)], Need::Look).unwrap().overdue.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_answers_but_gives_nothing_back_ends_when_it_can_not_trust_its_leases_any_more() {
+    let (leases, one, stream) = with_one();
+    leases.grant(one, inode(5));
+    leases.recall(None, &[inode(5)], Need::Look);
+    asked(&leases, one, &stream);
+    clock::sleep(LEASE - Duration::from_secs(1)).await;
+    assert!(leases.renew(one));
+    clock::sleep(Duration::from_secs(1)).await;
+    let obstacles = leases.recall(None, &[inode(5)], Need::Look).unwrap();
+    assert_eq!((obstacles.overdue.len(), obstacles.wait), (0, LEASE - Duration::from_secs(1)));
+    // From here on it gets no answer that would let it trust them longer, and its stream ends.
+    assert!(leases.is_condemned(one) && !leases.renew(one));
+    assert_eq!(leases.take_recalls(one, &stream, 1), Recalls::Over);
+    leases.detach(one, &stream);
+    clock::sleep(LEASE - Duration::from_secs(1)).await;
+    assert_eq!(leases.recall(None, &[inode(5)], Need::Look).unwrap().overdue.len(), 1);
+    assert!(leases.is_overdue(one, inode(5)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_coordinator_stands_still_nobody_is_late() {
+    let attendance = Arc::new(Attendance::new());
+    let leases = Leases::new(Arc::clone(&attendance), LEASE, []);
+    let (one, stream) = (session(1), leases.attach(session(1)));
+    leases.grant(one, inode(5));
+    leases.recall(None, &[inode(5)], Need::Look);
+    clock::sleep(LEASE * 3).await;
+    let obstacles = leases.recall(None, &[inode(5)], Need::Look).unwrap();
+    assert_eq!((obstacles.overdue.len(), obstacles.wait), (0, LEASE), "a whole lease time again");
+    leases.detach(one, &stream);
+    clock::sleep(LEASE * 3).await;
+    assert!(!leases.is_overdue(one, inode(5)));
 }
 
 #[tokio::test]

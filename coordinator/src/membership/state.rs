@@ -8,6 +8,7 @@
 //!        │    (or its stream broke)       ▲
 //!        └─────────── leaving ────────────┘
 //! ```
+//! Silence counts only while the coordinator listens ([`crate::attendance`]).
 //! A datanode known from the store alone starts as `suspect`. One node id has one live process: a
 //! second incarnation is refused as long as the first one's stream of heartbeats stands.
 
@@ -15,9 +16,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cairn_proto::{ErrorKind, NodeId, ReplicaSetId, v1};
-use cairn_runtime::clock::Instant;
 use uuid::Uuid;
 
+use crate::attendance::Moment;
 use crate::error::OpError;
 use crate::store::{AdminState, Datanode, ReplicaSet};
 
@@ -54,7 +55,7 @@ pub(crate) struct NodeEntry {
     pub(crate) state: NodeState,
     pub(crate) report: Report,
     pub(crate) last_seen_ns: i64,
-    last_seen: Instant,
+    last_seen: Moment,
     incarnation: Option<Uuid>,
     /// What was stored before this time, and not synced, may be gone: since then the datanode has started
     /// anew, or has told that it gave chunks up which were in no file.
@@ -105,7 +106,7 @@ pub(crate) enum Event {
         row: Datanode,
         incarnation: Uuid,
         report: Report,
-        now: Instant,
+        now: Moment,
         now_ns: i64,
     },
     /// A heartbeat. `NotFound`: it has not registered. `Busy`: another process has taken its place.
@@ -114,7 +115,7 @@ pub(crate) enum Event {
         incarnation: Uuid,
         stream: u64,
         report: Report,
-        now: Instant,
+        now: Moment,
         now_ns: i64,
     },
     /// An orderly stop.
@@ -125,11 +126,13 @@ pub(crate) enum Event {
     StreamLost {
         node: NodeId,
         stream: u64,
-        now: Instant,
+        now: Moment,
     },
     /// Time has passed.
     Deadline {
-        now: Instant,
+        now: Moment,
+        /// Whoever was heard before that counts as heard then.
+        resumed: Moment,
     },
 }
 
@@ -153,7 +156,7 @@ impl Members {
         nodes: Vec<Datanode>,
         sets: Vec<ReplicaSet>,
         epoch: u64,
-        now: Instant,
+        now: Moment,
     ) -> Self {
         let entry = |row: Datanode| {
             let report = Report { capacity: row.capacity, used: row.used, disks: Vec::new() };
@@ -214,8 +217,8 @@ impl Members {
                 }
                 Ok(())
             }
-            Event::Deadline { now } => {
-                self.on_deadline(now);
+            Event::Deadline { now, resumed } => {
+                self.on_deadline(now, resumed);
                 Ok(())
             }
         }
@@ -226,7 +229,7 @@ impl Members {
         row: Datanode,
         incarnation: Uuid,
         report: Report,
-        now: Instant,
+        now: Moment,
         now_ns: i64,
     ) -> Result<(), OpError> {
         let node = row.id;
@@ -269,7 +272,7 @@ impl Members {
         incarnation: Uuid,
         stream: u64,
         report: Report,
-        now: Instant,
+        now: Moment,
         now_ns: i64,
     ) -> Result<(), OpError> {
         let entry = self.nodes.get_mut(&node).ok_or_else(|| {
@@ -300,12 +303,13 @@ impl Members {
         Ok(())
     }
 
-    fn on_deadline(&mut self, now: Instant) {
+    fn on_deadline(&mut self, now: Moment, resumed: Moment) {
+        self.nodes.values_mut().for_each(|entry| entry.last_seen = entry.last_seen.max(resumed));
         let late: Vec<_> = self
             .nodes
             .iter()
             .filter_map(|(&node, entry)| {
-                let silent = now.saturating_duration_since(entry.last_seen);
+                let silent = now.since(entry.last_seen);
                 let state = match entry.state {
                     NodeState::Up | NodeState::Suspect | NodeState::Down
                         if silent >= self.timing.lost_after =>
@@ -325,7 +329,7 @@ impl Members {
     }
 
     /// When silence changes something next.
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+    pub(crate) fn next_deadline(&self) -> Option<Moment> {
         let deadline = |entry: &NodeEntry| match entry.state {
             NodeState::Up => Some(entry.last_seen + self.timing.suspect_after),
             NodeState::Suspect => Some(entry.last_seen + self.timing.down_after),

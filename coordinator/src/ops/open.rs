@@ -7,11 +7,16 @@ use crate::executor::Tx;
 use crate::slots::ended;
 use crate::store::{Key, Session};
 
-use super::remove::release_step;
+use super::remove::{self, release_step};
 
-/// Records a new session.
-pub(crate) fn begin_session(tx: &mut Tx, id: SessionId, description: String) -> Result<(), OpError> {
-    tx.context.sessions.open(id, description.clone())?;
+/// Records a new session. Unless `returned`, it may hold anything open until it has said what.
+pub(crate) fn begin_session(
+    tx: &mut Tx,
+    id: SessionId,
+    description: String,
+    returned: bool,
+) -> Result<(), OpError> {
+    tx.context.sessions.open(id, description.clone(), returned)?;
     tx.put(Session { id, description, opened_ns: tx.now_ns() });
     Ok(())
 }
@@ -25,6 +30,12 @@ pub(crate) fn end_session(tx: &mut Tx, id: SessionId, only_overdue: bool) -> Res
     ended::end(tx, id)?;
     release(tx, id, &orphans)?;
     Ok(true)
+}
+
+/// A session holds these open. Those that have lost their last name, and are still there, live for it, too.
+pub(crate) fn hold_orphans(tx: &mut Tx, session: SessionId, inodes: &[InodeId]) -> Result<(), OpError> {
+    tx.context.sessions.check(session)?;
+    inodes.iter().try_for_each(|&inode| remove::hold(tx, inode, session))
 }
 
 /// A session has closed these orphans. What does not fit one job is done step by step; should the coordinator

@@ -69,10 +69,27 @@ fn release(tx: &mut Tx, id: InodeId, session: SessionId) -> Result<(), OpError> 
     if !holders(tx, id, 1)?.is_empty() {
         return Ok(());
     }
-    match tx.find::<Inode>(&Key::Inode(id))? {
-        Some(inode) if inode.nlink == 0 => delete(tx, inode),
-        _ => Ok(()),
+    let Some(inode) = tx.find::<Inode>(&Key::Inode(id))?.filter(|inode| inode.nlink == 0) else {
+        return Ok(());
+    };
+    let others = tx.context.sessions.keep_orphan(id);
+    if others.is_empty() {
+        return delete(tx, inode);
     }
+    let since_ns = tx.job_ns();
+    others.into_iter().for_each(|session| tx.put(Orphan { inode: id, session, since_ns }));
+    Ok(())
+}
+
+/// One more session holds an orphan. Nothing happens when it is gone, or on its way.
+pub(super) fn hold(tx: &mut Tx, id: InodeId, session: SessionId) -> Result<(), OpError> {
+    // Nobody comes first.
+    let first = holders(tx, id, 1)?.into_iter().next();
+    if first.is_some_and(|row| row.session != NOBODY) {
+        tx.put(Orphan { inode: id, session, since_ns: tx.job_ns() });
+        tx.context.sessions.orphan_held(id, session);
+    }
+    Ok(())
 }
 
 fn holders(tx: &mut Tx, inode: InodeId, limit: usize) -> Result<Vec<Orphan>, OpError> {

@@ -14,6 +14,8 @@ use uuid::Uuid;
 use super::access::Caller;
 use super::{Applied, Create, Mutation, NewInode, Rename, RenameMode, SetAttr, apply};
 use crate::archive::queue::Shipping;
+use crate::attendance::Attendance;
+use crate::cluster_clock::ClusterClock;
 use crate::context::{Context, Policy, Sequence};
 use crate::error::OpError;
 use crate::executor::Tx;
@@ -33,15 +35,18 @@ pub(crate) fn tx_on(store: &MemoryStore, wrap: impl FnOnce(Box<dyn Writer>) -> B
         down_after: Duration::from_secs(9),
         lost_after: Duration::from_secs(600),
     };
-    let members = Members::new(timing, vec![], vec![], 1, cairn_runtime::clock::now());
+    let attendance = Arc::new(Attendance::unbroken());
+    let members = Members::new(timing, vec![], vec![], 1, attendance.now());
     let context = Context {
         policy: Policy::default(),
-        sessions: Sessions::new(Duration::from_secs(10), vec![], &[]),
-        leases: Leases::new(Duration::from_secs(10), []),
+        sessions: Sessions::new(Arc::clone(&attendance), Duration::from_secs(10), vec![], &[]),
+        leases: Leases::new(Arc::clone(&attendance), Duration::from_secs(10), []),
         cluster: Cluster::new(opened.cluster, opened.term, members),
         sequence: Sequence::new(count(&*opened.writer, Count::Sequence).unwrap()),
         unsynced: UnsyncedFiles::new(false),
         shipping: Arc::new(Shipping::off()),
+        attendance,
+        clock: ClusterClock::default(),
     };
     Tx::new(wrap(opened.writer), Arc::new(context))
 }

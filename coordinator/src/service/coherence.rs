@@ -90,10 +90,11 @@ pub(super) async fn until_released(
             tell(shared, asker, &obstacles);
             is_told = true;
         }
-        let look_again = if is_told { obstacles.next } else { obstacles.next.min(began + WAIT_TOLD) };
+        let until_told = WAIT_TOLD.saturating_sub(began.elapsed());
+        let wait = if is_told { obstacles.wait } else { obstacles.wait.min(until_told) };
         tokio::select! {
             _ = changes.changed() => {}
-            () = clock::sleep_until(look_again) => {}
+            () = clock::sleep(wait) => {}
             // Streams end with the server: their sessions are not to blame for what does not come.
             () = &mut stop => return Err(OpError::new(ErrorKind::Unavailable, "the coordinator is stopping")),
         }

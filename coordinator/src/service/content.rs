@@ -123,7 +123,9 @@ pub(super) async fn download_file(
     };
     let found = found.and_then(|found| still_there(shared, found, open));
     if let (Err(_), Some(OpenBy { session, sequence })) = (&found, open) {
-        shared.context.sessions.close(session, &[Open { inode, sequence }]);
+        // Its last name may have gone meanwhile.
+        let orphans = shared.context.sessions.close(session, &[Open { inode, sequence }]);
+        super::session::release(shared, session, orphans).await?;
     }
     Ok(response(found?, shared.context.cluster.map_if_newer(request.map_revision)))
 }

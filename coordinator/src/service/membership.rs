@@ -72,7 +72,7 @@ pub(super) async fn register(
     };
     let seen = seen(request.fence.unwrap_or_default(), request.chunk_max)?;
     shared.executor.run(move |tx| ops::rollback::compare(tx, id, &seen)).await?;
-    let (now, now_ns) = (clock::now(), clock::wall_ns());
+    let (now, now_ns) = (shared.context.attendance.now(), clock::wall_ns());
     cluster.apply(Event::Registered { row: row.clone(), incarnation, report, now, now_ns })?;
     shared.executor.run(move |tx| ops::members::record(tx, row)).await?;
     Ok(v1::RegisterDataNodeResponse {
@@ -176,6 +176,7 @@ impl Beats {
         let mut maps = self.shared.context.cluster.subscribe();
         let stop = self.shared.shutdown.requested();
         tokio::pin!(stop);
+        let context = Arc::clone(&self.shared.context);
         loop {
             let sent = tokio::select! {
                 () = &mut stop => break,
@@ -192,7 +193,7 @@ impl Beats {
                     Ok(()) => Ok(()),
                     Err(_) => break,
                 },
-                () = clock::sleep(self.shared.heartbeat * SILENT_BEATS) => break,
+                () = context.attendance.sleep(self.shared.heartbeat * SILENT_BEATS) => break,
             };
             if let Err(error) = sent {
                 let status = refuse("Heartbeat", &error);
@@ -204,7 +205,7 @@ impl Beats {
             }
         }
         if let Some(node) = self.node {
-            self.shared.context.cluster.stream_lost(node, self.number);
+            context.cluster.stream_lost(node, self.number, context.attendance.now());
         }
     }
 
@@ -219,7 +220,7 @@ impl Beats {
             return cluster.apply(Event::Leaving { node, incarnation });
         }
         let report = report(request.capacity, request.used, request.disks)?;
-        let (now, now_ns) = (clock::now(), clock::wall_ns());
+        let (now, now_ns) = (self.shared.context.attendance.now(), clock::wall_ns());
         cluster.apply(Event::Beat { node, incarnation, stream: self.number, report, now, now_ns })?;
         // The first answer brings the map in any case: the datanode's may be of an earlier reign.
         self.node = Some(node);

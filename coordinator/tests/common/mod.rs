@@ -89,6 +89,17 @@ impl Cluster {
             .await
     }
 
+    /// A new session that holds `open` and what is in `more`, each of which comes in a message of its own.
+    pub async fn replace(
+        &self,
+        open: Vec<v1::OpenFile>,
+        more: Vec<Vec<v1::OpenFile>>,
+    ) -> anyhow::Result<Client> {
+        let more_open = !more.is_empty();
+        let hello = v1::ClientHello { open, more_open, ..v1::ClientHello::default() };
+        Client::connect_with(self.channel()?, hello, more).await
+    }
+
     pub async fn register(
         &self,
         node: &[u8],
@@ -182,9 +193,22 @@ fn message(message: v1::session_request::Message) -> v1::SessionRequest {
 }
 
 impl Client {
-    async fn connect(mut grpc: CoordinatorClient<Channel>, hello: v1::ClientHello) -> anyhow::Result<Self> {
+    async fn connect(grpc: CoordinatorClient<Channel>, hello: v1::ClientHello) -> anyhow::Result<Self> {
+        Self::connect_with(grpc, hello, Vec::new()).await
+    }
+
+    async fn connect_with(
+        mut grpc: CoordinatorClient<Channel>,
+        hello: v1::ClientHello,
+        more: Vec<Vec<v1::OpenFile>>,
+    ) -> anyhow::Result<Self> {
         let (requests, stream) = mpsc::channel(4);
         requests.send(message(v1::session_request::Message::Hello(hello))).await?;
+        let pages = more.len();
+        for (at, files) in more.into_iter().enumerate() {
+            let page = v1::OpenFiles { files, more: at + 1 < pages };
+            requests.send(message(v1::session_request::Message::Open(page))).await?;
+        }
         let mut answers = grpc.session(ReceiverStream::new(stream)).await?.into_inner();
         let first = answers.message().await?.and_then(|answer| answer.message);
         let Some(v1::session_response::Message::Welcome(welcome)) = first else {

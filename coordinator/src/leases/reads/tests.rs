@@ -1,6 +1,6 @@
 use super::*;
 use crate::leases::cooling::LEASE_COOL;
-use crate::leases::tests::{LEASE, inode, session, with_one};
+use crate::leases::tests::{inode, new_leases, session, with_one};
 use crate::leases::{Need, Recalls, Stream};
 
 const A_MOMENT: Duration = Duration::from_millis(1);
@@ -53,7 +53,7 @@ fn grants(number: u64, inodes: impl IntoIterator<Item = InodeId>) -> Vec<Grant> 
 
 #[tokio::test]
 async fn only_a_connected_session_is_granted_them() {
-    let leases = Leases::new(LEASE, []);
+    let leases = new_leases([]);
     let one = session(1);
     assert_eq!(list(&leases, one), None, "nobody knows it");
     let stream = leases.attach(one);
@@ -128,7 +128,7 @@ async fn they_are_asked_back_once_however_many_wait() {
     for asker in [None, Some(session(2)), Some(session(3))] {
         clock::sleep(A_MOMENT).await;
         let obstacles = leases.recall(asker, &[inode(11), inode(13)], Need::Change).unwrap();
-        assert_eq!(obstacles.next, until, "then it has ended anyway");
+        assert_eq!(clock::now() + obstacles.wait, until, "then it has ended anyway");
         assert_eq!((obstacles.overdue.len(), obstacles.holder), (0, None), "nobody is to blame");
     }
     assert_eq!(asked(&leases, one, &stream, 100), grants(number, [inode(11)]));
@@ -181,10 +181,10 @@ async fn a_wait_ends_without_an_answer_when_the_time_of_the_last_one_is_up() {
     clock::sleep(READ_LEASE / 2).await;
     leases.attach(session(2));
     leases.grant_reads(session(2), directory(), &[inode(11)], leases.committed()).unwrap();
-    let until = leases.recall(None, &all(), Need::Change).unwrap().next;
+    let until = clock::now() + leases.recall(None, &all(), Need::Change).unwrap().wait;
     assert_eq!(until, clock::now() + READ_LEASE);
     clock::sleep_until(until - A_MOMENT).await;
-    assert_eq!(leases.recall(None, &all(), Need::Change).unwrap().next, until);
+    assert_eq!(clock::now() + leases.recall(None, &all(), Need::Change).unwrap().wait, until);
     clock::sleep_until(until).await;
     assert!(leases.recall(None, &all(), Need::Change).is_none());
 }
@@ -348,13 +348,13 @@ async fn giving_back_ends_that_grant_and_no_newer_one() {
 
 #[tokio::test(start_paused = true)]
 async fn after_a_restart_anybody_absent_may_show_anything_for_the_time_of_a_lease() {
-    let leases = Leases::new(LEASE, [session(1), session(2)]);
+    let leases = new_leases([session(1), session(2)]);
     let three = session(3);
     leases.attach(three);
     let until = clock::now() + READ_LEASE;
     assert_eq!(in_the_way(&leases, Some(three), &all()), all());
     let obstacles = leases.recall(Some(three), &all(), Need::Change).unwrap();
-    assert_eq!((obstacles.next, obstacles.absent, obstacles.reads), (until, 2, true));
+    assert_eq!((clock::now() + obstacles.wait, obstacles.absent, obstacles.reads), (until, 2, true));
     assert_eq!(list(&leases, three), None, "an absent one may change it locally");
     leases.resume(session(1), &[]);
     assert_eq!(in_the_way(&leases, Some(session(1)), &all()), all(), "the other one may");
@@ -373,7 +373,7 @@ async fn after_a_restart_anybody_absent_may_show_anything_for_the_time_of_a_leas
 
 #[tokio::test]
 async fn after_a_restart_nobody_waits_for_sessions_that_are_all_back() {
-    let leases = Leases::new(LEASE, [session(1), session(2)]);
+    let leases = new_leases([session(1), session(2)]);
     leases.resume(session(1), &[]);
     leases.end(session(2));
     assert_eq!(in_the_way(&leases, Some(session(3)), &all()), []);
@@ -396,7 +396,7 @@ async fn they_have_a_bound() {
 
 #[tokio::test]
 async fn a_part_takes_the_place_of_the_one_before_and_of_nothing_else() {
-    let leases = Leases::new(LEASE, []);
+    let leases = new_leases([]);
     let (one, two) = (session(1), session(2));
     let (_one, _two) = (leases.attach(one), leases.attach(two));
     let list = |of: SessionId, directory: u64, entry: u64| {

@@ -52,7 +52,7 @@ impl Trial {
         };
         let sets = sets.iter().enumerate().map(set).collect();
         let members = {
-            let now = cairn_runtime::clock::now();
+            let now = crate::attendance::Moment::default();
             Members::new(TIMING, (1..=nodes).map(row).collect(), sets, 1, now)
         };
         let mut trial = Self { members };

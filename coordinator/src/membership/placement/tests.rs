@@ -29,7 +29,7 @@ impl Bench {
             down_after: Duration::from_secs(9),
             lost_after: Duration::from_secs(600),
         };
-        let now = cairn_runtime::clock::now();
+        let now = crate::attendance::Moment::default();
         let mut members = Members::new(timing, vec![], vec![], 1, now);
         for (number, &free) in (1..).zip(free) {
             let row = Datanode {

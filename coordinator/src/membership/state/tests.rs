@@ -25,18 +25,22 @@ fn row(number: u128) -> Datanode {
     }
 }
 
-fn registered(number: u128, incarnation: u128, now: Instant) -> Event {
+fn registered(number: u128, incarnation: u128, now: Moment) -> Event {
     let incarnation = Uuid::from_u128(incarnation);
     Event::Registered { row: row(number), incarnation, report: Report::default(), now, now_ns: 0 }
 }
 
-fn beat(number: u128, incarnation: u128, stream: u64, now: Instant) -> Event {
+fn beat(number: u128, incarnation: u128, stream: u64, now: Moment) -> Event {
     let incarnation = Uuid::from_u128(incarnation);
     Event::Beat { node: node(number), incarnation, stream, report: Report::default(), now, now_ns: 0 }
 }
 
-fn members(now: Instant) -> Members {
+fn members(now: Moment) -> Members {
     Members::new(TIMING, vec![row(1)], vec![], 1, now)
+}
+
+fn deadline(now: Moment) -> Event {
+    Event::Deadline { now, resumed: Moment::default() }
 }
 
 fn state(members: &Members, number: u128) -> NodeState {
@@ -45,29 +49,42 @@ fn state(members: &Members, number: u128) -> NodeState {
 
 #[test]
 fn silence_makes_suspect_then_down_then_lost_and_a_heartbeat_up_again() {
-    let start = cairn_runtime::clock::now();
+    let start = Moment::default();
     let at = |seconds| start + Duration::from_secs(seconds);
     let mut members = members(start);
     assert_eq!(state(&members, 1), NodeState::Suspect, "known from the store alone");
     members.apply(registered(1, 1, at(0))).unwrap();
     assert_eq!(state(&members, 1), NodeState::Up);
     assert_eq!(members.next_deadline(), Some(at(3)));
-    members.apply(Event::Deadline { now: at(2) }).unwrap();
+    members.apply(deadline(at(2))).unwrap();
     assert_eq!(state(&members, 1), NodeState::Up);
     let revision = members.revision;
-    members.apply(Event::Deadline { now: at(3) }).unwrap();
+    members.apply(deadline(at(3))).unwrap();
     assert_eq!((state(&members, 1), members.revision), (NodeState::Suspect, revision + 1));
-    members.apply(Event::Deadline { now: at(10) }).unwrap();
+    members.apply(deadline(at(10))).unwrap();
     assert_eq!((state(&members, 1), members.next_deadline()), (NodeState::Down, Some(at(600))));
-    members.apply(Event::Deadline { now: at(600) }).unwrap();
+    members.apply(deadline(at(600))).unwrap();
     assert_eq!((state(&members, 1), members.next_deadline()), (NodeState::Lost, None));
     members.apply(beat(1, 1, 1, at(11))).unwrap();
     assert_eq!(state(&members, 1), NodeState::Up);
 }
 
 #[test]
+fn after_a_pause_of_the_coordinator_everybody_has_the_whole_time_again() {
+    let at = |seconds| Moment::default() + Duration::from_secs(seconds);
+    let mut members = members(at(0));
+    members.apply(registered(1, 1, at(0))).unwrap();
+    members.apply(Event::Deadline { now: at(3), resumed: at(3) }).unwrap();
+    assert_eq!((state(&members, 1), members.next_deadline()), (NodeState::Up, Some(at(6))));
+    members.apply(Event::Deadline { now: at(6), resumed: at(3) }).unwrap();
+    assert_eq!((state(&members, 1), members.next_deadline()), (NodeState::Suspect, Some(at(13))));
+    members.apply(Event::Deadline { now: at(13), resumed: at(12) }).unwrap();
+    assert_eq!(state(&members, 1), NodeState::Suspect);
+}
+
+#[test]
 fn heartbeats_alone_do_not_change_the_map() {
-    let now = cairn_runtime::clock::now();
+    let now = Moment::default();
     let mut members = members(now);
     members.apply(registered(1, 1, now)).unwrap();
     let revision = members.revision;
@@ -79,7 +96,7 @@ fn heartbeats_alone_do_not_change_the_map() {
 
 #[test]
 fn a_second_process_with_the_same_id_is_refused_while_the_first_lives() {
-    let now = cairn_runtime::clock::now();
+    let now = Moment::default();
     let mut members = members(now);
     members.apply(registered(1, 1, now)).unwrap();
     members.apply(beat(1, 1, 1, now)).unwrap();
@@ -97,7 +114,7 @@ fn a_second_process_with_the_same_id_is_refused_while_the_first_lives() {
 
 #[test]
 fn an_orderly_stop_counts_at_once() {
-    let now = cairn_runtime::clock::now();
+    let now = Moment::default();
     let mut members = members(now);
     members.apply(registered(1, 1, now)).unwrap();
     members.apply(beat(1, 1, 1, now)).unwrap();
@@ -109,6 +126,6 @@ fn an_orderly_stop_counts_at_once() {
 
 #[test]
 fn a_stranger_must_register_first() {
-    let now = cairn_runtime::clock::now();
+    let now = Moment::default();
     assert_eq!(members(now).apply(beat(9, 1, 1, now)).unwrap_err().kind(), ErrorKind::NotFound);
 }

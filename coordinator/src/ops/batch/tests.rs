@@ -76,7 +76,7 @@ fn a_reserved_id_is_taken_once_and_others_are_refused() {
         let op = Create { id: Some(id), ..create(ROOT, text, NewInode::Directory) };
         one(tx, 1, Mutation::Create(op)).map(|done| done.applied.inode.unwrap().id)
     };
-    tx.context.sessions.open(session(1), String::new()).unwrap();
+    tx.context.sessions.open(session(1), String::new(), true).unwrap();
     let first = tx.attempt(|tx| reserve::reserve_inodes(tx, session(1), 10)).unwrap();
     let later = InodeId::new(first.get() + 9).unwrap();
     assert_eq!(made_as(&mut tx, "later", later).unwrap(), later);
@@ -214,7 +214,11 @@ fn files_do_not_wait_for_absent_sessions() {
     let f = make_file(&mut tx, "f").id;
     tx.commit().unwrap();
     let context = Arc::get_mut(&mut tx.context).unwrap();
-    context.leases = crate::leases::Leases::new(std::time::Duration::from_secs(10), [session(9)]);
+    context.leases = crate::leases::Leases::new(
+        Arc::clone(&context.attendance),
+        std::time::Duration::from_secs(10),
+        [session(9)],
+    );
     let set = |inode| Mutation::RemoveXattr { inode, name: "user.x".into() };
     assert_eq!(one(&mut tx, 1, set(f)).unwrap_err().kind(), ErrorKind::NoData);
     assert_eq!(in_the_way(one(&mut tx, 1, set(ROOT))), [ROOT]);
@@ -249,7 +253,7 @@ impl Listed {
         one(&mut tx, 2, file(ROOT, "elsewhere")).unwrap();
         end_group(&mut tx);
         for number in [1, 2] {
-            tx.context.sessions.open(session(number), String::new()).unwrap();
+            tx.context.sessions.open(session(number), String::new(), true).unwrap();
             tx.context.leases.attach(session(number));
         }
         let leases = &tx.context.leases;

@@ -58,7 +58,7 @@ fn register(tx: &Tx, number: u128) {
         row,
         incarnation: Uuid::from_u128(number),
         report: Report::default(),
-        now: cairn_runtime::clock::now(),
+        now: crate::attendance::Moment::default(),
         now_ns: 1,
     };
     tx.context.cluster.apply(event).unwrap();
@@ -159,7 +159,7 @@ impl World {
     fn new() -> Self {
         let mut tx = cluster();
         let session = SessionId::from_uuid(Uuid::from_u128(9));
-        tx.attempt(|tx| open::begin_session(tx, session, "a mount".into())).unwrap();
+        tx.attempt(|tx| open::begin_session(tx, session, "a mount".into(), true)).unwrap();
         let held = (1..=NODES).map(|number| (node(number), BTreeSet::new())).collect();
         Self { tx, session, held, open: BTreeMap::new(), files: BTreeMap::new(), next_chunk: 1 }
     }

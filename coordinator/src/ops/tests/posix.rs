@@ -447,7 +447,7 @@ fn an_orphan_goes_with_its_last_holder() {
     let file = make_file(&mut tx, "f");
     let sessions = [1, 2].map(|n| SessionId::from_uuid(Uuid::from_u128(n)));
     for session in sessions {
-        tx.attempt(|tx| crate::ops::open::begin_session(tx, session, String::new())).unwrap();
+        tx.attempt(|tx| crate::ops::open::begin_session(tx, session, String::new(), true)).unwrap();
         tx.context.sessions.register(session, Open { inode: file.id, sequence: 1 }).unwrap();
     }
     unlink(&mut tx, ROOT, "f", &root()).unwrap();

@@ -357,7 +357,7 @@ fn scattered_writes_cost_rows_in_proportion_to_their_number() {
 fn the_orphans_of_a_session_go_in_bounded_steps() {
     const FILES: u64 = 600;
     let mut bench = Bench::new();
-    bench.job(|tx| open::begin_session(tx, session(2), "a mount".into()));
+    bench.job(|tx| open::begin_session(tx, session(2), "a mount".into(), true));
     for number in 0..FILES {
         let text = number.to_string();
         let file = make_file(&mut bench.tx, &text).id;
