@@ -19,6 +19,9 @@ use crate::session::OpenGuard;
 const PENDING_MAX: usize = 16_384;
 /// Mutations in one batch: enough to share a transaction, few enough that an answer stays quick.
 const BATCH_MAX: usize = 512;
+/// What is pending shall be applied within this time, as far as that can be told: who needs the coordinator, or gives a
+/// lease back, waits for all of it. A coordinator that is busy takes half a second for a batch.
+const DRAIN_MAX: Duration = Duration::from_secs(1);
 /// Mutations are gathered for so long, unless somebody waits for them.
 const GATHER: Duration = Duration::from_millis(2);
 /// That many are not gathered any longer.
@@ -67,6 +70,8 @@ struct State {
     lost: HashMap<InodeId, Loss>,
     /// Others have lost changes, and who syncs next is told of it.
     more_lost: bool,
+    /// How long a batch took lately.
+    batch_time: Duration,
 }
 
 /// A change that was answered here and could not be applied.
@@ -74,6 +79,16 @@ struct State {
 struct Loss {
     at: Instant,
     told: bool,
+}
+
+/// Whether another mutation may be performed now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    Free,
+    /// When some of what is pending has been applied.
+    Later,
+    /// What is pending can not be applied at the moment.
+    Trouble,
 }
 
 /// How far the queue is.
@@ -100,9 +115,14 @@ impl Behind {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether another mutation may be performed now.
-    pub(crate) fn has_room(&self) -> bool {
-        self.lock().queue.len() < PENDING_MAX && self.progress.borrow().trouble.is_none()
+    pub(crate) fn room(&self) -> Room {
+        if self.progress.borrow().trouble.is_some() {
+            return Room::Trouble;
+        }
+        let state = self.lock();
+        let batches = u32::try_from(state.queue.len() / BATCH_MAX).unwrap_or(u32::MAX);
+        let is_long = state.batch_time.saturating_mul(batches) > DRAIN_MAX;
+        if is_long || state.queue.len() >= PENDING_MAX { Room::Later } else { Room::Free }
     }
 
     pub(crate) fn push(&self, pending: Pending) {
@@ -143,6 +163,15 @@ impl Behind {
             Some(last) => self.wait(last).await,
             None => Ok(()),
         }
+    }
+
+    /// As [`Self::all_applied`], whatever keeps it from being applied at the moment.
+    pub(crate) async fn all_applied_at_last(&self) -> Result<()> {
+        let newest = self.lock().newest;
+        let mut progress = self.progress.subscribe();
+        self.urgent.notify_one();
+        let done = progress.wait_for(|progress| progress.applied >= newest).await;
+        done.map(drop).map_err(|_| ClientError::Closed)
     }
 
     /// Waits until everything that was pending has been applied; as [`Self::applied`].
@@ -186,11 +215,12 @@ impl Behind {
         state.queue.drain(..count).collect()
     }
 
-    /// `batch` has been applied, and its results are known to all who care.
-    pub(crate) fn landed(&self, batch: Vec<Pending>) {
+    /// `batch` has been applied, in the time that it `took`, and its results are known to all who care.
+    pub(crate) fn landed(&self, batch: Vec<Pending>, took: Duration) {
         let applied = self.progress.borrow().applied + batch.len() as u64;
         {
             let mut state = self.lock();
+            state.batch_time = (state.batch_time + took) / 2;
             for inode in batch.iter().flat_map(|pending| &pending.concerns) {
                 if state.last_of.get(inode).is_some_and(|&last| last <= applied) {
                     state.last_of.remove(inode);
@@ -250,6 +280,8 @@ impl Behind {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     fn pending(inode: InodeId) -> Pending {
@@ -266,12 +298,12 @@ mod tests {
         behind.push(pending(two));
         let mut first = behind.take();
         let second = first.pop().unwrap();
-        behind.landed(first);
+        behind.landed(first, Duration::ZERO);
         behind.applied(one).await.unwrap();
         assert!(behind.is_pending(two));
         let waits = clock::timeout(Duration::from_millis(20), behind.applied(two)).await;
         assert!(waits.is_err());
-        behind.landed(vec![second]);
+        behind.landed(vec![second], Duration::ZERO);
         behind.all_applied().await.unwrap();
         assert!(!behind.is_pending(two));
     }
@@ -282,10 +314,48 @@ mod tests {
         behind.push(pending(InodeId::ROOT));
         let batch = behind.take();
         behind.stuck(ClientError::new(cairn_proto::ErrorKind::NoSpace, "full"));
-        assert!(!behind.has_room());
+        assert_eq!(behind.room(), Room::Trouble);
         assert_eq!(behind.all_applied().await.unwrap_err().kind(), cairn_proto::ErrorKind::NoSpace);
-        behind.landed(batch);
-        assert!(behind.has_room());
+        behind.landed(batch, Duration::ZERO);
+        assert_eq!(behind.room(), Room::Free);
         behind.all_applied().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn no_more_is_pending_than_the_coordinator_applies_within_a_second() {
+        let behind = Behind::default();
+        let fill = |count| (0..count).for_each(|_| behind.push(pending(InodeId::ROOT)));
+        // One that is quick: as much as there is room for.
+        fill(PENDING_MAX - 1);
+        assert_eq!(behind.room(), Room::Free);
+        fill(1);
+        assert_eq!(behind.room(), Room::Later);
+        while behind.all_applied().now_or_never().is_none() {
+            behind.landed(behind.take(), Duration::from_millis(400));
+        }
+        // One that takes 0.4 s for a batch: as much as it applies in a second, so nobody waits for 16.
+        fill(3 * BATCH_MAX - 1);
+        assert_eq!(behind.room(), Room::Free);
+        fill(1);
+        assert_eq!(behind.room(), Room::Later);
+        behind.landed(behind.take(), Duration::from_millis(400));
+        assert_eq!(behind.room(), Room::Free);
+        // A short batch that takes long leaves room for one.
+        behind.landed(behind.take(), Duration::from_secs(60));
+        behind.landed(behind.take(), Duration::from_secs(60));
+        fill(BATCH_MAX - 1);
+        assert_eq!(behind.room(), Room::Free);
+    }
+
+    #[tokio::test]
+    async fn who_gives_a_lease_back_waits_through_trouble() {
+        let behind = Behind::default();
+        behind.push(pending(InodeId::ROOT));
+        let batch = behind.take();
+        behind.stuck(ClientError::new(cairn_proto::ErrorKind::NoSpace, "full"));
+        let mut waits = std::pin::pin!(behind.all_applied_at_last());
+        assert!(waits.as_mut().now_or_never().is_none());
+        behind.landed(batch, Duration::ZERO);
+        waits.await.unwrap();
     }
 }

@@ -32,16 +32,18 @@ pub(super) async fn apply_all(
         }
         let batch = behind.take();
         let Some((asked, results)) = apply(&coordinator, &behind, &batch).await else { return };
-        metrics::applied_behind(batch.len(), asked.elapsed());
+        let took = asked.elapsed();
+        metrics::applied_behind(batch.len(), took);
         let Some(vfs) = vfs.upgrade() else {
-            behind.landed(batch);
+            behind.landed(batch, took);
             continue;
         };
         for (pending, result) in batch.iter().zip(results) {
             vfs.on_result(pending, result, asked);
         }
         let concerned: Vec<InodeId> = batch.iter().flat_map(|pending| pending.concerns.clone()).collect();
-        behind.landed(batch);
+        behind.landed(batch, took);
+        vfs.leased.room_again();
         // What is pending on them still is not in these attributes.
         let changing = concerned.into_iter().filter(|&inode| behind.is_pending(inode));
         changing.for_each(|inode| vfs.inodes.expire_unpinned(inode));

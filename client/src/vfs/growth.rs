@@ -66,8 +66,14 @@ impl Vfs {
         let committed = content.map(|content| content.attr_committed());
         let attr = committed.filter(|attr| attr.version > pinned.version).unwrap_or(pinned);
         let grows = attr.kind == Kind::File && size > attr.size && size <= FILE_SIZE_MAX;
-        if !grows || attr.has_xattrs || attr.nlink == 0 || !self.client.behind().has_room() {
+        if !grows || attr.has_xattrs || attr.nlink == 0 {
             return Local::Remote;
+        }
+        match self.room() {
+            Local::Done(Ok(())) => {}
+            Local::Done(Err(error)) => return Local::Done(Err(error)),
+            Local::Wait => return Local::Wait,
+            Local::Remote => return Local::Remote,
         }
         let at_ns = self.local_time();
         self.change_here(inode, |attr| {

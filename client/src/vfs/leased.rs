@@ -141,6 +141,11 @@ impl Leased {
         Self { enabled, state: Mutex::default(), changed: Notify::new() }
     }
 
+    /// Some of what was pending has been applied: whoever waits for room goes on.
+    pub(super) fn room_again(&self) {
+        self.changed.notify_waiters();
+    }
+
     pub(super) fn is_enabled(&self) -> bool {
         self.enabled
     }
@@ -504,9 +509,8 @@ impl Vfs {
             return self.session().leases.release(directory, recalled);
         }
         let era = self.session().leases.era();
-        while let Err(error) = self.client.behind().all_applied().await {
-            tracing::warn!(inode = %directory, %error, "a lease can not be given back yet");
-            clock::sleep(TRY_TIME).await;
+        while clock::timeout(TRY_TIME, self.client.behind().all_applied_at_last()).await.is_err() {
+            tracing::warn!(inode = %directory, "a lease can not be given back yet: changes are still to be applied");
             if self.session().leases.era() != era {
                 break; // the coordinator knows what this client said on its return
             }

@@ -14,7 +14,7 @@ use cairn_proto::{ErrorKind, FileName, InodeId, mode};
 use super::access;
 use super::leased::{Child, Local, State};
 use super::{AttrChange, Entry, MAY_EXECUTE, MAY_WRITE, RenameMode, Time, Vfs, VfsError};
-use crate::behind::Pending;
+use crate::behind::{Pending, Room};
 use crate::{Attr, Caller, Kind, OpenGuard};
 
 /// Goes on with what was done, else ends in the same way.
@@ -90,9 +90,10 @@ impl Vfs {
         let mut state = self.leased.lock();
         done!(self.available(&mut state, parent));
         let directory = known!(self.inodes.pinned(parent));
-        if directory.nlink == 0 || directory.nlink >= LINK_MAX || !self.client.behind().has_room() {
+        if directory.nlink == 0 || directory.nlink >= LINK_MAX {
             return Local::Remote;
         }
+        done!(self.room());
         if matches!(kind, Kind::CharDevice | Kind::BlockDevice) || !state.may_hold_more() {
             return Local::Remote;
         }
@@ -103,7 +104,7 @@ impl Vfs {
         }
         done!(Local::Done(access::check(&directory, MAY_EXECUTE | MAY_WRITE, caller)));
         let id = done!(self.take_id(&mut state));
-        let at_ns = self.session().clock.now_ns();
+        let at_ns = self.local_time();
         let attr = new_attr(id, create, kind, &directory, at_ns, caller);
         self.add_name(&mut state, parent, create.name.clone(), Child { inode: id, kind }, at_ns);
         let is_directory = kind == Kind::Directory;
@@ -140,7 +141,7 @@ impl Vfs {
             return Local::Done(Err(VfsError::refused(ErrorKind::IsDirectory, "it is a directory")));
         }
         let _no_opens = known!(self.no_unregistered(child.inode));
-        let at_ns = self.session().clock.now_ns();
+        let at_ns = self.local_time();
         self.remove_name(&mut state, parent, &name.to_bytes(), child, at_ns);
         self.lose_name(&mut state, child.inode, at_ns);
         let op = Op::Unlink(v1::Unlink { parent: parent.get(), name: name.to_bytes() });
@@ -162,7 +163,7 @@ impl Vfs {
         if known!(state.names_in(child.inode)) > 0 {
             return Local::Done(Err(VfsError::refused(ErrorKind::NotEmpty, "the directory has entries")));
         }
-        let at_ns = self.session().clock.now_ns();
+        let at_ns = self.local_time();
         self.remove_name(&mut state, parent, &name.to_bytes(), child, at_ns);
         self.inodes.change(child.inode, None, |attr| {
             attr.nlink = 0;
@@ -187,9 +188,10 @@ impl Vfs {
         done!(self.available(&mut state, parent));
         done!(self.available(&mut state, new_parent));
         let (old, new) = (known!(self.inodes.pinned(parent)), known!(self.inodes.pinned(new_parent)));
-        if mode == RenameMode::Exchange || new.nlink == 0 || !self.client.behind().has_room() {
+        if mode == RenameMode::Exchange || new.nlink == 0 {
             return Local::Remote;
         }
+        done!(self.room());
         done!(Local::Done(access::check(&old, MAY_EXECUTE, caller)));
         done!(Local::Done(access::check(&new, MAY_EXECUTE, caller)));
         let (from, to) = (name.to_bytes(), new_name.to_bytes());
@@ -212,7 +214,7 @@ impl Vfs {
         done!(Local::Done(access::check(&new, MAY_EXECUTE | MAY_WRITE, caller)));
         let no_opens = replaced.map(|other| self.no_unregistered(other.inode));
         let _no_opens = known!(no_opens.map_or(Some(None), |found| found.map(Some)));
-        let at_ns = self.session().clock.now_ns();
+        let at_ns = self.local_time();
         let mut concerns = vec![parent, new_parent, child.inode];
         self.remove_name(&mut state, parent, &from, child, at_ns);
         match replaced {
@@ -269,10 +271,11 @@ impl Vfs {
         let owner = caller.uid == 0 || caller.uid == attr.uid;
         let chowns = change.uid.is_some() || change.gid.is_some();
         let kept = change.size.is_some() || chowns && caller.uid != 0;
-        if kept || !owner || attr.nlink == 0 || !self.client.behind().has_room() {
+        if kept || !owner || attr.nlink == 0 {
             return Local::Remote;
         }
-        let at_ns = self.session().clock.now_ns();
+        done!(self.room());
+        let at_ns = self.local_time();
         self.change_here(inode, |attr| set(attr, &change, at_ns, caller));
         let op = Op::SetAttr(super::files::set_attr_of(inode, change, false));
         let caller = caller.to_wire();
@@ -300,9 +303,10 @@ impl Vfs {
     ) -> Local<Child> {
         done!(self.available(state, parent));
         let directory = known!(self.inodes.pinned(parent));
-        if !self.client.behind().has_room() || is_stuck(&directory, caller) {
+        if is_stuck(&directory, caller) {
             return Local::Remote;
         }
+        done!(self.room());
         done!(Local::Done(access::check(&directory, MAY_EXECUTE, caller)));
         let Some(child) = state.child(parent, &name.to_bytes()) else {
             return Local::Done(Err(no_such_name()));
@@ -356,6 +360,16 @@ impl Vfs {
     /// The time of a change that is made here now.
     pub(super) fn local_time(&self) -> i64 {
         self.session().clock.now_ns()
+    }
+
+    /// Whether one more change may be made locally now. Whoever waits here waits for a batch; at the coordinator it would
+    /// wait for all that is pending.
+    pub(super) fn room(&self) -> Local<()> {
+        match self.client.behind().room() {
+            Room::Free => Local::Done(Ok(())),
+            Room::Later => Local::Wait,
+            Room::Trouble => Local::Remote,
+        }
     }
 
     #[allow(clippy::too_many_arguments)] // all that a change of names is
