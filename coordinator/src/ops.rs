@@ -34,7 +34,7 @@ pub(crate) mod rollback;
 mod setattr;
 mod unlink;
 pub(crate) mod unsynced;
-mod xattr;
+pub(crate) mod xattr;
 
 use bytes::Bytes;
 use cairn_proto::{ByteRange, FileName, InodeId, SymlinkTarget};

@@ -11,6 +11,7 @@ use cairn_runtime::bugs::{Bug, planted};
 
 use crate::context::Context;
 use crate::error::OpError;
+use crate::ops::xattr::Totals;
 use crate::sessions::Open;
 use crate::slots::SlotCache;
 use crate::store::{
@@ -46,6 +47,8 @@ pub(crate) struct Tx {
     pub(crate) opened: Vec<(SessionId, Open)>,
     /// Directories that the group removes; with the commit their leases end.
     pub(crate) removed_directories: Vec<InodeId>,
+    /// Of the inode whose attributes were changed last.
+    pub(crate) xattr_totals: Option<Totals>,
     /// What is left to be done step by step.
     pub(crate) steps: Steps,
     /// Extents that one job removes or copies at most.
@@ -70,6 +73,7 @@ impl Tx {
             nameless: Vec::new(),
             opened: Vec::new(),
             removed_directories: Vec::new(),
+            xattr_totals: None,
             steps: Steps::default(),
             extents_at_once: EXTENTS_AT_ONCE,
             job_rows: JOB_ROWS,
@@ -171,6 +175,7 @@ impl Tx {
             let (nameless, opened) = (self.nameless.split_off(nameless), self.opened.split_off(opened));
             self.context.sessions.take_back(&nameless, &opened);
             self.pending.take_back(mark);
+            self.xattr_totals = None;
         }
         result
     }
@@ -227,6 +232,7 @@ impl Tx {
         // What became of the commit may be unknown: the store says which was the last.
         let sequence = crate::store::count(&*self.store, Count::Sequence);
         self.steps.take_back((0, 0));
+        self.xattr_totals = None;
         match (sets, orphans, sequence) {
             (Ok(sets), Ok(orphans), Ok(sequence)) => {
                 self.context.sequence.set(sequence);

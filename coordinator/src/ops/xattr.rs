@@ -16,6 +16,17 @@ const VALUES_MAX: usize = 1 << 20;
 /// The only attribute that the kernel removes by itself.
 const CAPABILITY: &[u8] = b"security.capability";
 
+/// How much the attributes of an inode take, as of one version of it: whoever sets one after the other does not read
+/// all of them each time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Totals {
+    inode: InodeId,
+    version: u64,
+    /// Names with a NUL each, and values, bytes.
+    names: usize,
+    values: usize,
+}
+
 /// A value for a name.
 #[derive(Debug, Clone)]
 pub(crate) struct SetXattr {
@@ -48,12 +59,20 @@ pub(super) fn set(tx: &mut Tx, op: &SetXattr, caller: &Caller) -> Result<Applied
         (None, _, true) => return Err(no_data()),
         _ => {}
     }
-    check_room(tx, &inode, op)?;
+    let mut totals = totals(tx, &inode)?;
+    totals.drop(known.as_ref());
+    totals.names += op.name.len() + 1;
+    totals.values += op.value.len();
+    if totals.names > XATTR_LIST_MAX || totals.values > VALUES_MAX {
+        let message = format!("inode {} has no room for more attributes", inode.id);
+        return Err(OpError::new(ErrorKind::NoSpace, message));
+    }
     if known.is_none() {
         inode.xattrs += 1;
     }
     tx.put(Xattr { inode: inode.id, name: op.name.clone(), value: op.value.clone() });
     inode.changed(tx.now_ns());
+    tx.xattr_totals = Some(Totals { version: inode.version, ..totals });
     tx.put(inode.clone());
     Ok(Applied::inode(inode))
 }
@@ -66,12 +85,19 @@ pub(super) fn remove(tx: &mut Tx, id: InodeId, name: &Bytes, caller: &Caller) ->
         may_change(&inode, name, caller)?;
     }
     let key = Key::Xattr(id, name.clone());
-    if tx.get(&key)?.is_none() {
+    let known = tx.find::<Xattr>(&key)?;
+    if known.is_none() {
         return Err(no_data());
     }
+    let mut totals = tx.xattr_totals.filter(|totals| totals.is_of(&inode));
     tx.delete(key);
     inode.xattrs = inode.xattrs.saturating_sub(1);
     inode.changed(tx.now_ns());
+    if let Some(totals) = &mut totals {
+        totals.drop(known.as_ref());
+        totals.version = inode.version;
+    }
+    tx.xattr_totals = totals;
     tx.put(inode.clone());
     Ok(Applied::inode(inode))
 }
@@ -114,18 +140,30 @@ fn may_change(inode: &Inode, name: &[u8], caller: &Caller) -> Result<(), OpError
     }
 }
 
-fn check_room(tx: &mut Tx, inode: &Inode, op: &SetXattr) -> Result<(), OpError> {
-    let others: Vec<Xattr> = match inode.xattrs {
+impl Totals {
+    fn is_of(&self, inode: &Inode) -> bool {
+        (self.inode, self.version) == (inode.id, inode.version)
+    }
+
+    fn drop(&mut self, xattr: Option<&Xattr>) {
+        let Some(xattr) = xattr else { return };
+        let (names, values) = (xattr.name.len() + 1, xattr.value.len());
+        assert!(self.names >= names && self.values >= values, "{self:?} without {names} and {values} bytes");
+        self.names -= names;
+        self.values -= values;
+    }
+}
+
+/// What the attributes of an inode take now.
+fn totals(tx: &mut Tx, inode: &Inode) -> Result<Totals, OpError> {
+    if let Some(totals) = tx.xattr_totals.filter(|totals| totals.is_of(inode)) {
+        return Ok(totals);
+    }
+    let all: Vec<Xattr> = match inode.xattrs {
         0 => Vec::new(),
         _ => tx.list(&all_of(inode.id))?,
     };
-    let others = others.iter().filter(|xattr| xattr.name != op.name);
-    let start = (op.name.len() + 1, op.value.len());
-    let (names, values) = others
-        .fold(start, |(names, values), xattr| (names + xattr.name.len() + 1, values + xattr.value.len()));
-    if names > XATTR_LIST_MAX || values > VALUES_MAX {
-        let message = format!("inode {} has no room for more attributes", inode.id);
-        return Err(OpError::new(ErrorKind::NoSpace, message));
-    }
-    Ok(())
+    let names = all.iter().map(|xattr| xattr.name.len() + 1).sum();
+    let values = all.iter().map(|xattr| xattr.value.len()).sum();
+    Ok(Totals { inode: inode.id, version: inode.version, names, values })
 }

@@ -8,7 +8,7 @@ use cairn_proto::{ByteRange, ChunkId, NodeId, ReplicaSetId, SessionId};
 use super::*;
 use crate::ops::commit::{Confirm, FileCommit, NewExtent, StoredChunk, confirm};
 use crate::ops::layout::layout;
-use crate::ops::{Allocate, CloneRange, open, remove};
+use crate::ops::{Allocate, CloneRange, SetXattr, open, remove};
 use crate::sessions::Open;
 use crate::store::{
     Batch, Chunk, DeadRange, DentryRef, Extent, Key, Members, Orphan, Plan, Reader, Readers, ReplicaSet, Row,
@@ -472,4 +472,36 @@ fn a_file_with_too_many_dead_ranges_makes_writers_wait_and_comes_first() {
     bench.counts.take();
     bench.reap();
     bench.check_clean();
+}
+
+#[test]
+fn attributes_that_are_set_one_after_the_other_are_not_all_read_each_time() {
+    let mut bench = Bench::new();
+    let file = make_file(&mut bench.tx, "f").id;
+    let set = |name: String, value: usize| {
+        let (name, value) = (Bytes::from(name), Bytes::from(vec![7; value]));
+        Mutation::SetXattr(SetXattr { inode: file, name, value, create: false, replace: false })
+    };
+    for number in 0..300 {
+        bench.job(|tx| apply(tx, &set(format!("user.{number}"), 3000), &root()));
+    }
+    let (_, read, _) = bench.counts.take();
+    assert!(read <= 300, "{read} rows read");
+    // Whatever comes between, the room is counted right.
+    let too_much = |bench: &mut Bench| {
+        let result = bench.tx.attempt(|tx| apply(tx, &set("user.x".into(), 60_000), &root()));
+        kind_of(result.map(drop)) == Err(ErrorKind::NoSpace)
+    };
+    for number in 0..48 {
+        bench.job(|tx| apply(tx, &set(format!("user.{number}"), 6000), &root()));
+    }
+    assert!(too_much(&mut bench));
+    bench.set_size(file, 5);
+    assert!(too_much(&mut bench));
+    for number in 0..20 {
+        let name = format!("user.{number}").into();
+        bench.job(|tx| apply(tx, &Mutation::RemoveXattr { inode: file, name }, &root()));
+    }
+    assert!(!too_much(&mut bench));
+    assert_eq!(bench.tx.inode(file).unwrap().xattrs, 281);
 }
