@@ -115,7 +115,10 @@ impl Bench {
             };
             let result = self.change(Op::CloneRange(op)).await;
             assert_eq!(result.error, 0, "{}", result.message);
-            copied += result.copied;
+            match result.copied {
+                0 => break, // the end of the source
+                more => copied += more,
+            }
         }
     }
 
@@ -188,7 +191,11 @@ async fn wait_if_overloaded(status: &tonic::Status) {
 #[tokio::main(worker_threads = 2)]
 async fn main() {
     let most = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(1_000_000);
-    let cluster = Cluster::start_with(|config| config.lease = Duration::from_secs(600)).await.unwrap();
+    let cluster = Cluster::start_with(|config| {
+        config.lease = Duration::from_secs(600);
+        config.garbage_grace = Duration::from_secs(1200);
+    });
+    let cluster = cluster.await.unwrap();
     let _datanodes = cluster.datanodes(3).await.unwrap();
     let (client, probe) = (cluster.client().await.unwrap(), cluster.client().await.unwrap());
     let mut bench = Bench { client, probe: Probe::start(probe), cluster };

@@ -12,7 +12,8 @@ use cairn_proto::mode::without_privileges;
 use cairn_proto::{ByteRange, ChunkId, ErrorKind, InodeId, NodeId, ReplicaSetId, SessionId};
 
 use super::chunks::{self, LiveChanges};
-use super::{Applied, clone_range, extents, xattr};
+use super::extents::{self, Ahead};
+use super::{Applied, clone_range, xattr};
 use crate::error::OpError;
 use crate::executor::Tx;
 use crate::store::{
@@ -273,8 +274,9 @@ fn commit_file(
     }
     let mut live = LiveChanges::default();
     // Run after run, so that a look for what one replaces ends at what the one before has put.
+    let mut ahead = Ahead::new(new.last().map_or(0, |extent| extent.range.end()));
     for (run, extents) in runs(&new) {
-        extents::cut(tx, &mut inode, run, &mut live)?;
+        ahead.cut(tx, &mut inode, run, &mut live)?;
         for extent in extents {
             let row = Extent {
                 inode: inode.id,

@@ -56,7 +56,7 @@ pub(crate) struct Packed {
 }
 
 /// Parts of one new chunk: what one commit turns in a moment.
-const PARTS_MAX: usize = 4096;
+const PARTS_MAX: usize = 2048;
 
 /// Extents that are looked at in the place of one; when it was written over with more, the rest stays as it is.
 const PLACE_MAX: usize = 16;

@@ -4,6 +4,7 @@
 //! What one job would take too long to remove it only declares *dead* ([`dead`]): the rows are gone for every
 //! reader from that commit on, and removed step by step.
 
+mod ahead;
 mod dead;
 
 use cairn_proto::limits::FILE_SIZE_MAX;
@@ -13,6 +14,7 @@ use super::chunks::LiveChanges;
 use crate::error::OpError;
 use crate::executor::Tx;
 use crate::store::{DeadRange, Extent, Inode, Key, Reader, Record, Scan, StoreError};
+pub(super) use ahead::Ahead;
 use dead::DeadRanges;
 #[cfg(test)]
 pub(super) use dead::RANGES_MAX as DEAD_RANGES_MAX;

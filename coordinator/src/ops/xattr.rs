@@ -107,6 +107,7 @@ pub(super) fn drop_capability(tx: &mut Tx, inode: &mut Inode) -> Result<(), OpEr
     let key = Key::Xattr(inode.id, Bytes::from_static(CAPABILITY));
     if inode.xattrs > 0 && tx.get(&key)?.is_some() {
         tx.delete(key);
+        tx.xattr_totals = None;
         inode.xattrs -= 1;
     }
     Ok(())

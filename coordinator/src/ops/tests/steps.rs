@@ -1,9 +1,11 @@
 //! Large files: what one job reads and writes has a bound, and a change is seen at once, however many rows it is
 //! about.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cairn_proto::{ByteRange, ChunkId, NodeId, ReplicaSetId, SessionId};
+use proptest::prelude::*;
 
 use super::*;
 use crate::ops::commit::{Confirm, FileCommit, NewExtent, StoredChunk, confirm};
@@ -153,25 +155,29 @@ impl Bench {
 
     /// One chunk, in runs of `length` bytes at each of `offsets`.
     fn write(&mut self, file: InodeId, offsets: impl Iterator<Item = u64>, length: u64) {
+        let runs: Vec<_> = (0..).zip(offsets).map(|(n, offset)| (offset, length, n * length)).collect();
+        self.write_runs(file, &runs, runs.len() as u64 * length);
+    }
+
+    /// One chunk of `length` bytes, in runs (offset, length, offset in the chunk).
+    fn write_runs(&mut self, file: InodeId, runs: &[(u64, u64, u64)], length: u64) {
         let chunk = ChunkId::new(self.next_chunk).unwrap();
         self.next_chunk += 1;
-        let extents: Vec<NewExtent> = (0..)
-            .zip(offsets)
-            .map(|(n, offset)| NewExtent {
-                range: ByteRange::new(offset, length).unwrap(),
-                chunk,
-                chunk_offset: n * length,
-            })
-            .collect();
+        let extent = |&(offset, length, chunk_offset): &(u64, u64, u64)| NewExtent {
+            range: ByteRange::new(offset, length).unwrap(),
+            chunk,
+            chunk_offset,
+        };
         let stored = StoredChunk {
             id: chunk,
             set: ReplicaSetId::new(1).unwrap(),
             epoch: 1,
-            length: extents.len() as u64 * length,
+            length,
             crc32c: 0,
             stored_by: [NodeId::from_uuid(Uuid::nil())].into(),
             synced: true,
         };
+        let extents = runs.iter().map(extent).collect();
         let files = vec![FileCommit {
             inode: file,
             extents,
@@ -182,6 +188,21 @@ impl Bench {
         let op = Confirm { session: session(1), chunks: vec![stored], files };
         let results = self.job(|tx| confirm(tx, &op));
         assert!(results.iter().all(Result::is_ok), "{results:?}");
+    }
+
+    /// Where each byte of a file lies: in which chunk, and where in it.
+    fn bytes(&self, file: InodeId) -> BTreeMap<u64, (u64, u64)> {
+        let reader = self.store.reader(true).unwrap();
+        let all = ByteRange::between(0, i64::MAX as u64);
+        let found = layout(&*reader, file, all, usize::MAX).unwrap();
+        let mut bytes = BTreeMap::new();
+        for extent in found.extents {
+            for i in 0..extent.length {
+                let place = (extent.chunk.get(), extent.chunk_offset + i);
+                assert!(bytes.insert(extent.offset + i, place).is_none(), "extents overlap");
+            }
+        }
+        bytes
     }
 
     fn large_file(&mut self, text: &str) -> InodeId {
@@ -335,22 +356,26 @@ fn a_copy_of_many_extents_goes_part_by_part() {
 
 #[test]
 fn scattered_writes_cost_rows_in_proportion_to_their_number() {
-    let cost = |runs: u64| {
+    // Every second page, and pieces across the edges of others; far apart in a large file.
+    let cost = |runs: u64, stride: u64| {
         let mut bench = Bench::new();
         bench.tx.extents_at_once = 2048;
         let file = make_file(&mut bench.tx, "f").id;
-        bench.write(file, (0..2 * runs).map(|n| n * 4096), 4096);
+        bench.write(file, (0..runs * stride).map(|n| n * 4096), 4096);
         bench.counts.take();
-        // Every second page; then pieces across the edges of others.
-        bench.write(file, (0..runs).map(|n| n * 8192), 4096);
-        bench.write(file, (0..runs).map(|n| n * 8192 + 2048), 4096);
-        let (scans, rows, _) = bench.counts.take();
-        (scans / runs as usize, rows / runs as usize)
+        bench.write(file, (0..runs).map(|n| n * stride * 4096), 4096);
+        bench.write(file, (0..runs).map(|n| n * stride * 4096 + 2048), 4096);
+        bench.counts.take()
     };
     for runs in [500, 8000] {
-        let (scans, rows) = cost(runs);
-        assert!(scans <= 6 && rows <= 8, "{runs} runs: {scans} scans and {rows} rows for each");
+        let (scans, rows, _) = cost(runs, 2);
+        assert!(
+            scans < runs as usize / 10 && rows <= 10 * runs as usize,
+            "{runs} runs: {scans} scans, {rows} rows"
+        );
     }
+    let (scans, rows, _) = cost(500, 30);
+    assert!(scans <= 2500 && rows <= 4000, "500 runs far apart: {scans} scans, {rows} rows");
 }
 
 #[test]
@@ -504,4 +529,42 @@ fn attributes_that_are_set_one_after_the_other_are_not_all_read_each_time() {
     }
     assert!(!too_much(&mut bench));
     assert_eq!(bench.tx.inode(file).unwrap().xattrs, 281);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn commits_of_many_runs_give_what_an_array_would(
+        commits in proptest::collection::vec(
+            (proptest::collection::vec((1..30u64, 1..40u64), 1..30), 0..200u64, any::<bool>()), 1..12),
+        at_once in prop_oneof![1..6usize, Just(2048)],
+    ) {
+        let mut bench = Bench::new();
+        bench.tx.extents_at_once = at_once;
+        let file = make_file(&mut bench.tx, "f").id;
+        // Byte → (chunk, offset in it).
+        let mut model: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        for (gaps, first, cut) in commits {
+            let chunk = bench.next_chunk;
+            let (mut at, mut used, mut runs) = (first, 0, Vec::new());
+            for (gap, length) in gaps {
+                at += gap - 1;
+                runs.push((at, length, used));
+                (at, used) = (at + length, used + length);
+            }
+            bench.write_runs(file, &runs, used);
+            for &(start, length, from) in &runs {
+                model.extend((0..length).map(|i| (start + i, (chunk, from + i))));
+            }
+            if cut {
+                bench.set_size(file, at / 2);
+                model.retain(|&byte, _| byte < at / 2);
+            }
+            bench.job(remove::go_on);
+            prop_assert_eq!(bench.bytes(file), model.clone());
+        }
+        while bench.job(remove::go_on) {}
+        prop_assert_eq!(bench.bytes(file), model);
+        bench.check_clean();
+    }
 }
