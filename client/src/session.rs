@@ -21,7 +21,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use cairn_proto::limits::SLOTS_MAX;
 use cairn_proto::{ClusterId, ErrorKind, InodeId, SessionId, v1};
-use cairn_runtime::clock::{self, BootInstant};
+use cairn_runtime::clock::{self, BootInstant, Instant};
 use cairn_runtime::random;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;

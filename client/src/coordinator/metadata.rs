@@ -126,7 +126,7 @@ impl Coordinator {
         let request =
             |identity: &Identity| v1::SyncFileRequest { session: identity.session.to_wire(), inode };
         let send = |mut rpc: Rpc, request| async move { rpc.sync_file(request).await };
-        let _: v1::SyncFileResponse = self.ask(what, request, send).await?;
+        let _: v1::SyncFileResponse = self.ask(Call("SyncFile", what), request, send).await?;
         Ok(())
     }
 
