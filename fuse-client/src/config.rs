@@ -24,6 +24,11 @@ pub struct MountConfig {
     pub read_only: bool,
     /// The directory may have entries; they are hidden while it is mounted.
     pub nonempty: bool,
+    /// set-user-ID, set-group-ID and file capabilities count when a program of the mount is run (`suid` of mount(8)).
+    /// Whoever can write to the cluster as root can then become root here. Needs root.
+    pub suid: bool,
+    /// Devices of the mount can be opened (`dev` of mount(8)), with what that means for `suid`. Needs root.
+    pub dev: bool,
     /// What the kernel reads ahead of a sequential reader, at most 64 MiB; set where permitted (root).
     pub read_ahead: ByteSize,
     /// How long the kernel may show names and attributes without asking; at most 1 s.
@@ -47,6 +52,8 @@ impl Default for MountConfig {
             allow_other: false,
             read_only: false,
             nonempty: false,
+            suid: false,
+            dev: false,
             read_ahead: ByteSize::mib(4),
             attr_timeout: ATTRIBUTES_VALID_MAX,
             protect_mountpoint: false,

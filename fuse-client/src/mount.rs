@@ -54,6 +54,9 @@ pub async fn mount(
     config: MountConfig,
     shutdown: &Shutdown,
 ) -> Result<Mounted, MountError> {
+    if (config.suid || config.dev) && !rustix::process::geteuid().is_root() {
+        return Err(MountError::Privileged);
+    }
     crate::metrics::register();
     let (wanted, nonempty) = (config.mountpoint.clone(), config.nonempty);
     let prepare = on_thread(move || mountpoint::prepare(&wanted, nonempty));
@@ -130,9 +133,12 @@ fn session_config(config: &MountConfig, source: String) -> Config {
         // Reading changes no time of access, and this says so.
         MountOption::NoAtime,
     ];
-    if config.read_only {
-        options.mount_options.push(MountOption::RO);
-    }
+    let switches = [
+        (config.read_only, MountOption::RO),
+        (config.suid, MountOption::Suid),
+        (config.dev, MountOption::Dev),
+    ];
+    options.mount_options.extend(switches.into_iter().filter_map(|(on, option)| on.then_some(option)));
     options.acl = if config.allow_other { SessionACL::All } else { SessionACL::Owner };
     options.n_threads = Some(config.threads);
     options.clone_fd = config.threads > 1;

@@ -63,6 +63,9 @@ pub enum MountError {
          mount without it, or add that line"
     )]
     AllowOther,
+    /// The user may not let programs gain privileges.
+    #[error("only root may mount with suid or dev; mount without them, or as root")]
+    Privileged,
     /// The kernel or its helper refuses.
     #[error("{path} can not be mounted: {source}{hint}")]
     Refused {

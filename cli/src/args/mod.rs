@@ -22,7 +22,7 @@ pub use admin::{
 };
 pub use care::{FsckArgs, GcCommand, GcResumeArgs, GcRunArgs, ScrubCommand, ScrubNodeArgs, ScrubStartArgs};
 pub use files::{CatArgs, CpArgs, DfArgs, DuArgs, LocateArgs, LsArgs, MkdirArgs, MvArgs, RmArgs, StatArgs};
-pub use mount::{MountArgs, UmountArgs};
+pub use mount::{MountArgs, MountOption, UmountArgs};
 pub use remote::{BadRemotePath, RemotePath};
 pub use service::{BackupArgs, ChildArgs, CoordinatorArgs, CoordinatorCommand, DatanodeArgs, RestoreArgs};
 pub use transfer::{GetArgs, PutArgs, TransferOptions};

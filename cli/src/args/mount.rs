@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use cairn_runtime::config::ByteSize;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::ChildArgs;
 
@@ -14,6 +14,7 @@ Examples:
   cairn mount /mnt/cairn
   cairn mount /mnt/cairn --coordinator storage1:7070 --allow-other
   cairn mount ~/cairn --read-only --unreachable soft=30
+  cairn mount /mnt/cairn -o suid,dev    as root: programs may gain privileges, devices may be opened
 
 The command returns when the directory can be used; a background process serves it from then on and
 writes its log to --log-file. Undo it with `cairn umount DIR`.")]
@@ -36,6 +37,10 @@ pub struct MountArgs {
     /// Mount over a directory that has entries; they are hidden meanwhile.
     #[arg(long)]
     pub nonempty: bool,
+    /// Options as mount(8) has them: ro, rw, suid, nosuid, dev, nodev, allow_other, nonempty. Mounts are nosuid and
+    /// nodev unless root says otherwise.
+    #[arg(short, long = "option", value_name = "OPTION", value_delimiter = ',')]
+    pub options: Vec<MountOption>,
     /// When the cluster is away: `hard` waits, `soft=SECONDS` fails with EIO after that time [default: hard].
     #[arg(long, value_name = "POLICY")]
     pub unreachable: Option<String>,
@@ -58,6 +63,36 @@ pub struct MountArgs {
     /// For the parent process.
     #[command(flatten)]
     pub child: ChildArgs,
+}
+
+impl MountArgs {
+    /// What `-o` says of an option that has an opposite. `None`: nothing.
+    pub fn chosen(&self, on: MountOption, off: Option<MountOption>) -> Option<bool> {
+        let named = |&&option: &&MountOption| option == on || Some(option) == off;
+        self.options.iter().rev().find(named).map(|&option| option == on)
+    }
+}
+
+/// What `-o` takes. Of those that exclude each other the last one counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum MountOption {
+    /// Refuse every change.
+    Ro,
+    /// Allow changes.
+    Rw,
+    /// Let set-user-ID, set-group-ID and file capabilities count; needs root.
+    Suid,
+    /// Let them count for nothing.
+    Nosuid,
+    /// Let devices be opened; needs root.
+    Dev,
+    /// Let no device be opened.
+    Nodev,
+    /// Let other users in.
+    AllowOther,
+    /// Mount over a directory that has entries.
+    Nonempty,
 }
 
 /// Arguments of `cairn umount`.

@@ -9,11 +9,12 @@ use cairn_client::{Client, ClientConfig};
 use cairn_fuse::MountConfig;
 use cairn_runtime::shutdown::Shutdown;
 use cairn_runtime::{clock, net, telemetry};
+use clap::ValueEnum;
 use rustix::process::Signal;
 use tokio_util::sync::CancellationToken;
 
 use super::{Tool, describe_process, serve};
-use crate::args::{MountArgs, UmountArgs};
+use crate::args::{MountArgs, MountOption, UmountArgs};
 use crate::config::{Flags, Settings};
 use crate::failure::{Context, Failure};
 use crate::notes::{self, Ready};
@@ -43,6 +44,11 @@ pub(super) async fn mount(tool: &Tool, args: MountArgs) -> Result<(), Failure> {
 fn flags(args: &MountArgs, directory: &Path) -> Flags {
     Flags::new()
         .set("mount.mountpoint", "DIR", Some(directory))
+        .set("mount.read_only", "-o", args.chosen(MountOption::Ro, Some(MountOption::Rw)))
+        .set("mount.suid", "-o", args.chosen(MountOption::Suid, Some(MountOption::Nosuid)))
+        .set("mount.dev", "-o", args.chosen(MountOption::Dev, Some(MountOption::Nodev)))
+        .set("mount.allow_other", "-o", args.chosen(MountOption::AllowOther, None))
+        .set("mount.nonempty", "-o", args.chosen(MountOption::Nonempty, None))
         .switch("mount.read_only", "--read-only", args.read_only)
         .switch("mount.allow_other", "--allow-other", args.allow_other)
         .switch("mount.protect_mountpoint", "--protect", args.protect)
@@ -227,6 +233,9 @@ fn background_line(
     ];
     for (flag, value) in pairs {
         line.extend(value.into_iter().flat_map(|value| [flag.into(), value]));
+    }
+    for option in args.options.iter().filter_map(ValueEnum::to_possible_value) {
+        line.extend(["-o".into(), option.get_name().into()]);
     }
     let switches = [
         ("--read-only", args.read_only),

@@ -110,6 +110,8 @@ const MEANINGS: &[(&str, &str)] = &[
     ("mount.allow_other", "Let other users in; permission bits decide what they may do."),
     ("mount.read_only", "Refuse every change."),
     ("mount.nonempty", "Mount over a directory that has entries; they are hidden meanwhile."),
+    ("mount.suid", "Let set-user-ID, set-group-ID and file capabilities count; needs root."),
+    ("mount.dev", "Let devices be opened; needs root."),
     ("mount.read_ahead", "What the kernel reads ahead of a sequential reader, at most 64 MiB; needs root."),
     ("mount.attr_timeout", "How long the kernel may show names and attributes without asking; at most 1s."),
     ("mount.protect_mountpoint", "Keep the covered directory unwritable while nothing is mounted on it."),
