@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cairn_client::fs::{Files, Last};
 use cairn_client::{Applied, Attr, Caller, Client, ClientError, Coordinator, FileContent, Kind, OpenGuard};
+use cairn_proto::posix::{Denied, MAY_READ, MAY_WRITE};
 use cairn_proto::v1::mutation::Op;
 use cairn_proto::{ErrorKind, FileName, InodeId, v1};
 
@@ -14,9 +15,9 @@ use crate::args::RemotePath;
 use crate::failure::{Context, Failure};
 
 /// Reading, as a permission bit.
-pub(crate) const READ: u32 = 4;
+pub(crate) const READ: u32 = MAY_READ;
 /// Writing, as a permission bit.
-pub(crate) const WRITE: u32 = 2;
+pub(crate) const WRITE: u32 = MAY_WRITE;
 
 /// A cluster as this person sees it. Clones share the session.
 #[derive(Clone)]
@@ -38,11 +39,11 @@ impl Remote {
     /// The cluster of a session, as the user and groups of this process.
     pub(crate) fn new(client: &Arc<Client>) -> Self {
         let groups = rustix::process::getgroups().unwrap_or_default();
-        let caller = Caller {
-            uid: rustix::process::geteuid().as_raw(),
-            gid: rustix::process::getegid().as_raw(),
-            groups: groups.into_iter().map(|group| group.as_raw()).collect(),
-        };
+        let caller = Caller::user(
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+            groups.into_iter().map(|group| group.as_raw()).collect(),
+        );
         Self { files: Files::new(Arc::clone(client), caller.clone()), caller }
     }
 
@@ -220,19 +221,8 @@ impl Remote {
 
     /// The permission check of path_resolution(7) on one inode.
     fn check(&self, attr: &Attr, wanted: u32) -> Result<(), ClientError> {
-        let caller = &self.caller;
-        let bits = if caller.uid == attr.uid {
-            attr.mode >> 6
-        } else if caller.gid == attr.gid || caller.groups.contains(&attr.gid) {
-            attr.mode >> 3
-        } else {
-            attr.mode
-        };
-        if caller.uid == 0 || bits & wanted == wanted {
-            Ok(())
-        } else {
-            Err(ClientError::new(ErrorKind::AccessDenied, "permission denied"))
-        }
+        let denied = |denied: Denied| ClientError::new(denied.kind(), denied.to_string());
+        self.caller.need(attr, wanted).map_err(denied)
     }
 }
 

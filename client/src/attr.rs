@@ -1,6 +1,8 @@
 //! Checked forms of what the coordinator says about inodes.
 
 use bytes::Bytes;
+pub use cairn_proto::posix::Caller;
+use cairn_proto::posix::Guarded;
 use cairn_proto::{InodeId, v1};
 
 use crate::error::{ClientError, Result};
@@ -139,29 +141,25 @@ impl Attr {
     }
 }
 
-/// On whose behalf something is asked.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Caller {
-    /// User; 0 may do everything.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Supplementary groups.
-    pub groups: Vec<u32>,
-}
-
-impl Caller {
-    /// The super-user.
-    pub fn root() -> Self {
-        Self::default()
+impl Guarded for Attr {
+    fn id(&self) -> InodeId {
+        self.inode
     }
 
-    pub(crate) fn is_in_group(&self, gid: u32) -> bool {
-        self.gid == gid || self.groups.contains(&gid)
+    fn uid(&self) -> u32 {
+        self.uid
     }
 
-    pub(crate) fn to_wire(&self) -> v1::Credentials {
-        v1::Credentials { uid: self.uid, gid: self.gid, groups: self.groups.clone() }
+    fn gid(&self) -> u32 {
+        self.gid
+    }
+
+    fn mode(&self) -> u32 {
+        self.mode
+    }
+
+    fn is_directory(&self) -> bool {
+        self.kind == Kind::Directory
     }
 }
 

@@ -10,10 +10,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use cairn_proto::posix::Denied;
 use cairn_proto::v1::{self, mutation::Op};
 use cairn_proto::{ErrorKind, FileName, InodeId, SymlinkTarget};
 
-use crate::vfs::{MAY_READ, permits};
+use crate::vfs::MAY_READ;
 use crate::{Applied, Attr, Caller, Client, ClientError, Coordinator, DirEntry, Kind, Result};
 
 mod resolve;
@@ -131,10 +132,8 @@ impl Files {
 
     /// The coordinator checks what changes names; who reads or writes content is checked here.
     fn check(&self, attr: &Attr, mask: u32) -> Result<()> {
-        if permits(attr, mask, &self.caller) {
-            return Ok(());
-        }
-        Err(ClientError::new(ErrorKind::AccessDenied, "the permission bits forbid it"))
+        let denied = |denied: Denied| ClientError::new(denied.kind(), denied.to_string());
+        self.caller.need(attr, mask).map_err(denied)
     }
 
     /// The target of a symlink.

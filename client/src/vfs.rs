@@ -56,7 +56,6 @@ mod parts;
 mod privileges;
 mod xattrs;
 
-pub(crate) use access::permits;
 pub use access::{MAY_EXECUTE, MAY_READ, MAY_WRITE};
 pub use directories::{DirEntries, DirEntryView};
 pub use error::VfsError;
@@ -66,7 +65,7 @@ pub use names::{NewNode, RenameMode};
 pub use page_cache::{Done, PageCache};
 pub use pages::Listing;
 pub use privileges::Writer;
-pub use xattrs::XattrMode;
+pub use xattrs::{XattrMode, visible_names};
 
 use covers::Covers;
 use handles::HandleTable;

@@ -72,7 +72,7 @@ async fn files_travel_whole_and_trees_go() -> anyhow::Result<()> {
     assert_eq!(kind(files.rename("/d/e/moved", "/d/e/copy", true).await), ErrorKind::Exists);
     let change = v1::SetAttr { mode: Some(0o600), ..v1::SetAttr::default() };
     assert_eq!(files.set_attr("/d/e/moved", Last::Follow, change).await?.mode, 0o600);
-    let stranger = Files::new(files.client().clone(), Caller { uid: 5, gid: 5, groups: vec![] });
+    let stranger = Files::new(files.client().clone(), Caller::user(5, 5, vec![]));
     assert_eq!(kind(stranger.read_all("/d/e/moved", u64::MAX).await), ErrorKind::AccessDenied);
     assert_eq!(kind(put(&stranger, "/d/e/copy", b"x").await), ErrorKind::AccessDenied);
 

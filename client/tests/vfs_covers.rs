@@ -120,7 +120,7 @@ async fn a_listing_tells_what_is_there_and_what_is_not() {
         assert_eq!((attr.kind, attr.size), (Kind::File, format!("this is f{index}").len() as u64));
     }
     assert_eq!(known("g").unwrap().unwrap_err().kind(), ErrorKind::NotFound);
-    let nobody = Caller { uid: 1000, gid: 1000, groups: vec![] };
+    let nobody = Caller::user(1000, 1000, vec![]);
     assert!(t.vfs.try_lookup(t.directory, &file(0), &nobody).unwrap().is_ok());
     // Once more, without asking.
     let handle = t.vfs.opendir(t.directory);

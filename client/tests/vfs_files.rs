@@ -344,7 +344,7 @@ async fn a_create_meets_what_is_there() -> anyhow::Result<()> {
     let cut = mount.create("f", OpenFlags { truncate: true, ..READ_WRITE }).await?;
     assert_eq!(cut.entry.attr.size, 0);
     mount.close(cut.handle).await?;
-    let stranger = Caller { uid: 1000, gid: 1000, groups: vec![] };
+    let stranger = Caller::user(1000, 1000, vec![]);
     let denied = mount.vfs.create_open(ROOT, &name("f"), 0o644, READ_WRITE, &stranger).await;
     assert_eq!(kind(denied), ErrorKind::AccessDenied);
     mount.vfs.client().close().await?;

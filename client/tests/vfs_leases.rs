@@ -14,6 +14,7 @@ use cairn_client::vfs::{
     WriteOrigin,
 };
 use cairn_client::{Attr, Caller, ClientConfig, Kind};
+use cairn_proto::posix::Privileges;
 use cairn_proto::{ErrorKind, FileName, InodeId, SymlinkTarget};
 use common::Cluster;
 
@@ -332,11 +333,9 @@ async fn local_changes_are_what_the_coordinator_would_have_done() {
     let cluster = Cluster::start().await.unwrap();
     let (with, second) = (mount(&cluster, true).await, mount(&cluster, true).await);
     let without = mount(&cluster, false).await;
-    let callers = [
-        Caller::root(),
-        Caller { uid: 1000, gid: 100, groups: vec![200] },
-        Caller { uid: 2000, gid: 200, groups: vec![] },
-    ];
+    let user = Caller::user(2000, 200, vec![]);
+    let privileged = Caller { privileges: Privileges::new(u64::MAX), ..Caller::user(3000, 300, vec![]) };
+    let callers = [Caller::root(), Caller::user(1000, 100, vec![200]), user, privileged];
     for seed in 1..=6u64 {
         let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut trees = Vec::new();
@@ -354,7 +353,7 @@ async fn local_changes_are_what_the_coordinator_would_have_done() {
         let turns = if seed % 2 == 0 { 10 } else { 200 };
         for round in 0..600 {
             let step = step(&mut dice, 4);
-            let caller = &callers[dice.below(8).saturating_sub(5) as usize];
+            let caller = &callers[dice.below(9).saturating_sub(5) as usize];
             let left = if dice.below(turns) == 0 { &other } else { &trees[0] };
             let (a, b) = (left.run(&step, caller).await, trees[1].run(&step, caller).await);
             let show = |result: Result<Option<Attr>, VfsError>| match result {

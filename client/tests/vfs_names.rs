@@ -140,7 +140,7 @@ async fn times_and_owners_are_set() -> anyhow::Result<()> {
         AttrChange { uid: Some(7), gid: Some(8), mtime: Some(Time::At(-5)), ..AttrChange::default() };
     let attr = t.vfs.setattr(f, change, None, &t.me).await?.attr;
     assert_eq!((attr.uid, attr.gid, attr.mtime_ns), (7, 8, -5));
-    let stranger = Caller { uid: 1000, gid: 1000, groups: vec![] };
+    let stranger = Caller::user(1000, 1000, vec![]);
     let change = AttrChange { mode: Some(0o777), ..AttrChange::default() };
     assert_eq!(kind(t.vfs.setattr(f, change, None, &stranger).await), ErrorKind::NotPermitted);
     let change = AttrChange { mtime: Some(Time::Now), ..AttrChange::default() };

@@ -298,7 +298,7 @@ async fn ids_are_reserved_once_for_live_sessions_alone() -> Result {
 #[tokio::test]
 async fn what_is_wrong_with_one_mutation_stops_no_other() -> Result {
     let (cluster, mut holder, _) = pair().await?;
-    let own = Some(v1::Credentials { uid: 7, gid: 7, groups: vec![] });
+    let own = Some(v1::Credentials { uid: 7, gid: 7, ..v1::Credentials::default() });
     let leased_file = {
         let mut mutation = file(1, "leased");
         if let Some(v1::mutation::Op::Create(create)) = &mut mutation.op {

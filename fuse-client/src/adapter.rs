@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use cairn_client::vfs::{
     AttrChange, DirEntries, Entry, HandleId, Listing, NewNode, Opened, RenameMode, Result, SeekFrom, Vfs,
+    visible_names,
 };
 use cairn_client::{Caller, StatFs};
 use cairn_proto::limits::NAME_MAX;
@@ -27,7 +28,7 @@ use fuser::{
 };
 use tokio::runtime::Handle as Runtime;
 
-use crate::callers::{Callers, without_groups};
+use crate::callers::{self, Callers};
 use crate::encode;
 use crate::metrics::Op;
 use crate::request::{Asked, errno};
@@ -62,7 +63,7 @@ const WANTED: &[InitFlags] = &[
 pub(crate) struct Adapter {
     vfs: Arc<Vfs>,
     runtime: Runtime,
-    callers: Callers,
+    callers: Arc<Callers>,
     notifier: Notifications,
     requests: Requests,
 }
@@ -98,7 +99,7 @@ macro_rules! decode {
 
 impl Adapter {
     pub(crate) fn new(vfs: Arc<Vfs>, runtime: Runtime) -> Self {
-        let (callers, notifier) = (Callers::default(), Notifications::default());
+        let (callers, notifier) = (Arc::default(), Notifications::default());
         Self { vfs, runtime, callers, notifier, requests: Requests::default() }
     }
 
@@ -144,6 +145,31 @@ impl Adapter {
         }));
     }
 
+    /// [`Self::later`] on behalf of `caller`. Whoever is refused, and has become another since he was looked at, gets
+    /// one more try as that one.
+    fn later_as<R: Reply, T: Send, F>(
+        &self,
+        caller: Caller,
+        asked: Asked,
+        reply: R,
+        mut work: impl FnMut(Arc<Vfs>, Caller) -> F + Send + 'static,
+        answer: impl FnOnce(R, T) + Send + 'static,
+    ) where
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let (vfs, callers) = (Arc::clone(&self.vfs), Arc::clone(&self.callers));
+        let tried = async move {
+            match work(Arc::clone(&vfs), caller.clone()).await {
+                Err(error) if callers::is_refusal(&error) => match callers.changed(asked.pid, &caller) {
+                    Some(changed) => work(vfs, changed).await,
+                    None => Err(error),
+                },
+                done => done,
+            }
+        };
+        self.later(asked, reply, tried, answer);
+    }
+
     /// Makes an inode and answers with it.
     fn make(
         &self,
@@ -154,12 +180,28 @@ impl Adapter {
         mode: u32,
         caller: Caller,
     ) {
-        if let Some(made) = self.vfs.try_make(parent, &name, &new, mode, &caller) {
+        let made = self.vfs.try_make(parent, &name, &new, mode, &caller);
+        if let Some(made) = callers::settled(&caller, made) {
             return self.now(asked, reply, made, answer_entry);
         }
-        let vfs = Arc::clone(&self.vfs);
-        let work = async move { vfs.make(parent, &name, &new, mode, &caller).await };
-        self.later(asked, reply, work, answer_entry);
+        let work = move |vfs: Arc<Vfs>, caller| {
+            let (name, new) = (name.clone(), new.clone());
+            async move { vfs.make(parent, &name, &new, mode, &caller).await }
+        };
+        self.later_as(caller, asked, reply, work, answer_entry);
+    }
+
+    /// [`Self::later_as`], answered with success alone.
+    fn perform_as<F>(
+        &self,
+        caller: Caller,
+        asked: Asked,
+        reply: ReplyEmpty,
+        work: impl FnMut(Arc<Vfs>, Caller) -> F + Send + 'static,
+    ) where
+        F: Future<Output = Result<()>> + Send + 'static,
+    {
+        self.later_as(caller, asked, reply, work, |reply, ()| reply.ok());
     }
 
     /// Answers a request with success alone.
@@ -326,13 +368,14 @@ impl Filesystem for Adapter {
         let inode = decode!(reply, encode::inode(ino));
         let (atime, mtime) = (atime.map(encode::time), mtime.map(encode::time));
         let change = AttrChange { mode, uid, gid, size, atime, mtime };
-        let (handle, caller) = (fh.map(|fh| HandleId(fh.0)), self.callers.with_groups(request));
-        if let Some(done) = self.vfs.try_setattr(inode, change, handle, &caller) {
+        let (handle, caller) = (fh.map(|fh| HandleId(fh.0)), self.callers.of(request));
+        let done = self.vfs.try_setattr(inode, change, handle, &caller);
+        if let Some(done) = callers::settled(&caller, done) {
             return self.now(asked, reply, done, answer_attr);
         }
-        let vfs = Arc::clone(&self.vfs);
-        let work = async move { vfs.setattr(inode, change, handle, &caller).await };
-        self.later(asked, reply, work, answer_attr);
+        let work =
+            move |vfs: Arc<Vfs>, caller| async move { vfs.setattr(inode, change, handle, &caller).await };
+        self.later_as(caller, asked, reply, work, answer_attr);
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -360,7 +403,7 @@ impl Filesystem for Adapter {
         let parent = decode!(reply, encode::inode(parent));
         let name = decode!(reply, encode::name(name));
         let kind = decode!(reply, encode::kind_of(mode));
-        let caller = self.callers.with_groups(request);
+        let caller = self.callers.of(request);
         self.make(asked, reply, (parent, name), NewNode::Other(kind, rdev), mode, caller);
     }
 
@@ -376,7 +419,7 @@ impl Filesystem for Adapter {
         let asked = self.asked(Op::MkDir, request, parent);
         let parent = decode!(reply, encode::inode(parent));
         let name = decode!(reply, encode::name(name));
-        let caller = self.callers.with_groups(request);
+        let caller = self.callers.of(request);
         self.make(asked, reply, (parent, name), NewNode::Directory, mode, caller);
     }
 
@@ -384,22 +427,30 @@ impl Filesystem for Adapter {
         let asked = self.asked(Op::Unlink, request, parent);
         let parent = decode!(reply, encode::inode(parent));
         let name = decode!(reply, encode::name(name));
-        let caller = self.callers.with_groups(request);
-        if let Some(done) = self.vfs.try_unlink(parent, &name, &caller) {
+        let caller = self.callers.of(request);
+        let done = self.vfs.try_unlink(parent, &name, &caller);
+        if let Some(done) = callers::settled(&caller, done) {
             return self.now(asked, reply, done, |reply, ()| reply.ok());
         }
-        self.perform(asked, reply, |vfs| async move { vfs.unlink(parent, &name, &caller).await });
+        self.perform_as(caller, asked, reply, move |vfs, caller| {
+            let name = name.clone();
+            async move { vfs.unlink(parent, &name, &caller).await }
+        });
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let asked = self.asked(Op::RmDir, request, parent);
         let parent = decode!(reply, encode::inode(parent));
         let name = decode!(reply, encode::name(name));
-        let caller = self.callers.with_groups(request);
-        if let Some(done) = self.vfs.try_rmdir(parent, &name, &caller) {
+        let caller = self.callers.of(request);
+        let done = self.vfs.try_rmdir(parent, &name, &caller);
+        if let Some(done) = callers::settled(&caller, done) {
             return self.now(asked, reply, done, |reply, ()| reply.ok());
         }
-        self.perform(asked, reply, |vfs| async move { vfs.rmdir(parent, &name, &caller).await });
+        self.perform_as(caller, asked, reply, move |vfs, caller| {
+            let name = name.clone();
+            async move { vfs.rmdir(parent, &name, &caller).await }
+        });
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -410,7 +461,7 @@ impl Filesystem for Adapter {
         let target = SymlinkTarget::new(target)
             .map_err(|error| errno(cairn_client::vfs::VfsError::from(error).kind()));
         let target = decode!(reply, target);
-        let caller = self.callers.with_groups(request);
+        let caller = self.callers.of(request);
         self.make(asked, reply, (parent, name), NewNode::Symlink(target), 0o777, caller);
     }
 
@@ -435,13 +486,15 @@ impl Filesystem for Adapter {
             RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
             _ => return reply.error(Errno::EINVAL),
         };
-        let caller = self.callers.with_groups(request);
+        let caller = self.callers.of(request);
         let (from, to) = ((parent, &name), (new_parent, &new_name));
-        if let Some(done) = self.vfs.try_rename(from, to, mode, &caller) {
+        let done = self.vfs.try_rename(from, to, mode, &caller);
+        if let Some(done) = callers::settled(&caller, done) {
             return self.now(asked, reply, done, |reply, ()| reply.ok());
         }
-        self.perform(asked, reply, |vfs| async move {
-            vfs.rename(parent, &name, new_parent, &new_name, mode, &caller).await
+        self.perform_as(caller, asked, reply, move |vfs, caller| {
+            let (name, new_name) = (name.clone(), new_name.clone());
+            async move { vfs.rename(parent, &name, new_parent, &new_name, mode, &caller).await }
         });
     }
 
@@ -450,16 +503,21 @@ impl Filesystem for Adapter {
         let inode = decode!(reply, encode::inode(ino));
         let parent = decode!(reply, encode::inode(newparent));
         let name = decode!(reply, encode::name(newname));
-        let caller = self.callers.with_groups(request);
-        let vfs = Arc::clone(&self.vfs);
-        let work = async move { vfs.link(inode, parent, &name, &caller).await };
-        self.later(asked, reply, work, answer_entry);
+        let caller = self.callers.of(request);
+        let work = move |vfs: Arc<Vfs>, caller| {
+            let name = name.clone();
+            async move { vfs.link(inode, parent, &name, &caller).await }
+        };
+        self.later_as(caller, asked, reply, work, answer_entry);
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let asked = self.asked(Op::Open, request, ino);
         let inode = decode!(reply, encode::inode(ino));
-        let (vfs, caller, flags) = (Arc::clone(&self.vfs), without_groups(request), flags.0);
+        let (vfs, flags) = (Arc::clone(&self.vfs), flags.0);
+        // A truncation may take set-user-ID away, by who does it; all else the kernel has checked.
+        let truncates = flags & libc::O_TRUNC != 0;
+        let caller = if truncates { self.callers.of(request) } else { callers::bare(request) };
         let (opening, notifier) = (encode::open_flags(flags), Arc::clone(&self.notifier));
         let answer = move |reply: ReplyOpen, opened: Opened| {
             if opened.attributes_changed {
@@ -487,17 +545,21 @@ impl Filesystem for Adapter {
         let asked = self.asked(Op::Create, request, parent);
         let parent = decode!(reply, encode::inode(parent));
         let name = decode!(reply, encode::name(name));
-        let (vfs, caller) = (Arc::clone(&self.vfs), self.callers.with_groups(request));
+        let caller = self.callers.of(request);
         let (opening, answer) = (encode::open_flags(flags), move |reply: ReplyCreate, opened: Opened| {
             let (entry, handle) = (&opened.entry, FileHandle(opened.handle.0));
             let flags = fopen_flags(&opened, flags);
             reply.created(&entry.valid, &encode::attr(&entry.attr), GENERATION, handle, flags);
         });
-        if let Some(made) = self.vfs.try_create_open(parent, &name, mode, opening, &caller) {
+        let made = self.vfs.try_create_open(parent, &name, mode, opening, &caller);
+        if let Some(made) = callers::settled(&caller, made) {
             return self.now(asked, reply, made, answer);
         }
-        let work = async move { vfs.create_open(parent, &name, mode, opening, &caller).await };
-        self.later(asked, reply, work, answer);
+        let work = move |vfs: Arc<Vfs>, caller| {
+            let name = name.clone();
+            async move { vfs.create_open(parent, &name, mode, opening, &caller).await }
+        };
+        self.later_as(caller, asked, reply, work, answer);
     }
 
     fn read(
@@ -667,13 +729,12 @@ impl Filesystem for Adapter {
         let asked = self.asked(Op::SetXattr, request, ino);
         let inode = decode!(reply, encode::inode(ino));
         let mode = decode!(reply, encode::xattr_mode(flags));
-        let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
-        let caller = self.callers.with_groups(request);
-        self.perform(
-            asked,
-            reply,
-            |vfs| async move { vfs.setxattr(inode, &name, &value, mode, &caller).await },
-        );
+        let (name, value) = (Bytes::copy_from_slice(name.as_bytes()), Bytes::copy_from_slice(value));
+        let caller = self.callers.of(request);
+        self.perform_as(caller, asked, reply, move |vfs, caller| {
+            let (name, value) = (name.clone(), value.clone());
+            async move { vfs.setxattr(inode, &name, &value, mode, &caller).await }
+        });
     }
 
     fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -690,7 +751,10 @@ impl Filesystem for Adapter {
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let asked = self.asked(Op::ListXattr, request, ino);
         let inode = decode!(reply, encode::inode(ino));
-        let answer = move |reply: ReplyXattr, names: Bytes| answer_xattr(reply, size, &names);
+        let (callers, who) = (Arc::clone(&self.callers), callers::Key::of(request));
+        let answer = move |reply: ReplyXattr, names: Bytes| {
+            answer_xattr(reply, size, &visible_names(names, || callers.known(who)));
+        };
         if let Some(known) = self.vfs.try_listxattr(inode) {
             return self.now(asked, reply, Ok(known), answer);
         }
@@ -701,15 +765,20 @@ impl Filesystem for Adapter {
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let asked = self.asked(Op::RemoveXattr, request, ino);
         let inode = decode!(reply, encode::inode(ino));
-        let (name, caller) = (name.as_bytes().to_vec(), self.callers.with_groups(request));
-        self.perform(asked, reply, |vfs| async move { vfs.removexattr(inode, &name, &caller).await });
+        let (name, caller) = (Bytes::copy_from_slice(name.as_bytes()), self.callers.of(request));
+        self.perform_as(caller, asked, reply, move |vfs, caller| {
+            let name = name.clone();
+            async move { vfs.removexattr(inode, &name, &caller).await }
+        });
     }
 
     fn access(&self, request: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         let asked = self.asked(Op::Access, request, ino);
         let inode = decode!(reply, encode::inode(ino));
-        let (mask, caller) = (mask.bits().unsigned_abs(), self.callers.with_groups(request));
-        self.perform(asked, reply, |vfs| async move { vfs.access(inode, mask, &caller).await });
+        let (mask, caller) = (mask.bits().unsigned_abs(), self.callers.of(request));
+        self.perform_as(caller, asked, reply, move |vfs, caller| async move {
+            vfs.access(inode, mask, &caller).await
+        });
     }
 
     fn fallocate(
@@ -724,7 +793,7 @@ impl Filesystem for Adapter {
     ) {
         let asked = self.asked(Op::Allocate, request, ino);
         let mode = decode!(reply, encode::allocate_mode(mode));
-        let (handle, caller) = (HandleId(fh.0), without_groups(request));
+        let (handle, caller) = (HandleId(fh.0), self.callers.of(request));
         self.perform(asked, reply, |vfs| async move {
             vfs.fallocate(handle, offset, length, mode, &caller).await
         });
@@ -769,7 +838,7 @@ impl Filesystem for Adapter {
     ) {
         let asked = self.asked(Op::CopyRange, request, ino_in);
         let (source, target) = (HandleId(fh_in.0), HandleId(fh_out.0));
-        let (vfs, caller, len) = (Arc::clone(&self.vfs), without_groups(request), len.min(COPY_MAX));
+        let (vfs, caller, len) = (Arc::clone(&self.vfs), self.callers.of(request), len.min(COPY_MAX));
         let work =
             async move { vfs.copy_file_range(source, offset_in, target, offset_out, len, &caller).await };
         self.later(asked, reply, work, |reply, copied| {

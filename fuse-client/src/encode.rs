@@ -154,10 +154,12 @@ pub(crate) fn allocate_mode(mode: i32) -> Result<AllocateMode, Errno> {
 }
 
 pub(crate) fn xattr_mode(flags: i32) -> Result<XattrMode, Errno> {
+    const BOTH: i32 = libc::XATTR_CREATE | libc::XATTR_REPLACE;
     match flags {
         0 => Ok(XattrMode::Set),
         libc::XATTR_CREATE => Ok(XattrMode::Create),
         libc::XATTR_REPLACE => Ok(XattrMode::Replace),
+        BOTH => Ok(XattrMode::CreateAndReplace),
         _ => Err(Errno::EINVAL),
     }
 }

@@ -15,6 +15,8 @@ pub(crate) struct Status {
     pub(crate) pending: u64,
     /// Signals that wait but may not be delivered: blocked or ignored.
     pub(crate) held: u64,
+    /// Capabilities in effect, bit n for number n of capabilities(7).
+    pub(crate) capabilities: u64,
 }
 
 impl Status {
@@ -38,6 +40,7 @@ impl Status {
                 }
                 b"SigPnd" | b"ShdPnd" => status.pending |= mask(),
                 b"SigBlk" | b"SigIgn" => status.held |= mask(),
+                b"CapEff" => status.capabilities = mask(),
                 _ => {}
             }
         }
@@ -80,11 +83,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn groups_and_signals_are_read() {
+    fn groups_signals_and_capabilities_are_read() {
         let text = b"Name:\tcat\nGroups:\t4 24 1000 \nSigPnd:\t0000000000000000\nShdPnd:\t0000000000000002\n\
-                     SigBlk:\t0000000000000000\nSigIgn:\t0000000000001000\n";
+                     SigBlk:\t0000000000000000\nSigIgn:\t0000000000001000\nCapEff:\t0000000000000003\n";
         let status = Status::parse(text);
-        assert_eq!(status.groups, [4, 24, 1000]);
+        assert_eq!((&status.groups[..], status.capabilities), (&[4, 24, 1000][..], 3));
         assert!(status.wants_out());
     }
 

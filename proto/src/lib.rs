@@ -1,5 +1,5 @@
 //! What the parts of Cairn say to one another: the wire messages of `cairn.v1`, the identifiers,
-//! the kinds of error, and the rules about names, ranges, checksums and modes that both ends keep.
+//! the kinds of error, and the rules about names, ranges, checksums, modes and permissions that both ends keep.
 //! No I/O happens here.
 
 pub mod checksum;
@@ -12,7 +12,9 @@ pub mod limits;
 pub mod listing;
 pub mod mode;
 mod name;
+pub mod posix;
 mod range;
+pub mod xattr;
 
 pub use error::{ErrorKind, REQUEST_ID_KEY, WireError, status_from, wire_error_of};
 pub use ids::{ChunkId, ClusterId, Epoch, IdError, InodeId, NodeId, ReplicaSetId, SessionId, Term};

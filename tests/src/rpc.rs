@@ -207,7 +207,7 @@ impl Wire {
         let request = v1::ApplyRequest {
             id: Some(self.next_id()),
             mutations: vec![v1::Mutation { op: Some(op), ..v1::Mutation::default() }],
-            credentials: Some(v1::Credentials { uid, gid: uid, groups: vec![] }),
+            credentials: Some(v1::Credentials { uid, gid: uid, ..v1::Credentials::default() }),
             ..v1::ApplyRequest::default()
         };
         let mut results = self.call(self.coordinator().apply(request))?.results;

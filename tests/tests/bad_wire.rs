@@ -48,7 +48,7 @@ fn reads_of_names_and_attributes() {
     let mut rows = Vec::new();
     let lookup = |parent: u64, name: Bytes, groups: usize| {
         move |wire: &Wire| {
-            let credentials = Some(v1::Credentials { uid: 0, gid: 0, groups: vec![5; groups] });
+            let credentials = Some(v1::Credentials { groups: vec![5; groups], ..v1::Credentials::default() });
             let request = v1::LookupRequest { parent, name, credentials, session: Bytes::new() };
             wire.call(wire.coordinator().lookup(request)).map(drop)
         }

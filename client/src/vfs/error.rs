@@ -1,3 +1,4 @@
+use cairn_proto::posix::Denied;
 use cairn_proto::{ErrorKind, NameError};
 
 use super::HandleId;
@@ -12,6 +13,9 @@ pub enum VfsError {
     /// The name is none.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// The caller may not do it.
+    #[error(transparent)]
+    Denied(#[from] Denied),
     /// No such handle, or one that was opened for something else.
     #[error("handle {handle} can not {operation}")]
     Handle {
@@ -38,6 +42,7 @@ impl VfsError {
             Self::Name(NameError::TooLong(_)) => ErrorKind::NameTooLong,
             Self::Name(NameError::Empty) => ErrorKind::NotFound,
             Self::Name(NameError::Forbidden) => ErrorKind::InvalidArgument,
+            Self::Denied(denied) => denied.kind(),
             Self::Handle { .. } => ErrorKind::BadHandle,
             Self::Refused { kind, .. } => *kind,
         }

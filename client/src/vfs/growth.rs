@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use cairn_proto::limits::FILE_SIZE_MAX;
+use cairn_proto::posix::Capability;
 use cairn_proto::v1::{self, mutation::Op};
 use cairn_proto::{ErrorKind, InodeId, mode};
 
@@ -80,7 +81,7 @@ impl Vfs {
             attr.size = size;
             attr.mtime_ns = at_ns;
             attr.ctime_ns = at_ns;
-            if caller.uid != 0 {
+            if !caller.has(Capability::Fsetid) {
                 attr.mode = mode::without_privileges(attr.mode);
             }
         });

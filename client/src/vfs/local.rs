@@ -398,11 +398,6 @@ fn is_stuck(directory: &Attr, caller: &Caller) -> bool {
     directory.mode & mode::STICKY != 0 && caller.uid != 0 && caller.uid != directory.uid
 }
 
-/// Whether the caller may give a file the identity of this group.
-fn is_trusted_with(caller: &Caller, gid: u32) -> bool {
-    caller.uid == 0 || caller.is_in_group(gid)
-}
-
 fn touch(attr: &mut Attr, at_ns: i64) {
     attr.mtime_ns = at_ns;
     attr.ctime_ns = at_ns;
@@ -422,7 +417,7 @@ fn new_attr(
     let mode = match kind {
         Kind::Symlink => 0o777,
         Kind::Directory => mode::of_new_directory(create.mode, directory.mode),
-        _ => mode::of_new_file(create.mode, is_trusted_with(caller, gid)),
+        _ => mode::of_new_file(create.mode, caller.is_trusted_with(gid, directory)),
     };
     Attr {
         inode,
@@ -455,7 +450,7 @@ fn set(attr: &mut Attr, change: &AttrChange, at_ns: i64, caller: &Caller) {
         }
     }
     if let Some(mode) = change.mode {
-        attr.mode = mode::changed(mode & 0o7777, is_trusted_with(caller, attr.gid));
+        attr.mode = mode::changed(mode & 0o7777, caller.is_trusted_with(attr.gid, attr));
     }
     let resolve = |time| match time {
         Time::Now => at_ns,

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use cairn_proto::posix::Capability;
 use cairn_proto::v1::{self, mutation::Op};
+use cairn_proto::xattr::Namespace;
 use cairn_proto::{ErrorKind, InodeId};
 use cairn_runtime::clock;
 
@@ -13,8 +15,6 @@ use crate::{Attr, Caller};
 
 /// The kernel asks for it before the first write of every open file.
 pub(super) const CAPABILITY: &[u8] = b"security.capability";
-/// Access control lists would be stored but not obeyed, so they are refused.
-const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 
 /// What setxattr(2) does with an attribute that is there, or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,13 +25,15 @@ pub enum XattrMode {
     Create,
     /// It must be there (XATTR_REPLACE).
     Replace,
+    /// Both at once: it fails in either case, each in its own way.
+    CreateAndReplace,
 }
 
 impl Vfs {
     /// The value of an extended attribute, when it or its absence is known.
     pub fn try_getxattr(&self, inode: InodeId, name: &[u8]) -> Option<Result<Bytes>> {
-        if name.starts_with(ACL_PREFIX) {
-            return Some(Err(no_acls()));
+        if let Err(error) = checked(name) {
+            return Some(Err(error));
         }
         if self.has_none(inode, name) {
             return Some(Err(no_data()));
@@ -52,6 +54,7 @@ impl Vfs {
 
     /// The value of an extended attribute.
     pub async fn getxattr(&self, inode: InodeId, name: &[u8]) -> Result<Bytes> {
+        checked(name)?;
         value_of(&self.xattrs(inode).await?, name)
     }
 
@@ -93,15 +96,13 @@ impl Vfs {
         mode: XattrMode,
         caller: &Caller,
     ) -> Result<()> {
-        if name.starts_with(ACL_PREFIX) {
-            return Err(no_acls());
-        }
+        checked(name)?;
         let set = v1::SetXattr {
             inode: inode.get(),
             name: Bytes::copy_from_slice(name),
             value: Bytes::copy_from_slice(value),
-            create: mode == XattrMode::Create,
-            replace: mode == XattrMode::Replace,
+            create: matches!(mode, XattrMode::Create | XattrMode::CreateAndReplace),
+            replace: matches!(mode, XattrMode::Replace | XattrMode::CreateAndReplace),
         };
         self.change(inode, Op::SetXattr(set), caller).await?;
         Ok(())
@@ -109,9 +110,7 @@ impl Vfs {
 
     /// Removes an extended attribute.
     pub async fn removexattr(&self, inode: InodeId, name: &[u8], caller: &Caller) -> Result<()> {
-        if name.starts_with(ACL_PREFIX) {
-            return Err(no_acls());
-        }
+        checked(name)?;
         let remove = v1::RemoveXattr { inode: inode.get(), name: Bytes::copy_from_slice(name) };
         self.change(inode, Op::RemoveXattr(remove), caller).await?;
         Ok(())
@@ -144,6 +143,24 @@ fn no_data() -> VfsError {
     VfsError::refused(ErrorKind::NoData, "there is no such extended attribute")
 }
 
-fn no_acls() -> VfsError {
-    VfsError::refused(ErrorKind::NotSupported, "POSIX access control lists are not supported")
+fn checked(name: &[u8]) -> Result<Namespace> {
+    let refused =
+        |kind| VfsError::refused(kind, "attributes are named user., trusted. or security., and a word");
+    Namespace::of(name).map_err(refused)
+}
+
+/// Of all names of an inode, each with a NUL behind it, those that `caller` may see: `trusted.*` takes CAP_SYS_ADMIN
+/// (xattr(7)). He is looked up only where that matters.
+pub fn visible_names(names: Bytes, caller: impl FnOnce() -> Caller) -> Bytes {
+    let is_trusted = |name: &[u8]| Namespace::of(name) == Ok(Namespace::Trusted);
+    let each = || names.split(|&byte| byte == 0).filter(|name| !name.is_empty());
+    if !each().any(is_trusted) || caller().has(Capability::SysAdmin) {
+        return names;
+    }
+    let mut seen = BytesMut::with_capacity(names.len());
+    for name in each().filter(|name| !is_trusted(name)) {
+        seen.put_slice(name);
+        seen.put_u8(0);
+    }
+    seen.freeze()
 }

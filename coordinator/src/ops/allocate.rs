@@ -2,7 +2,7 @@
 
 use cairn_proto::mode::without_privileges;
 
-use super::access::Caller;
+use super::access::{Caller, Capability};
 use super::chunks::LiveChanges;
 use super::{Allocate, Applied, clone_range, extents, xattr};
 use crate::error::OpError;
@@ -22,7 +22,7 @@ pub(super) fn allocate(tx: &mut Tx, op: &Allocate, caller: &Caller) -> Result<Ap
         inode.size = op.range.end();
     }
     xattr::drop_capability(tx, &mut inode)?;
-    if !caller.is_root() {
+    if !caller.has(Capability::Fsetid) {
         inode.mode = without_privileges(inode.mode);
     }
     if op.make_hole || grows {

@@ -4,7 +4,7 @@
 use cairn_proto::mode::without_privileges;
 use cairn_proto::{ByteRange, ErrorKind};
 
-use super::access::Caller;
+use super::access::{Caller, Capability};
 use super::chunks::LiveChanges;
 use super::{Applied, CloneRange, extents, xattr};
 use crate::error::OpError;
@@ -42,7 +42,7 @@ pub(super) fn clone_range(tx: &mut Tx, op: &CloneRange, caller: &Caller) -> Resu
     live.apply(tx)?;
     destination.size = destination.size.max(to.end());
     xattr::drop_capability(tx, &mut destination)?;
-    if !caller.is_root() {
+    if !caller.has(Capability::Fsetid) {
         destination.mode = without_privileges(destination.mode);
     }
     destination.modified(tx.now_ns());

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use cairn_proto::{ErrorKind, FileName, InodeId, mode};
 
-use super::access::{Caller, EXECUTE, WRITE};
+use super::access::{Caller, Capability, EXECUTE, WRITE};
 use super::{Applied, OpenBy, Target, directory};
 use crate::error::OpError;
 use crate::executor::Tx;
@@ -44,6 +44,15 @@ pub(crate) enum NewInode {
 }
 
 impl NewInode {
+    /// mknod(2): devices, but for the one that stands for a name taken away (a whiteout of overlay file systems).
+    fn is_privileged(&self) -> bool {
+        match self {
+            Self::CharDevice { rdev } => *rdev != 0,
+            Self::BlockDevice { .. } => true,
+            Self::File { .. } | Self::Directory | Self::Symlink(_) | Self::Fifo | Self::Socket => false,
+        }
+    }
+
     fn kind(&self) -> Kind {
         match self {
             Self::File { .. } => Kind::File,
@@ -65,8 +74,8 @@ pub(super) fn create(tx: &mut Tx, op: &Create, caller: &Caller) -> Result<Applie
         return existing(tx, op, parent, inode);
     }
     caller.need(&parent, WRITE | EXECUTE)?;
-    if matches!(op.new, NewInode::CharDevice { .. } | NewInode::BlockDevice { .. }) && !caller.is_root() {
-        return Err(OpError::new(ErrorKind::NotPermitted, "only root makes devices"));
+    if op.new.is_privileged() {
+        caller.need_capability(Capability::Mknod)?;
     }
     let inode = new_inode(tx, op, &parent, caller)?;
     directory::add_entry(tx, &mut parent, &op.name, &inode)?;
@@ -124,7 +133,7 @@ fn new_inode(tx: &mut Tx, op: &Create, parent: &Inode, caller: &Caller) -> Resul
     let mode = match kind {
         Kind::Symlink => 0o777,
         Kind::Directory => mode::of_new_directory(op.mode, parent.mode),
-        _ => mode::of_new_file(op.mode, caller.is_trusted_with(gid)),
+        _ => mode::of_new_file(op.mode, caller.is_trusted_with(gid, parent)),
     };
     let (rdev, symlink_target) = match &op.new {
         NewInode::CharDevice { rdev } | NewInode::BlockDevice { rdev } => (*rdev, Bytes::new()),

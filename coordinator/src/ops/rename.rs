@@ -90,7 +90,7 @@ pub(super) fn rename(tx: &mut Tx, op: &Rename, caller: &Caller) -> Result<Applie
 /// Whether the caller may take an entry out of a directory.
 fn may_remove(directory: &Inode, child: &Inode, caller: &Caller) -> Result<(), OpError> {
     caller.need(directory, WRITE | EXECUTE)?;
-    caller.need_unstuck(directory, child)
+    Ok(caller.need_unstuck(directory, child)?)
 }
 
 /// A directory that moves must not end up below itself, and its ".." is written.
@@ -99,7 +99,7 @@ fn may_move(tx: &mut Tx, parents: &mut Parents, inode: &Inode, caller: &Caller) 
     if directory::is_within(tx, &new, inode.id)? {
         return Err(OpError::invalid("a directory can not be moved below itself"));
     }
-    caller.need(inode, WRITE)
+    Ok(caller.need(inode, WRITE)?)
 }
 
 fn may_replace(directory: &Inode, inode: &Inode, other: &Inode, caller: &Caller) -> Result<(), OpError> {

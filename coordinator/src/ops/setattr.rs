@@ -4,7 +4,7 @@ use cairn_proto::limits::FILE_SIZE_MAX;
 use cairn_proto::mode::{self, without_privileges};
 use cairn_proto::{ByteRange, ErrorKind, InodeId};
 
-use super::access::{Caller, WRITE, only_drops_privileges};
+use super::access::{Caller, Capability, WRITE, only_drops_privileges};
 use super::chunks::LiveChanges;
 use super::{Applied, extents, xattr};
 use crate::error::OpError;
@@ -44,7 +44,7 @@ pub(super) fn set_attr(tx: &mut Tx, op: &SetAttr, caller: &Caller) -> Result<App
     let mut inode = tx.inode(op.inode)?;
     let now_ns = tx.now_ns();
     // All permissions first, against the inode as it was.
-    may_chown(op, &inode, caller)?;
+    caller.need_to_give(&inode, op.uid, op.gid)?;
     may_chmod(op, &inode, caller)?;
     may_touch(op, &inode, caller)?;
     if op.size.is_some() && !op.via_handle {
@@ -62,7 +62,7 @@ pub(super) fn set_attr(tx: &mut Tx, op: &SetAttr, caller: &Caller) -> Result<App
         }
     }
     if let Some(mode) = op.mode {
-        inode.mode = mode::changed(mode, caller.is_trusted_with(inode.gid));
+        inode.mode = mode::changed(mode, caller.is_trusted_with(inode.gid, &inode));
     }
     inode.atime_ns = op.atime.map_or(inode.atime_ns, |change| change.resolve(now_ns));
     inode.mtime_ns = op.mtime.map_or(inode.mtime_ns, |change| change.resolve(now_ns));
@@ -71,27 +71,12 @@ pub(super) fn set_attr(tx: &mut Tx, op: &SetAttr, caller: &Caller) -> Result<App
     Ok(Applied::inode(inode))
 }
 
-/// Only root changes the owner; an owner gives the file to groups that he is in.
-fn may_chown(op: &SetAttr, inode: &Inode, caller: &Caller) -> Result<(), OpError> {
-    let uid_stays = op.uid.is_none_or(|uid| uid == inode.uid);
-    let gid_allowed = op.gid.is_none_or(|gid| gid == inode.gid || caller.is_in_group(gid));
-    if caller.is_root() || (op.uid.is_none() && op.gid.is_none()) {
-        return Ok(());
-    }
-    caller.need_owner(inode)?;
-    if uid_stays && gid_allowed {
-        return Ok(());
-    }
-    let message = format!("uid {} may not give inode {} to that owner or group", caller.uid, inode.id);
-    Err(OpError::new(ErrorKind::NotPermitted, message))
-}
-
 /// The owner's right. Dropping set-user-ID and set-group-ID alone is what a write by another user
 /// does, so whoever may write may do that.
 fn may_chmod(op: &SetAttr, inode: &Inode, caller: &Caller) -> Result<(), OpError> {
     let Some(mode) = op.mode else { return Ok(()) };
     let by_writing = only_drops_privileges(inode.mode, mode) && (op.via_handle || caller.may(inode, WRITE));
-    if by_writing { Ok(()) } else { caller.need_owner(inode) }
+    if by_writing { Ok(()) } else { Ok(caller.need_owner(inode)?) }
 }
 
 /// utimensat(2): both times to now for whoever may write; anything else is the owner's right.
@@ -103,12 +88,12 @@ fn may_touch(op: &SetAttr, inode: &Inode, caller: &Caller) -> Result<(), OpError
             if caller.owns(inode) {
                 Ok(())
             } else {
-                caller.need(inode, WRITE)
+                Ok(caller.need(inode, WRITE)?)
             }
         }
         // A truncation brings the time of change along.
         (atime, mtime) if op.size.is_some() && !explicit(atime) && !explicit(mtime) => Ok(()),
-        _ => caller.need_owner(inode),
+        _ => Ok(caller.need_owner(inode)?),
     }
 }
 
@@ -131,7 +116,7 @@ fn truncate(tx: &mut Tx, inode: &mut Inode, size: u64, caller: &Caller) -> Resul
     inode.size = size;
     inode.mtime_ns = tx.now_ns();
     xattr::drop_capability(tx, inode)?;
-    if !caller.is_root() {
+    if !caller.has(Capability::Fsetid) {
         inode.mode = without_privileges(inode.mode);
     }
     Ok(())

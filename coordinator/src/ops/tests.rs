@@ -70,7 +70,7 @@ fn root() -> Caller {
 }
 
 fn user(uid: u32) -> Caller {
-    Caller { uid, gid: uid, groups: vec![] }
+    Caller::user(uid, uid, vec![])
 }
 
 fn plain_file() -> NewInode {

@@ -3,10 +3,11 @@
 use bytes::Bytes;
 use cairn_proto::limits::{NAME_MAX, XATTR_LIST_MAX, XATTR_SIZE_MAX};
 use cairn_proto::mode::STICKY;
+use cairn_proto::xattr::Namespace;
 use cairn_proto::{ErrorKind, InodeId};
 
 use super::Applied;
-use super::access::{Caller, WRITE};
+use super::access::{Caller, Capability, WRITE};
 use crate::error::OpError;
 use crate::executor::Tx;
 use crate::store::{Inode, Key, Kind, Scan, Xattr};
@@ -119,26 +120,25 @@ fn no_data() -> OpError {
 
 fn may_change(inode: &Inode, name: &[u8], caller: &Caller) -> Result<(), OpError> {
     let denied = |message: &str| Err(OpError::new(ErrorKind::NotPermitted, message));
-    if name.len() > NAME_MAX {
-        return Err(OpError::new(ErrorKind::OutOfRange, format!("a name of {} bytes", name.len())));
-    }
-    let namespace = name.split(|&byte| byte == b'.').next().unwrap_or_default();
-    if name.contains(&0) || name.len() <= namespace.len() + 1 {
-        return Err(OpError::invalid("an attribute's name is a namespace, a dot and a word"));
-    }
-    match namespace {
-        b"user" if !matches!(inode.kind, Kind::File | Kind::Directory) => {
+    match namespace_of(name)? {
+        Namespace::User if !matches!(inode.kind, Kind::File | Kind::Directory) => {
             denied("only files and directories have user attributes")
         }
-        b"user" if inode.is_directory() && inode.mode & STICKY != 0 && !caller.owns(inode) => {
+        Namespace::User if inode.is_directory() && inode.mode & STICKY != 0 && !caller.owns(inode) => {
             denied("the directory is sticky and belongs to others")
         }
-        b"user" => caller.need(inode, WRITE),
-        b"trusted" | b"security" if caller.is_root() => Ok(()),
-        b"trusted" | b"security" => denied("only root changes these attributes"),
-        // Access control lists are not enforced, so pretending to keep them would be unsafe.
-        _ => Err(OpError::new(ErrorKind::NotSupported, "user., trusted. and security. are possible")),
+        Namespace::User => Ok(caller.need(inode, WRITE)?),
+        Namespace::Security if name == CAPABILITY => {
+            Ok(caller.need_capability_over(Capability::Setfcap, inode)?)
+        }
+        Namespace::Trusted | Namespace::Security => Ok(caller.need_capability(Capability::SysAdmin)?),
     }
+}
+
+fn namespace_of(name: &[u8]) -> Result<Namespace, OpError> {
+    let refused =
+        |kind| OpError::new(kind, "a name is 255 bytes at most: user., trusted. or security., and a word");
+    Namespace::of(name).map_err(refused)
 }
 
 impl Totals {

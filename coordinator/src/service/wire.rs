@@ -27,8 +27,6 @@ use crate::sessions::{OPENS_MAX, Open};
 use crate::slots::RequestId;
 use crate::store::{Chunk, Extent, Inode};
 
-/// Supplementary groups of a caller (NGROUPS_MAX).
-const GROUPS_MAX: usize = 65_536;
 /// Datanodes that a plan may exclude.
 const EXCLUDED_MAX: usize = 1024;
 /// Bytes that one plan may ask for: 1 TiB.
@@ -54,8 +52,7 @@ pub(crate) fn caller(credentials: Option<v1::Credentials>) -> Result<Caller, OpE
 }
 
 fn checked_caller(credentials: v1::Credentials) -> Result<Caller, OpError> {
-    check_count("supplementary groups", credentials.groups.len(), 0, GROUPS_MAX)?;
-    Ok(Caller { uid: credentials.uid, gid: credentials.gid, groups: credentials.groups })
+    Ok(Caller::from_wire(credentials)?)
 }
 
 pub(crate) fn request_id(id: Option<v1::RequestId>) -> Result<RequestId, OpError> {

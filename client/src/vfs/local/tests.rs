@@ -29,7 +29,7 @@ fn made(kind: Kind, mode: u32, parent: &Attr, caller: &Caller) -> Attr {
 
 #[test]
 fn a_set_group_id_directory_gives_its_group_and_the_bit_to_directories() {
-    let user = Caller { uid: 7, gid: 7, groups: vec![] };
+    let user = Caller::user(7, 7, vec![]);
     let shared = directory(0o2777, 50);
     let below = made(Kind::Directory, 0o755, &shared, &user);
     assert_eq!((below.gid, below.mode, below.nlink), (50, 0o2755, 2));

@@ -14,7 +14,7 @@ fn session(number: u128) -> SessionId {
 }
 
 fn by(uid: u32) -> Arc<Caller> {
-    Arc::new(Caller { uid, gid: uid, groups: vec![] })
+    Arc::new(Caller::user(uid, uid, vec![]))
 }
 
 fn step(mutation: Mutation) -> Step {

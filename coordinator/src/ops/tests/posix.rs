@@ -384,7 +384,7 @@ fn attributes_follow_their_namespaces() {
     assert_eq!(refused(file.id, "trusted.a", user(7)), ErrorKind::NotPermitted);
     assert_eq!(refused(file.id, "security.a", user(7)), ErrorKind::NotPermitted);
     assert_eq!(refused(file.id, "system.posix_acl_access", root()), ErrorKind::NotSupported);
-    assert_eq!(refused(file.id, "other", root()), ErrorKind::InvalidArgument);
+    assert_eq!(refused(file.id, "other", root()), ErrorKind::NotSupported);
     assert_eq!(refused(file.id, "user.", root()), ErrorKind::InvalidArgument);
     let set = xattr(&mut tx, file.id, "user.a", &user(7)).unwrap().inode.unwrap();
     assert_eq!(set.xattrs, 1);
