@@ -33,7 +33,7 @@ use cairn_runtime::clock::{self, Instant};
 use tokio::runtime::Handle as Runtime;
 
 use crate::session::Session;
-use crate::{Attr, Caller, Client, Coordinator, Kind, StatFs};
+use crate::{Attr, Caller, Client, ClientError, Coordinator, Kind, StatFs};
 
 mod access;
 mod apply;
@@ -205,14 +205,12 @@ impl Vfs {
         match self.locally(|| self.lookup_locally(parent, name, caller)).await {
             Some(Ok(Found::Entry(entry))) => return Ok(entry),
             Some(Ok(Found::Inode(inode))) => {
-                let found = self.getattr(inode).await;
-                let gone = |error: VfsError| match error.kind() {
-                    ErrorKind::StaleHandle => {
-                        VfsError::refused(ErrorKind::NotFound, "it has just been removed")
-                    }
-                    _ => error,
+                let gone = || VfsError::refused(ErrorKind::NotFound, "it has just been removed");
+                return match self.getattr(inode).await {
+                    Ok(entry) if entry.attr.nlink == 0 => Err(gone()),
+                    Err(error) if error.kind() == ErrorKind::StaleHandle => Err(gone()),
+                    found => found,
                 };
-                return found.map_err(gone);
             }
             Some(Err(error)) => return Err(error),
             None => {}
@@ -227,8 +225,10 @@ impl Vfs {
 
     async fn look_up(&self, parent: InodeId, name: &FileName, caller: &Caller) -> Result<Entry> {
         self.client.behind().applied(parent).await?;
+        self.need_names(parent)?;
         let asked = clock::now();
-        let attr = self.coordinator().lookup(parent, name, caller).await?;
+        let found = self.coordinator().lookup(parent, name, caller).await;
+        let attr = found.map_err(|error| self.on_stale(parent, error))?;
         Ok(self.inodes.adopt(attr, asked))
     }
 
@@ -259,6 +259,19 @@ impl Vfs {
         self.looked_up_again.begin();
     }
 
+    /// An inode by its number, for a handle that a program has kept of it (open_by_handle_at(2)). `StaleHandle`: it has
+    /// lost its last name.
+    pub async fn lookup_inode(&self, inode: InodeId) -> Result<Entry> {
+        let found = match self.try_getattr(inode) {
+            Some(known) => known,
+            None => self.getattr(inode).await?,
+        };
+        if found.attr.nlink == 0 {
+            return Err(VfsError::refused(ErrorKind::StaleHandle, "the inode has been removed"));
+        }
+        Ok(found)
+    }
+
     /// Finds the directory above a directory; the root is its own.
     pub async fn lookup_parent(&self, directory: InodeId, caller: &Caller) -> Result<Entry> {
         self.client.behind().applied(directory).await?;
@@ -277,12 +290,41 @@ impl Vfs {
         self.inodes.fresh(inode)
     }
 
-    /// Attributes, fetched.
+    /// Attributes, fetched; those of a removed inode are as they were left.
     pub async fn getattr(&self, inode: InodeId) -> Result<Entry> {
         self.client.behind().applied(inode).await?;
+        if let Some(removed) = self.inodes.removed(inode) {
+            return Ok(removed);
+        }
         let asked = clock::now();
-        let attr = self.coordinator().get_attr(inode).await?;
-        Ok(self.inodes.adopt(attr, asked))
+        match self.coordinator().get_attr(inode).await {
+            Ok(attr) => Ok(self.inodes.adopt(attr, asked)),
+            Err(error) => {
+                let error = self.on_stale(inode, error);
+                self.inodes.removed(inode).ok_or(error)
+            }
+        }
+    }
+
+    /// An answer about `inode`. When the coordinator does not know it any more, what is known of it stays.
+    ///
+    /// Unless this mount removes something just now, another one has. Then the kernel may still know the inode by a name, and
+    /// must hear the error to look that up again: it finds what has the name now. No name leads there any more when those
+    /// in its cache have become old, and who asks then holds the inode itself.
+    fn on_stale(&self, inode: InodeId, error: ClientError) -> VfsError {
+        if error.kind() == ErrorKind::StaleHandle {
+            let names_last = if self.removals.under_way() { Duration::ZERO } else { self.valid };
+            self.inodes.note_removed(inode, clock::now() + names_last);
+        }
+        error.into()
+    }
+
+    /// `NotFound`: the directory has been removed, so that there is no name in it, and none can be made.
+    fn need_names(&self, directory: InodeId) -> Result<()> {
+        match self.inodes.removed(directory) {
+            Some(_) => Err(removed_directory()),
+            None => Ok(()),
+        }
     }
 
     /// Valid attributes, from here or there.
@@ -324,6 +366,10 @@ impl Vfs {
         let attr = self.attributes(inode).await?;
         access::check(&attr, mask, caller)
     }
+}
+
+fn removed_directory() -> VfsError {
+    VfsError::refused(ErrorKind::NotFound, "the directory has been removed")
 }
 
 fn target_of(attr: &Attr) -> Result<Bytes> {

@@ -271,9 +271,9 @@ async fn files_are_opened_without_asking_and_never_old() {
 
 /// What a file that has lost its name is to the coordinator.
 async fn is_held(t: &Setup, inode: InodeId) -> bool {
-    match t.maker.getattr(inode).await {
-        Ok(entry) => {
-            assert_eq!(entry.attr.nlink, 0);
+    match t.maker.client().coordinator().get_attr(inode).await {
+        Ok(attr) => {
+            assert_eq!(attr.nlink, 0);
             true
         }
         Err(error) => {

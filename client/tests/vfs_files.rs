@@ -236,7 +236,7 @@ async fn an_unlinked_file_lives_until_its_last_close() -> anyhow::Result<()> {
     assert_eq!(mount.vfs.getattr(inode).await?.attr.nlink, 0);
     mount.close(file.handle).await?;
     let gone = async {
-        while mount.vfs.getattr(inode).await.is_ok() {
+        while mount.vfs.client().coordinator().get_attr(inode).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

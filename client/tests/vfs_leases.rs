@@ -372,6 +372,61 @@ async fn local_changes_are_what_the_coordinator_would_have_done() {
     cluster.stop().await.unwrap();
 }
 
+/// As a kernel does it: it says when nobody holds the inode any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_directory_answers_until_it_is_forgotten() {
+    let cluster = Cluster::start().await.unwrap();
+    for vfs in [mount(&cluster, true).await, mount(&cluster, false).await] {
+        let me = Caller::root();
+        let top = leased(&vfs, &format!("of {:p}", &*vfs)).await;
+        let make = |text: &'static str| {
+            let vfs = &vfs;
+            async move { vfs.mkdir(top, &name(text), 0o755, &Caller::root()).await.unwrap().attr.inode }
+        };
+        let (held, left) = (make("held").await, make("left").await);
+        vfs.rmdir(top, &name("held"), &me).await.unwrap();
+        vfs.rmdir(top, &name("left"), &me).await.unwrap();
+        // Faster than the removal reaches the coordinator.
+        vfs.forget(left);
+        let handle = vfs.opendir(top);
+        vfs.fsyncdir(handle).await.unwrap();
+        vfs.releasedir(handle);
+        assert_eq!(vfs.getattr(left).await.unwrap_err().kind(), ErrorKind::StaleHandle);
+        assert_eq!(vfs.lookup_inode(held).await.unwrap_err().kind(), ErrorKind::StaleHandle);
+        let change = AttrChange { mode: Some(0o700), mtime: Some(Time::At(5)), ..AttrChange::default() };
+        let changed = vfs.setattr(held, change, None, &me).await.unwrap().attr;
+        let seen = vfs.getattr(held).await.unwrap().attr;
+        assert_eq!((seen.nlink, seen.mode, seen.mtime_ns, seen.size), (0, 0o700, 5, 0));
+        assert_eq!(seen, changed);
+        let refused = vfs.mkdir(held, &name("x"), 0o755, &me).await.unwrap_err().kind();
+        assert_eq!(refused, ErrorKind::NotFound);
+        assert_eq!(vfs.lookup(held, &name("x"), &me).await.unwrap_err().kind(), ErrorKind::NotFound);
+        let handle = vfs.opendir(held);
+        let listed = vfs.readdir(handle, 0, Listing::Names).await;
+        assert_eq!(listed.err().map(|error| error.kind()), Some(ErrorKind::NotFound));
+        vfs.releasedir(handle);
+        vfs.forget(held);
+        assert_eq!(vfs.getattr(held).await.unwrap_err().kind(), ErrorKind::StaleHandle);
+        vfs.client().close().await.unwrap();
+    }
+    cluster.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attributes_are_changed_locally_where_none_may_be_shown_twice() {
+    let cluster = Cluster::start().await.unwrap();
+    let vfs = Vfs::new(cluster.client().await.unwrap(), Duration::ZERO);
+    let me = Caller::root();
+    let top = leased(&vfs, "d").await;
+    let file = vfs.mknod(top, &name("f"), Kind::File, 0o644, 0, &me).await.unwrap().attr.inode;
+    let change = AttrChange { mode: Some(0o600), ..AttrChange::default() };
+    let changed = vfs.try_setattr(file, change, &me).expect("under a lease").unwrap();
+    assert_eq!((changed.attr.mode, changed.valid), (0o600, Duration::ZERO));
+    assert_eq!(vfs.getattr(file).await.unwrap().attr.mode, 0o600);
+    vfs.client().close().await.unwrap();
+    cluster.stop().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn many_directories_and_names_stay_within_bounds_and_are_all_there() {
     let cluster = Cluster::start().await.unwrap();

@@ -41,7 +41,7 @@ const BACKGROUND_MAX: u16 = 64;
 const COPY_MAX: u64 = 0x7fff_f000;
 /// Unit of statfs(2).
 const STATFS_BLOCK: u64 = 4096;
-/// Inode ids are never reused, so one generation serves them all.
+/// Inode ids are never reused, so one generation serves them all, and a handle names one inode for ever.
 const GENERATION: Generation = Generation(0);
 
 /// What is asked of the kernel where it can do it.
@@ -57,6 +57,8 @@ const WANTED: &[InitFlags] = &[
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
     InitFlags::FUSE_CACHE_SYMLINKS,
+    // Handles of name_to_handle_at(2) outlive the kernel's caches: what they name is asked for by its number.
+    InitFlags::FUSE_EXPORT_SUPPORT,
 ];
 
 /// The file system as `fuser` calls it.
@@ -320,12 +322,24 @@ impl Filesystem for Adapter {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let asked = self.asked(Op::Lookup, request, parent);
         let parent = decode!(reply, encode::inode(parent));
+        // A kernel asks for these only to find what a program has kept a handle of (open_by_handle_at(2)).
+        let vfs = Arc::clone(&self.vfs);
+        match name.as_bytes() {
+            b"." => {
+                let work = async move { vfs.lookup_inode(parent).await };
+                return self.later(asked, reply, work, answer_entry);
+            }
+            b".." => {
+                let work = async move { vfs.lookup_parent(parent, &Caller::root()).await };
+                return self.later(asked, reply, work, answer_entry);
+            }
+            _ => {}
+        }
         let name = decode!(reply, encode::name(name));
         // The kernel has checked that the caller may search the directory.
         if let Some(known) = self.vfs.try_lookup(parent, &name, &Caller::root()) {
             return self.now(asked, reply, known, answer_entry);
         }
-        let vfs = Arc::clone(&self.vfs);
         let work = async move { vfs.lookup(parent, &name, &Caller::root()).await };
         self.later(asked, reply, work, answer_entry);
     }

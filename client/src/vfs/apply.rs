@@ -136,7 +136,7 @@ impl Vfs {
         let attrs = [result.attr, result.parent, result.new_parent, result.replaced];
         for attr in attrs.into_iter().flatten() {
             match Attr::from_wire(attr) {
-                Ok(attr) => drop(self.inodes.adopt_own(attr, asked)),
+                Ok(attr) => self.inodes.adopt_applied(attr, asked),
                 Err(error) => tracing::warn!(%error, "an answer without sense"),
             }
         }
@@ -156,6 +156,7 @@ impl Vfs {
         let is_create = matches!(pending.op, Op::Create(_));
         for (index, &inode) in pending.concerns.iter().enumerate() {
             self.reread(inode);
+            self.inodes.forget_removal(inode);
             if is_create && index > 0 {
                 let mut state = self.leased.lock();
                 state.drop_dir(inode);

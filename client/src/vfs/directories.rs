@@ -13,9 +13,9 @@ use cairn_runtime::clock;
 use super::handles::Handle;
 use super::kept::ENTRIES_MIN;
 use super::pages::{DirHandle, Listing, Page};
-use super::{Entry, HandleId, Result, Vfs, VfsError};
+use super::{Entry, HandleId, Result, Vfs, VfsError, removed_directory};
 use crate::listing::Wish;
-use crate::{Attr, DirEntryRef, DirPage, Kind};
+use crate::{Attr, ClientError, DirEntryRef, DirPage, Kind};
 
 /// Entries of the first page with attributes: most directories are smaller.
 const FIRST_PAGE: u32 = ENTRIES_MIN as u32;
@@ -171,14 +171,17 @@ impl Vfs {
     ) -> Result<Arc<Page>> {
         let asked = clock::now();
         let attributes = listing == Listing::Attributes;
-        self.client.behind().applied(directory.inode).await?;
         let inode = directory.inode;
+        self.client.behind().applied(inode).await?;
+        self.need_names(inode)?;
         let (page, leases) = if after == 0 && attributes && self.is_quiet(inode) {
             let wish = Wish { layouts: false, write_lease: self.will_be_emptied(inode), part: false };
-            let (page, leases) = self.coordinator().read_dir_leased(inode, 0, limit, wish).await?;
+            let listed = self.coordinator().read_dir_leased(inode, 0, limit, wish).await;
+            let (page, leases) = listed.map_err(|error| self.on_unlisted(inode, error))?;
             (page, Some(leases))
         } else {
-            (self.coordinator().read_dir(inode, after, limit, attributes).await?, None)
+            let listed = self.coordinator().read_dir(inode, after, limit, attributes).await;
+            (listed.map_err(|error| self.on_unlisted(inode, error))?, None)
         };
         if page.last_cookie().is_some_and(|last| last > i64::MAX as u64 - DOTS) {
             return Err(VfsError::refused(ErrorKind::Protocol, "a directory cookie is out of range"));
@@ -193,6 +196,14 @@ impl Vfs {
             self.take_cover(&page, leases);
         }
         Ok(page)
+    }
+
+    /// An open directory that has been removed ends with what getdents(2) says then; readdir(3) takes it for its end.
+    fn on_unlisted(&self, directory: InodeId, error: ClientError) -> VfsError {
+        match self.on_stale(directory, error) {
+            error if error.kind() == ErrorKind::StaleHandle => removed_directory(),
+            error => error,
+        }
     }
 
     fn entries(

@@ -407,6 +407,9 @@ impl Vfs {
         handle: Option<HandleId>,
         caller: &Caller,
     ) -> Option<Result<Entry>> {
+        if let Some(removed) = self.set_attr_removed(inode, change, caller) {
+            return Some(Ok(removed));
+        }
         if self.pages_move_times(inode, &change) {
             return None;
         }
@@ -443,6 +446,9 @@ impl Vfs {
         let via_handle = handle.is_some_and(|handle| self.writable(handle).is_ok());
         let set = set_attr_of(inode, change, via_handle);
         self.client.behind().applied(inode).await?;
+        if let Some(done) = self.set_attr_removed(inode, change, caller) {
+            return Ok(done);
+        }
         let asked = clock::now();
         let attr = match (content, change.size) {
             (Some(content), Some(size)) => {
@@ -451,7 +457,10 @@ impl Vfs {
                 attr
             }
             (Some(content), None) => content.set_attr(caller, set).await?,
-            (None, _) => self.coordinator().apply(Op::SetAttr(set), caller).await?.into_attr()?,
+            (None, _) => {
+                let applied = self.coordinator().apply(Op::SetAttr(set), caller).await;
+                applied.map_err(|error| self.on_stale(inode, error))?.into_attr()?
+            }
         };
         Ok(self.inodes.adopt_own(attr, asked))
     }

@@ -11,6 +11,7 @@ use cairn_proto::v1::{self, mutation::Op};
 use cairn_proto::{ErrorKind, InodeId, mode};
 
 use super::leased::Local;
+use super::local::unpinned;
 use super::{AllocateMode, AttrChange, Entry, HandleId, Result, Vfs, VfsError};
 use crate::behind::Pending;
 use crate::{Caller, FileContent, Kind};
@@ -85,6 +86,7 @@ impl Vfs {
                 attr.mode = mode::without_privileges(attr.mode);
             }
         });
+        let grown = self.inodes.pinned_entry(inode);
         let (offset, length) = (attr.size, size - attr.size);
         let (keep_size, make_hole) = (false, false);
         let op = v1::Allocate { inode: inode.get(), offset, length, keep_size, make_hole };
@@ -96,10 +98,7 @@ impl Vfs {
             concerns: vec![inode],
             open: None,
         });
-        match self.inodes.fresh(inode) {
-            Some(entry) => Local::Done(Ok(entry)),
-            None => Local::Done(Err(VfsError::refused(ErrorKind::Internal, "a pinned inode is not fresh"))),
-        }
+        Local::Done(grown.ok_or_else(unpinned))
     }
 
     /// `NoSpace` when the cluster has no room for what fallocate(2) asks for. Nothing is set aside.

@@ -4,8 +4,13 @@
 //! is dropped. Losing an entry costs a request, never correctness, since inode ids are the
 //! cluster's own. Open inodes are kept apart, and counted. So are *pinned* ones, which a lease covers:
 //! nobody else can change them, and what is known here may be newer than what the coordinator knows.
+//!
+//! *Removed* ones are kept apart too. The coordinator deletes an inode with its last name, but for a file that is open;
+//! a program may still hold it in ways that only its kernel knows: as its working directory, by O_PATH, as an open
+//! directory, pipe or socket. So what was known at the removal stays until the kernel forgets the inode. Nobody else
+//! can reach it any more.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +26,9 @@ use crate::{Attr, FileContent};
 /// Inodes in one generation; about 300 bytes each.
 const GENERATION_MAX: usize = 32_768;
 
+/// Removed inodes that are kept; of more the oldest go. Most are forgotten by the kernel within milliseconds.
+const REMOVED_MAX: usize = 16_384;
+
 /// The extended attributes of an inode.
 pub(super) type Xattrs = Arc<Vec<(Bytes, Bytes)>>;
 
@@ -33,6 +41,8 @@ struct Known {
     xattrs: Option<(u64, Xattrs)>,
     /// This mount took its last name.
     removed_here: bool,
+    /// This mount takes a name of it, and the kernel has not forgotten it since.
+    loses_name: bool,
 }
 
 struct Open {
@@ -46,9 +56,54 @@ struct Open {
     foreign: u64,
 }
 
+/// What is left of a removed inode.
+struct Left {
+    /// Its place in the order of removals.
+    number: u64,
+    /// It is shown from then on. Before, a name in the kernel's cache may still lead to it.
+    from: Instant,
+    known: Known,
+}
+
+/// Removed inodes in the order of their removal.
+#[derive(Default)]
+struct Removed {
+    known: HashMap<InodeId, Left>,
+    order: BTreeMap<u64, InodeId>,
+    next: u64,
+}
+
+impl Removed {
+    fn get(&mut self, inode: InodeId) -> Option<&mut Known> {
+        self.known.get_mut(&inode).map(|left| &mut left.known)
+    }
+
+    fn shown(&mut self, inode: InodeId) -> Option<&mut Known> {
+        self.known.get_mut(&inode).filter(|left| left.from <= clock::now()).map(|left| &mut left.known)
+    }
+
+    fn insert(&mut self, inode: InodeId, from: Instant, known: Known) {
+        self.next += 1;
+        self.known.insert(inode, Left { number: self.next, from, known });
+        self.order.insert(self.next, inode);
+        if self.order.len() > REMOVED_MAX
+            && let Some((_, oldest)) = self.order.pop_first()
+        {
+            self.known.remove(&oldest);
+        }
+    }
+
+    fn take(&mut self, inode: InodeId) -> Option<Known> {
+        let left = self.known.remove(&inode)?;
+        self.order.remove(&left.number);
+        Some(left.known)
+    }
+}
+
 #[derive(Default)]
 struct State {
     pinned: HashMap<InodeId, Known>,
+    removed: Removed,
     young: HashMap<InodeId, Known>,
     old: HashMap<InodeId, Known>,
     open: HashMap<InodeId, Open>,
@@ -68,6 +123,9 @@ impl State {
         if self.pinned.contains_key(&inode) {
             return self.pinned.get_mut(&inode);
         }
+        if self.removed.known.contains_key(&inode) {
+            return self.removed.get(inode);
+        }
         if let Some(known) = self.old.remove(&inode) {
             self.insert(inode, known);
         }
@@ -79,6 +137,28 @@ impl State {
             self.old = std::mem::take(&mut self.young);
         }
         self.young.insert(inode, known);
+    }
+
+    /// The inode has no name any more: what is known of it stays, and is shown from `from` on.
+    fn keep_removed(&mut self, inode: InodeId, from: Instant) {
+        let known = self.pinned.remove(&inode).or_else(|| self.young.remove(&inode));
+        let Some(mut known) = known.or_else(|| self.old.remove(&inode)) else { return };
+        known.attr.nlink = 0;
+        known.until = clock::now();
+        self.removed.insert(inode, from, known);
+    }
+
+    /// A newer answer says that the inode has a name after all: the removal was refused.
+    fn correct_removal(&mut self, attr: &Attr) {
+        let refused = |known: &Known| attr.nlink > 0 && attr.version > known.attr.version;
+        if self.removed.get(attr.inode).is_some_and(|known| refused(known)) {
+            self.removed.take(attr.inode);
+        }
+    }
+
+    /// An inode without names that is no open file: these the coordinator knows, and others may write to them.
+    fn removed(&mut self, inode: InodeId) -> Option<&mut Known> {
+        if self.open.contains_key(&inode) { None } else { self.removed.shown(inode) }
     }
 
     fn overlay(&self, attr: Attr) -> Attr {
@@ -116,6 +196,9 @@ impl InodeTable {
     /// Attributes that may still be shown.
     pub(super) fn fresh(&self, inode: InodeId) -> Option<Entry> {
         let mut state = self.lock();
+        if let Some(known) = state.removed(inode) {
+            return Some(self.left_of(known));
+        }
         if state.pinned.contains_key(&inode) && !self.session.leases.are_trusted() {
             return None;
         }
@@ -144,6 +227,34 @@ impl InodeTable {
         until.saturating_duration_since(now).min(self.valid)
     }
 
+    fn left_of(&self, removed: &Known) -> Entry {
+        Entry { attr: removed.attr.clone(), valid: self.valid }
+    }
+
+    /// What is left of an inode that has no name any more, and is no open file.
+    pub(super) fn removed(&self, inode: InodeId) -> Option<Entry> {
+        self.lock().removed(inode).map(|known| self.left_of(known))
+    }
+
+    /// The coordinator does not know the inode any more. What is known of it is shown from `from` on.
+    pub(super) fn note_removed(&self, inode: InodeId, from: Instant) {
+        self.lock().keep_removed(inode, from);
+    }
+
+    /// Its removal was refused.
+    pub(super) fn forget_removal(&self, inode: InodeId) {
+        self.lock().removed.take(inode);
+    }
+
+    /// Changes what is known of a removed inode. `None`: it is none.
+    pub(super) fn change_removed(&self, inode: InodeId, change: impl FnOnce(&mut Attr)) -> Option<Entry> {
+        let mut state = self.lock();
+        let known = state.removed(inode)?;
+        change(&mut known.attr);
+        known.attr.version += 1;
+        Some(self.left_of(known))
+    }
+
     /// From here on a lease covers the inode, whose attributes are these.
     pub(super) fn pin(&self, attr: Attr) -> Entry {
         let mut state = self.lock();
@@ -160,13 +271,24 @@ impl InodeTable {
     pub(super) fn unpin(&self, inode: InodeId) {
         let mut state = self.lock();
         if let Some(known) = state.pinned.remove(&inode) {
+            let nlink = known.attr.nlink;
             state.insert(inode, Known { until: clock::now(), ..known });
+            if nlink == 0 {
+                state.keep_removed(inode, clock::now());
+            }
         }
     }
 
     /// The attributes of a pinned inode, without what is buffered of its content.
     pub(super) fn pinned(&self, inode: InodeId) -> Option<Attr> {
         self.lock().pinned.get(&inode).map(|known| known.attr.clone())
+    }
+
+    /// The attributes of a pinned inode as they are shown.
+    pub(super) fn pinned_entry(&self, inode: InodeId) -> Option<Entry> {
+        let state = self.lock();
+        let attr = state.pinned.get(&inode)?.attr.clone();
+        Some(Entry { attr: state.overlay(attr), valid: self.valid })
     }
 
     /// An own change of a pinned inode that the coordinator will make in the same way. `content`: that of the
@@ -202,9 +324,32 @@ impl InodeTable {
         self.take(attr, asked, false)
     }
 
-    /// Takes the result of an own change of the inode.
+    /// Takes the result of an own change of the inode, which somebody waits for.
     pub(super) fn adopt_own(&self, attr: Attr, asked: Instant) -> Entry {
-        self.take(attr, asked, true)
+        let (inode, is_removed) = (attr.inode, attr.nlink == 0);
+        let entry = self.take(attr, asked, true);
+        if is_removed {
+            self.lock().keep_removed(inode, clock::now());
+        }
+        entry
+    }
+
+    /// Takes the result of an own change that was answered before. Of what it removed the kernel may have forgotten
+    /// everything by now, and would not say so again.
+    pub(super) fn adopt_applied(&self, attr: Attr, asked: Instant) {
+        let (inode, is_removed) = (attr.inode, attr.nlink == 0);
+        self.take(attr, asked, true);
+        let mut state = self.lock();
+        if is_removed && state.get(inode).is_some_and(|known| known.loses_name) {
+            state.keep_removed(inode, clock::now());
+        }
+    }
+
+    /// This mount takes a name of an inode whose number of names it can not be sure of.
+    pub(super) fn loses_name(&self, inode: InodeId) {
+        if let Some(known) = self.lock().get(inode) {
+            known.loses_name = true;
+        }
     }
 
     fn take(&self, attr: Attr, asked: Instant, own: bool) -> Entry {
@@ -221,6 +366,7 @@ impl InodeTable {
             }
         }
         let inode = attr.inode;
+        state.correct_removal(&attr);
         if state.get(inode).is_none() {
             state.insert(inode, Known::new(attr.clone(), until));
         }
@@ -275,6 +421,7 @@ impl InodeTable {
     /// Drops what is cached for an inode.
     pub(super) fn forget(&self, inode: InodeId) {
         let mut state = self.lock();
+        state.removed.take(inode);
         state.young.remove(&inode);
         state.old.remove(&inode);
     }
@@ -299,6 +446,9 @@ impl InodeTable {
     /// The extended attributes, when those of the present version are known.
     pub(super) fn xattrs(&self, inode: InodeId) -> Option<Xattrs> {
         let mut state = self.lock();
+        if let Some(known) = state.removed(inode) {
+            return known.xattrs.as_ref().map(|(_, xattrs)| Arc::clone(xattrs));
+        }
         let known = state.get(inode)?;
         let fresh = known.until > clock::now();
         let (version, xattrs) = known.xattrs.as_ref()?;
@@ -381,7 +531,7 @@ impl InodeTable {
 
 impl Known {
     fn new(attr: Attr, until: Instant) -> Self {
-        Self { attr, until, pages: None, xattrs: None, removed_here: false }
+        Self { attr, until, pages: None, xattrs: None, removed_here: false, loses_name: false }
     }
 
     fn take(&mut self, attr: Attr, until: Instant, own: bool) {
@@ -403,4 +553,58 @@ impl Known {
 /// For what nobody else can change.
 fn forever() -> Instant {
     clock::now() + Duration::from_secs(365 * 24 * 3600)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Kind;
+
+    fn known(inode: InodeId) -> Known {
+        let attr = Attr {
+            inode,
+            kind: Kind::Directory,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            nlink: 0,
+            size: 0,
+            allocated: 0,
+            atime_ns: 0,
+            mtime_ns: 0,
+            ctime_ns: 0,
+            btime_ns: 0,
+            version: 1,
+            parent: Some(InodeId::ROOT),
+            symlink_target: None,
+            has_xattrs: false,
+        };
+        Known::new(attr, clock::now())
+    }
+
+    #[test]
+    fn a_removed_inode_outlives_those_that_are_forgotten_and_there_are_not_too_many() {
+        let ids = |count: usize| (2..2 + count as u64).map(|id| InodeId::new(id).unwrap());
+        let mut removed = Removed::default();
+        let now = clock::now();
+        removed.insert(InodeId::ROOT, now, known(InodeId::ROOT));
+        for inode in ids(2 * REMOVED_MAX) {
+            removed.insert(inode, now, known(inode));
+            assert!(removed.take(inode).is_some());
+        }
+        assert!(removed.shown(InodeId::ROOT).is_some());
+        for inode in ids(REMOVED_MAX) {
+            removed.insert(inode, now, known(inode));
+        }
+        assert!(removed.get(InodeId::ROOT).is_none(), "the oldest goes");
+        assert_eq!((removed.known.len(), removed.order.len()), (REMOVED_MAX, REMOVED_MAX));
+    }
+
+    #[test]
+    fn what_others_removed_is_shown_when_no_name_leads_there_any_more() {
+        let mut removed = Removed::default();
+        removed.insert(InodeId::ROOT, clock::now() + Duration::from_secs(3600), known(InodeId::ROOT));
+        assert!(removed.get(InodeId::ROOT).is_some() && removed.shown(InodeId::ROOT).is_none());
+    }
 }

@@ -277,6 +277,7 @@ impl Vfs {
         done!(self.room());
         let at_ns = self.local_time();
         self.change_here(inode, |attr| set(attr, &change, at_ns, caller));
+        let changed = self.inodes.pinned_entry(inode);
         let op = Op::SetAttr(super::files::set_attr_of(inode, change, false));
         let caller = caller.to_wire();
         self.client.behind().push(Pending {
@@ -287,10 +288,22 @@ impl Vfs {
             concerns: vec![inode],
             open: None,
         });
-        match self.inodes.fresh(inode) {
-            Some(entry) => Local::Done(Ok(entry)),
-            None => Local::Done(Err(VfsError::refused(ErrorKind::Internal, "a pinned inode is not fresh"))),
+        Local::Done(changed.ok_or_else(unpinned))
+    }
+
+    /// chmod(2), chown(2), utimensat(2) of an inode that has no name any more and that a program still holds. Nobody
+    /// else sees it, and the kernel has judged by what it was shown of it. `None`: it is none, or its size is to change.
+    pub(super) fn set_attr_removed(
+        &self,
+        inode: InodeId,
+        change: AttrChange,
+        caller: &Caller,
+    ) -> Option<Entry> {
+        if change.size.is_some() || self.inodes.removed(inode).is_none() {
+            return None;
         }
+        let at_ns = self.local_time();
+        self.inodes.change_removed(inode, |attr| set(attr, &change, at_ns, caller))
     }
 
     /// The entry of a name that the caller may remove, kinds aside.
@@ -341,6 +354,8 @@ impl Vfs {
         });
         if state.drop_private(inode) {
             self.inodes.unpin(inode);
+        } else {
+            self.inodes.loses_name(inode);
         }
     }
 
@@ -463,6 +478,10 @@ fn set(attr: &mut Attr, change: &AttrChange, at_ns: i64, caller: &Caller) {
 
 pub(super) fn no_such_name() -> VfsError {
     VfsError::refused(ErrorKind::NotFound, "there is no such name")
+}
+
+pub(super) fn unpinned() -> VfsError {
+    VfsError::refused(ErrorKind::Internal, "a pinned inode is pinned no more")
 }
 
 fn exists() -> VfsError {

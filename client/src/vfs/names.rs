@@ -242,6 +242,7 @@ impl Vfs {
     /// Before a change of names goes to the coordinator: all that is pending comes first, so that a crash leaves
     /// names as they were at one moment, and nothing is done locally in `parents` meanwhile.
     pub(super) async fn prepare(self: &Arc<Self>, parents: &[InodeId]) -> Result<UnderWay> {
+        parents.iter().try_for_each(|&parent| self.need_names(parent))?;
         let under_way = self.begin_remote(parents).await;
         match self.client.behind().all_applied().await {
             Ok(()) => Ok(under_way),
