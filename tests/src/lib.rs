@@ -11,6 +11,7 @@
 pub mod aio;
 pub mod cluster;
 pub mod disk;
+pub mod identity;
 pub mod inject;
 pub mod mapping;
 pub mod network;
@@ -19,6 +20,7 @@ pub mod process;
 pub mod rounds;
 pub mod rpc;
 pub mod shell;
+pub mod syscalls;
 pub mod table;
 pub mod throttle;
 pub mod wait;
