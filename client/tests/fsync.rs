@@ -2,6 +2,7 @@
 //! themselves whether they have synced the chunks of a file.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a failure here is a failed test
+#![allow(clippy::disallowed_methods)] // what the tests share listens itself
 
 mod common;
 
@@ -19,8 +20,15 @@ use cairn_runtime::clock;
 use common::Cluster;
 
 const ROOT: InodeId = InodeId::ROOT;
-const READ_WRITE: OpenFlags =
-    OpenFlags { read: true, write: true, append: false, truncate: false, exclusive: false, sync: false };
+const READ_WRITE: OpenFlags = OpenFlags {
+    read: true,
+    write: true,
+    append: false,
+    truncate: false,
+    exclusive: false,
+    sync: false,
+    direct: false,
+};
 /// More ids than any of these tests is granted.
 const CHUNKS: u64 = 4096;
 
