@@ -137,8 +137,10 @@ fn a_coordinator_without_datanodes_is_not_ready() {
     for index in 0..3 {
         cluster.kill9_node(index);
     }
-    wait::until_true("the coordinator to miss them", LIMIT, || get(&address, "/readyz").0 == 503);
-    assert!(get(&address, "/readyz").1.contains("0 datanodes are up; writes need 2"));
+    wait::until_true("the coordinator to miss them", LIMIT, || {
+        let (status, body) = get(&address, "/readyz");
+        status == 503 && body.contains("0 datanodes are up; writes need 2")
+    });
     cluster.start_node(0);
     cluster.start_node(1);
     wait::until_true("the coordinator to be ready", LIMIT, || get(&address, "/readyz").0 == 200);
