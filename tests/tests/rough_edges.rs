@@ -213,7 +213,7 @@ fn disks_that_are_one_are_counted_once() {
     // Three copies of each byte come to lie on this disk.
     let available = space["available"].as_u64().expect("available");
     assert!(available <= free / 3 && available > free / 4, "{available} of {free} bytes are told to be free");
-    let shown = rustix::fs::statvfs(&cluster.mount_path()).expect("statvfs");
+    let shown = rustix::fs::statvfs(cluster.mount_path()).expect("statvfs");
     assert_eq!(shown.f_bavail * shown.f_frsize / MIB, available / MIB);
     // Inodes: as many as the store has room for, not all numbers there are.
     assert!(shown.f_files < 1 << 40 && shown.f_ffree > 1000, "{} inodes", shown.f_files);
