@@ -137,7 +137,7 @@ async fn a_file_that_is_removed_before_its_creation_is_applied_lives_while_it_is
 async fn a_file_grows_under_a_lease_without_asking() {
     let cluster = Cluster::start().await.unwrap();
     let (one, other) = (mount(&cluster, true).await, mount(&cluster, false).await);
-    let me = Caller { uid: 1000, gid: 100, groups: vec![] };
+    let me = Caller::user(1000, 100, vec![]);
     let directory = leased(&one, "d").await;
     let flags = OpenFlags { read: true, write: true, exclusive: true, ..OpenFlags::default() };
     let opened = one.create_open(directory, &name("f"), 0o4755, flags, &Caller::root()).await.unwrap();
@@ -420,7 +420,7 @@ async fn attributes_are_changed_locally_where_none_may_be_shown_twice() {
     let top = leased(&vfs, "d").await;
     let file = vfs.mknod(top, &name("f"), Kind::File, 0o644, 0, &me).await.unwrap().attr.inode;
     let change = AttrChange { mode: Some(0o600), ..AttrChange::default() };
-    let changed = vfs.try_setattr(file, change, &me).expect("under a lease").unwrap();
+    let changed = vfs.try_setattr(file, change, None, &me).expect("under a lease").unwrap();
     assert_eq!((changed.attr.mode, changed.valid), (0o600, Duration::ZERO));
     assert_eq!(vfs.getattr(file).await.unwrap().attr.mode, 0o600);
     vfs.client().close().await.unwrap();
