@@ -105,3 +105,8 @@ pub(crate) fn registered_late() {
 pub(crate) fn behind_refused() {
     counter!(LOCAL_CHANGES_REFUSED).increment(1);
 }
+
+/// A directory was made without a lease, because there are too many.
+pub(crate) fn unleased() {
+    counter!("client_unleased_directories_total").increment(1);
+}

@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use cairn_proto::{ErrorKind, InodeId, SessionId};
+use cairn_proto::{InodeId, SessionId};
 use tokio::sync::watch;
 
 use crate::attendance::Attendance;
@@ -204,21 +204,17 @@ impl Leases {
         })
     }
 
-    /// For the executor: a lease on a directory that the session has just made. `Overloaded`: it
-    /// holds too many.
-    pub(crate) fn grant_new(&self, session: SessionId, inode: InodeId) -> Result<Granted, OpError> {
+    /// For the executor: a lease on a directory that the session has just made. `None`: there are too many. The
+    /// session may have answered the creation long ago, so it is not refused for that.
+    pub(crate) fn grant_new(&self, session: SessionId, inode: InodeId) -> Result<Option<Granted>, OpError> {
         self.change(|inner| match inner.held.get(&inode) {
             Some(held) if held.session == session => {
-                Ok(Granted::Already(Grant { inode, number: held.number }))
+                Ok(Some(Granted::Already(Grant { inode, number: held.number })))
             }
             Some(_) => Err(OpError::Leased(vec![inode])),
-            None if inner.has_room(session) => {
-                Ok(Granted::New(inner.insert(session, inode, self.attendance.now())))
-            }
-            None => {
-                let message = format!("a session can hold {LEASES_OF_SESSION_MAX} leases");
-                Err(OpError::new(ErrorKind::Overloaded, message))
-            }
+            None => Ok(inner
+                .has_room(session)
+                .then(|| Granted::New(inner.insert(session, inode, self.attendance.now())))),
         })
     }
 
@@ -291,10 +287,14 @@ impl Leases {
         stream
     }
 
-    /// A session has come back over a new stream: it holds `leases`, no others.
-    pub(crate) fn resume(&self, session: SessionId, leases: &[InodeId]) -> Stream {
+    /// A session has come back over a new stream: it holds `leases`, no others. `None`: together with those of others
+    /// these are too many, so it can not go on.
+    pub(crate) fn resume(&self, session: SessionId, leases: &[InodeId]) -> Option<Stream> {
         let now = self.attendance.now();
         let stream = self.change(|inner| {
+            if !inner.have_room_for(leases) {
+                return None;
+            }
             let kept: BTreeSet<InodeId> = leases.iter().copied().collect();
             let had = inner.holders.get(&session).map(|holder| holder.leases.clone());
             for &inode in had.unwrap_or_default().difference(&kept) {
@@ -305,7 +305,7 @@ impl Leases {
                 // It may have applied and given back anything since the restart.
                 inner.ended.forget();
             }
-            inner.attach(session, now)
+            Some(inner.attach(session, now))
         });
         self.changes.send_replace(());
         stream

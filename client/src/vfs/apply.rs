@@ -128,9 +128,15 @@ pub(super) async fn answer_recalls(
 }
 
 impl Vfs {
-    fn on_result(&self, pending: &Pending, result: v1::MutationResult, asked: Instant) {
+    fn on_result(self: &Arc<Self>, pending: &Pending, result: v1::MutationResult, asked: Instant) {
         if let Some(error) = WireError::from_fields(result.error, &result.message) {
             return self.on_refused(pending, &error.into());
+        }
+        if let (Op::Create(create), [parent, made]) = (&pending.op, &*pending.concerns)
+            && create.lease
+            && !result.leases.iter().any(|lease| lease.inode == made.get())
+        {
+            self.give_up(*made, *parent);
         }
         result.leases.iter().for_each(|lease| self.learn_grant(lease));
         let attrs = [result.attr, result.parent, result.new_parent, result.replaced];

@@ -32,6 +32,8 @@ use crate::retry::TRY_TIME;
 use crate::session::leases::Era;
 use crate::{Attr, DirPage, Kind};
 
+mod unleased;
+
 /// Directories whose leases are held; of more the least used are given back.
 const DIRECTORIES_MAX: usize = 16_384;
 /// Names known of them all, about 100 bytes each.
@@ -87,6 +89,8 @@ struct Dir {
     /// 0: not known yet, it comes with the answer to its creation.
     grant: u64,
     phase: Phase,
+    /// The directory that it was made in, when it was made without a lease.
+    unleased_in: Option<InodeId>,
     entries: HashMap<Bytes, Child>,
     used: u64,
     /// When a name was last removed.
@@ -95,7 +99,7 @@ struct Dir {
 
 impl Dir {
     fn new(grant: u64, used: u64) -> Self {
-        Self { grant, phase: Phase::Unread, entries: HashMap::new(), used, removed: None }
+        Self { grant, phase: Phase::Unread, unleased_in: None, entries: HashMap::new(), used, removed: None }
     }
 
     /// All names are known.
@@ -123,6 +127,8 @@ pub(super) struct State {
     private: HashMap<InodeId, InodeId>,
     /// Own changes at the coordinator under way, by directory.
     under_way: HashMap<InodeId, usize>,
+    /// How many of `dirs` were made without a lease.
+    unleased: usize,
     names: usize,
     ids: Range<u64>,
     refill: Refill,
@@ -228,9 +234,14 @@ impl State {
 
     /// The directory is removed.
     pub(super) fn drop_dir(&mut self, directory: InodeId) {
-        if let Some(dir) = self.dirs.remove(&directory) {
-            self.names = self.names.saturating_sub(dir.entries.len());
-        }
+        drop(self.take_dir(directory));
+    }
+
+    fn take_dir(&mut self, directory: InodeId) -> Option<Dir> {
+        let dir = self.dirs.remove(&directory)?;
+        self.names = self.names.saturating_sub(dir.entries.len());
+        self.unleased -= usize::from(dir.unleased_in.is_some());
+        Some(dir)
     }
 
     pub(super) fn may_hold_more(&self) -> bool {
@@ -515,6 +526,7 @@ impl Vfs {
                 break; // the coordinator knows what this client said on its return
             }
         }
+        self.unleased_given_up(directory).await;
         {
             let mut state = self.leased.lock();
             let grant = state.dirs.get(&directory).map_or(recalled, |dir| dir.grant.max(recalled));
@@ -572,8 +584,7 @@ fn entries_of(page: &DirPage) -> impl Iterator<Item = (Bytes, Child)> {
 impl State {
     /// Ends a lease; the inodes that it covered.
     fn end(&mut self, directory: InodeId) -> Vec<InodeId> {
-        let Some(dir) = self.dirs.remove(&directory) else { return Vec::new() };
-        self.names = self.names.saturating_sub(dir.entries.len());
+        let Some(dir) = self.take_dir(directory) else { return Vec::new() };
         let mut covered = vec![directory];
         for child in dir.entries.values() {
             if self.private.get(&child.inode) == Some(&directory) {

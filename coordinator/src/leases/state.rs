@@ -115,6 +115,12 @@ impl Inner {
         of_session < LEASES_OF_SESSION_MAX && self.held.len() < LEASES_MAX
     }
 
+    /// Whether all of `leases` can be held, whoever holds them.
+    pub(super) fn have_room_for(&self, leases: &[InodeId]) -> bool {
+        let new = leases.iter().filter(|inode| !self.held.contains_key(inode)).count();
+        self.held.len() + new <= LEASES_MAX
+    }
+
     pub(super) fn holder(&mut self, session: SessionId, now: Moment) -> &mut Holder {
         self.holders.entry(session).or_insert_with(|| Holder {
             leases: BTreeSet::new(),

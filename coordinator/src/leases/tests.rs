@@ -124,7 +124,7 @@ async fn what_was_fought_over_is_not_granted_again_for_a_while() {
     leases.give_back(one, &stream, &[grant]);
     assert_eq!(leases.grant(one, inode(5)), None);
     assert!(leases.grant(one, inode(6)).is_some());
-    assert!(leases.grant_new(one, inode(5)).is_ok(), "whoever makes a directory has it");
+    assert!(leases.grant_new(one, inode(5)).unwrap().is_some(), "whoever makes a directory has it");
     leases.remove(&[inode(5)]);
     clock::sleep(LEASE_COOL).await;
     assert!(leases.grant(one, inode(5)).is_some());
@@ -142,7 +142,7 @@ async fn after_a_restart_everything_may_be_leased_by_who_has_not_returned() {
     let obstacles = leases.recall(Some(session(3)), &[inode(5)], Need::Look).unwrap();
     assert_eq!((obstacles.absent, obstacles.holder), (2, None));
     let mut changes = leases.subscribe();
-    let stream = leases.resume(session(1), &[inode(5)]);
+    let stream = leases.resume(session(1), &[inode(5)]).unwrap();
     changes.changed().await.unwrap();
     assert_eq!(asked(&leases, session(1), &stream), [], "nobody knew what to ask");
     assert!(leases.conflicts(Some(session(1)), [inode(5)]).is_empty(), "it goes on with what it holds");
@@ -165,7 +165,7 @@ async fn a_session_that_comes_back_holds_exactly_what_it_names() {
     leases.detach(one, &old);
     leases.attach(session(2));
     leases.grant(session(2), inode(8));
-    let new = leases.resume(one, &[kept.inode, inode(7), inode(8)]);
+    let new = leases.resume(one, &[kept.inode, inode(7), inode(8)]).unwrap();
     assert_eq!(leases.conflicts(None, (5..=8).map(inode)), [inode(5), inode(7), inode(8)]);
     assert_eq!(leases.conflicts(Some(session(2)), (5..=8).map(inode)), [inode(5), inode(7)]);
     assert_eq!(asked(&leases, one, &new), [kept], "asked again, under its number");
@@ -276,7 +276,13 @@ async fn leases_have_bounds() {
     }
     let more = inode(1 << 20);
     assert_eq!(leases.grant(one, more), None);
-    assert_eq!(leases.grant_new(one, more).unwrap_err().kind(), ErrorKind::Overloaded);
+    assert_eq!(leases.grant_new(one, more).unwrap(), None, "a directory is made all the same");
     assert!(leases.grant(session(2), more).is_some(), "the bound is that of one session");
-    assert!(leases.grant_new(one, inode(1)).is_ok(), "what it holds anyway");
+    assert!(leases.grant_new(one, inode(1)).unwrap().is_some(), "what it holds anyway");
+    let all_of = |number: u64| {
+        Vec::from_iter((0..LEASES_OF_SESSION_MAX as u64).map(|id| inode((number << 32) + id + 1)))
+    };
+    let fit = (3..30).take_while(|&number| leases.resume(session(number.into()), &all_of(number)).is_some());
+    assert_eq!(fit.count(), 14, "of all sessions 2^20");
+    assert!(leases.resume(session(3), &all_of(3)).is_some(), "it holds them already");
 }

@@ -204,7 +204,7 @@ impl Run {
         if let (Mutation::Create(op), Some(inode)) = (mutation, &applied.inode)
             && op.lease
         {
-            granted.push(leases.grant_new(self.session, inode.id)?);
+            granted.extend(leases.grant_new(self.session, inode.id)?);
         }
         let changes_names = match mutation {
             Mutation::Create(_)

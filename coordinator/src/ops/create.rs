@@ -19,7 +19,7 @@ pub(crate) struct Create {
     pub(crate) mode: u32,
     /// The id to take, one of those that were reserved.
     pub(crate) id: Option<InodeId>,
-    /// Directories only: with a write lease on the new one.
+    /// Directories only: with a write lease on the new one, if there is room for one.
     pub(crate) lease: bool,
 }
 

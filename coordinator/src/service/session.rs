@@ -133,7 +133,9 @@ async fn greet(
         end_condemned(shared, session).await?;
         shared.context.sessions.renew(session)?;
         take_opens(shared, session, opens).await?;
-        let line = Line::new(shared, session, shared.context.leases.resume(session, &leases))?;
+        let too_many = || OpError::new(ErrorKind::SessionExpired, "more leases are held than are possible");
+        let stream = shared.context.leases.resume(session, &leases).ok_or_else(too_many)?;
+        let line = Line::new(shared, session, stream)?;
         tracing::info!(session = %session, description = hello.description, "session goes on");
         line
     } else {

@@ -301,7 +301,7 @@ async fn with_a_new_stream_a_session_has_none() {
         leases.detach(one, &old);
         assert_eq!(leases.reads_len(), 6, "it may still show what it knows");
         if is_resumed {
-            leases.resume(one, &[])
+            leases.resume(one, &[]).unwrap()
         } else {
             leases.attach(one)
         };
@@ -311,7 +311,7 @@ async fn with_a_new_stream_a_session_has_none() {
     }
     granted(&leases, one);
     leases.recall(Some(session(2)), &all(), Need::Change).unwrap();
-    let new = leases.resume(one, &[]);
+    let new = leases.resume(one, &[]).unwrap();
     assert_eq!(asked(&leases, one, &new, 100), [], "there is nothing to ask any more");
 }
 
