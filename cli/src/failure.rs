@@ -113,8 +113,11 @@ impl IntoFailure for rustix::io::Errno {
     }
 }
 
-impl IntoFailure for cairn_runtime::threads::PoolBusy {
+impl IntoFailure for cairn_runtime::threads::PoolError {
     fn into_failure(self, what: String) -> Failure {
-        Failure::new(what, self).next("try again with fewer files at once (--parallel)")
+        match self {
+            Self::Busy(_) => Failure::new(what, self).next("try again with fewer files at once (--parallel)"),
+            Self::Failed(_) => Failure::new(what, self),
+        }
     }
 }

@@ -109,9 +109,7 @@ impl Shared {
         &self,
         work: impl FnOnce() -> Result<T, OpError> + Send + 'static,
     ) -> Result<T, OpError> {
-        let busy =
-            |error: cairn_runtime::threads::PoolBusy| OpError::new(ErrorKind::Overloaded, error.to_string());
-        self.pool.run(work).await.map_err(busy)?
+        self.pool.run(work).await.map_err(|error| OpError::new(error.kind(), error.to_string()))?
     }
 }
 

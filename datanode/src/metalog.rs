@@ -58,7 +58,7 @@ impl Shelf {
         match done.await {
             Ok(Ok(answer)) => Ok(Response::new(answer)),
             Ok(Err(error)) => Err(status_from(error.kind, error.message)),
-            Err(busy) => Err(status_from(ErrorKind::Overloaded, busy.to_string())),
+            Err(error) => Err(status_from(error.kind(), error.to_string())),
         }
     }
 }

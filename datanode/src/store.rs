@@ -387,7 +387,7 @@ impl Shared {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.pool.run(work).await.map_err(|_| StoreError::Overloaded)
+        Ok(self.pool.run(work).await?)
     }
 
     fn lock_changes(&self) -> MutexGuard<'_, ()> {

@@ -128,5 +128,14 @@ pub fn request_id_of<T>(request: &tonic::Request<T>) -> RequestId {
     stated.and_then(RequestId::parse).unwrap_or_else(RequestId::fresh)
 }
 
+/// Jobs of thread pools that panicked, by pool.
+const JOBS_PANICKED: &str = "runtime_jobs_panicked_total";
+
+/// A job of a thread pool has panicked; the panic itself has been written to standard error.
+pub(crate) fn job_panicked(pool: &'static str) {
+    metrics::counter!(JOBS_PANICKED, "pool" => pool).increment(1);
+    tracing::error!(pool, "a job has panicked: this is a bug; the work of others goes on");
+}
+
 /// Says whether a service can do its work now; the sentence says what it waits for.
 pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;

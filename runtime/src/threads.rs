@@ -15,12 +15,30 @@ use simulated as imp;
 
 use std::time::Duration;
 
+use cairn_proto::ErrorKind;
+
 pub use imp::{Inbox, Pool, Repeating, Wake, in_place, repeat, serve, spawn};
 
-/// The pool takes no work now: its queue is full or it has ended.
+/// Why a pool has no result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the thread pool {0} has too much to do")]
-pub struct PoolBusy(pub &'static str);
+pub enum PoolError {
+    /// It takes no work now: its queue is full. Try again later.
+    #[error("the thread pool {0} has too much to do")]
+    Busy(&'static str),
+    /// The work panicked, or its thread is gone. How far it came is not known.
+    #[error("a job of the thread pool {0} has failed")]
+    Failed(&'static str),
+}
+
+impl PoolError {
+    /// What to act on.
+    pub fn kind(self) -> ErrorKind {
+        match self {
+            Self::Busy(_) => ErrorKind::Overloaded,
+            Self::Failed(_) => ErrorKind::Internal,
+        }
+    }
+}
 
 /// Why an [`Inbox`] takes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,10 +98,22 @@ mod tests {
             async move { pool.run(|| 2).await }
         });
         tokio::task::yield_now().await;
-        assert_eq!(pool.run(|| 3).await, Err(PoolBusy("test")));
+        assert_eq!(pool.run(|| 3).await, Err(PoolError::Busy("test")));
         release.send(())?;
         first.await??;
         assert_eq!(second.await?, Ok(2));
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_job_that_panics_is_answered_and_costs_no_thread() -> anyhow::Result<()> {
+        let pool = Pool::start("test", 2, 8)?;
+        for _ in 0..10 {
+            let failed: Result<(), _> = pool.run(|| panic!("on purpose")).await;
+            assert_eq!(failed, Err(PoolError::Failed("test")));
+        }
+        let answered = tokio::time::timeout(Duration::from_secs(30), pool.run(|| 2)).await?;
+        assert_eq!(answered, Ok(2));
         Ok(())
     }
 

@@ -156,7 +156,7 @@ impl DirectoryPlace {
             self.pool.run(move || work(&mut files.lock().unwrap_or_else(std::sync::PoisonError::into_inner)));
         match clock::timeout(PLACE_TIME, job).await {
             Ok(Ok(result)) => result.map_err(|error| ArchiveError::place(&shown, what, error)),
-            Ok(Err(busy)) => Err(ArchiveError::place(&shown, what, busy)),
+            Ok(Err(error)) => Err(ArchiveError::place(&shown, what, error)),
             Err(_) => Err(late(&shown, what)),
         }
     }

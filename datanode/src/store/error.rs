@@ -3,6 +3,7 @@
 use std::io;
 
 use cairn_proto::{ChunkId, ErrorKind, WireError};
+use cairn_runtime::threads::PoolError;
 
 /// Why a chunk was not stored, read, synced or deleted.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +51,9 @@ pub enum StoreError {
     /// Too many disk reads are waiting.
     #[error("too many reads are waiting for the disks")]
     Overloaded,
+    /// A job of the disk's threads has failed; how far it came is not known.
+    #[error("a job of the disk's threads has failed")]
+    Failed,
 }
 
 impl StoreError {
@@ -63,12 +67,22 @@ impl StoreError {
             Self::Faulty { .. } | Self::Io { .. } => ErrorKind::Io,
             Self::Unusable(_) => ErrorKind::WrongCluster,
             Self::Overloaded => ErrorKind::Overloaded,
+            Self::Failed => ErrorKind::Internal,
         }
     }
 
     /// As it crosses the wire.
     pub(crate) fn to_wire(&self) -> WireError {
         WireError::new(self.kind(), self.to_string())
+    }
+}
+
+impl From<PoolError> for StoreError {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Busy(_) => Self::Overloaded,
+            PoolError::Failed(_) => Self::Failed,
+        }
     }
 }
 

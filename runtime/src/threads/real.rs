@@ -1,13 +1,15 @@
 //! Threads of the operating system.
 
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{Cause, PoolBusy, Refused, Turn};
+use super::{Cause, PoolError, Refused, Turn};
+use crate::telemetry;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -30,7 +32,7 @@ impl Pool {
                 loop {
                     let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     match job {
-                        Ok(job) => job(),
+                        Ok(job) => run_caught(name, job),
                         Err(mpsc::RecvError) => break,
                     }
                 }
@@ -40,7 +42,7 @@ impl Pool {
     }
 
     /// Runs `work` on one of the threads. Dropping the future leaves the work running.
-    pub async fn run<T, F>(&self, work: F) -> Result<T, PoolBusy>
+    pub async fn run<T, F>(&self, work: F) -> Result<T, PoolError>
     where
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
@@ -49,8 +51,16 @@ impl Pool {
         let job: Job = Box::new(move || {
             let _ = answer.send(work());
         });
-        self.queue.try_send(job).map_err(|_| PoolBusy(self.name))?;
-        result.await.map_err(|_| PoolBusy(self.name))
+        self.queue.try_send(job).map_err(|_| PoolError::Busy(self.name))?;
+        result.await.map_err(|_| PoolError::Failed(self.name))
+    }
+}
+
+/// A job that panics ends itself alone: whoever waits for it learns of it, and the thread goes on. What it had locked
+/// is poisoned, which is for the owners of the locks to judge.
+fn run_caught(pool: &'static str, job: Job) {
+    if std::panic::catch_unwind(AssertUnwindSafe(job)).is_err() {
+        telemetry::job_panicked(pool);
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::{Cause, PoolBusy, Refused, Turn};
+use super::{Cause, PoolError, Refused, Turn};
 use crate::sim;
 
 /// As many jobs as the threads of a real pool and its queue hold.
@@ -24,13 +24,13 @@ impl Pool {
     }
 
     /// Runs `work` as a task. Dropping the future leaves the work running.
-    pub async fn run<T, F>(&self, work: F) -> Result<T, PoolBusy>
+    pub async fn run<T, F>(&self, work: F) -> Result<T, PoolError>
     where
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
         if self.jobs.load(Ordering::Relaxed) >= self.room {
-            return Err(PoolBusy(self.name));
+            return Err(PoolError::Busy(self.name));
         }
         self.jobs.fetch_add(1, Ordering::Relaxed);
         let (answer, result) = oneshot::channel();
@@ -40,7 +40,7 @@ impl Pool {
             let _ = answer.send(work());
             jobs.fetch_sub(1, Ordering::Relaxed);
         });
-        result.await.map_err(|_| PoolBusy(self.name))
+        result.await.map_err(|_| PoolError::Failed(self.name))
     }
 }
 
