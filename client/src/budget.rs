@@ -1,8 +1,10 @@
 //! The memory of one client, counted in bytes and divided once, at start:
 //!
-//! * half for the block cache,
-//! * three eighths for written data until it is committed,
-//! * an eighth for fetches under way (they end in the cache).
+//! * three eighths for the block cache,
+//! * three eighths for written data until it is committed, with what each run of it costs besides its bytes,
+//! * an eighth for fetches under way (they end in the cache),
+//! * an eighth for what is known of the cluster: layouts of files (half of it), pages of directories (a quarter open, an
+//!   eighth kept), extended attributes.
 //!
 //! The parts are fixed so that a stuck writer can not starve readers, nor the other way round.
 
@@ -10,17 +12,33 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+use crate::tally::Tally;
+
 /// The division of the memory.
 #[derive(Debug)]
 pub(crate) struct Budget {
     pub(crate) cache: u64,
     pub(crate) writes: Share,
     pub(crate) fetches: Share,
+    pub(crate) layouts: Tally,
+    pub(crate) pages: Tally,
+    /// Bytes of pages that are kept for later listings.
+    pub(crate) kept_pages: u64,
+    pub(crate) xattrs: Tally,
 }
 
 impl Budget {
     pub(crate) fn new(memory: u64) -> Self {
-        Self { cache: memory / 2, writes: Share::new(memory / 8 * 3), fetches: Share::new(memory / 8) }
+        let known = memory / 8;
+        Self {
+            cache: memory / 8 * 3,
+            writes: Share::new(memory / 8 * 3),
+            fetches: Share::new(memory / 8),
+            layouts: Tally::new(known / 2),
+            pages: Tally::new(known / 4),
+            kept_pages: known / 8,
+            xattrs: Tally::new(known / 8),
+        }
     }
 }
 

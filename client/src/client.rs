@@ -111,6 +111,16 @@ impl Client {
         self.engine.existing_content(inode)
     }
 
+    /// How much memory what may take.
+    pub(crate) fn budget(&self) -> &crate::budget::Budget {
+        &self.engine.budget
+    }
+
+    /// The file is gone: nobody needs to be told of its errors any more.
+    pub(crate) fn forget_untold(&self, inode: InodeId) {
+        drop(self.engine.untold.take(inode));
+    }
+
     /// Stores and commits all buffered writes of all files, and applies all changes of names; with `durable` as
     /// `fsync` does. The first error that any of them met.
     pub async fn flush_all(&self, durable: bool) -> Result<()> {

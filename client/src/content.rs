@@ -90,10 +90,14 @@ struct State {
 
 impl FileContent {
     pub(crate) fn new(engine: &Arc<Engine>, attr: &Attr) -> Arc<Self> {
+        let mut extents = ExtentMap::new(engine.budget.layouts.begin());
+        if attr.size == 0 {
+            extents.empty();
+        }
         let state = State {
             attr: attr.clone(),
             foreign: 0,
-            extents: if attr.size == 0 { ExtentMap::empty_file() } else { ExtentMap::default() },
+            extents,
             dirty: DirtyMap::default(),
             memory: engine.budget.writes.nothing(),
             dirty_since: None,
@@ -103,7 +107,7 @@ impl FileContent {
             drops: Drops::default(),
             flights: VecDeque::new(),
             held: false,
-            failures: Failures::after(engine.take_untold(attr.inode)),
+            failures: Failures::after(engine.untold.take(attr.inode)),
             ahead: ReadAhead::default(),
         };
         Arc::new_cyclic(|this| Self {
@@ -165,6 +169,8 @@ impl FileContent {
             state.adopt(&layout.attr, false);
             state.learn(&layout);
         }
+        drop(state);
+        self.engine.trim_layouts(self.inode);
     }
 
     /// Adopts the attributes that an own change of the inode gave (mode, times, names, xattrs; not
@@ -248,6 +254,15 @@ impl FileContent {
         if clean {
             self.released.notify_waiters();
         }
+        self.engine.trim_layouts(self.inode);
+    }
+
+    /// Forgets where the bytes of the file lie; it is asked for again where it is needed.
+    pub(crate) fn forget_layout(&self) {
+        let mut state = self.lock();
+        if state.extents.is_worth_dropping() {
+            state.extents.clear();
+        }
     }
 
     /// The error that the background has met, while nobody was told of it.
@@ -295,7 +310,7 @@ impl State {
             self.foreign += 1;
             self.extents.clear();
             if attr.size == 0 {
-                self.extents = ExtentMap::empty_file();
+                self.extents.empty();
             }
         }
         self.attr = attr.clone();
@@ -336,8 +351,8 @@ impl State {
 impl Drop for FileContent {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(error) = state.failures.unseen() {
-            self.engine.keep_untold(self.inode, error.clone());
+        if let Some(error) = state.failures.unseen().filter(|_| state.attr.nlink > 0) {
+            self.engine.untold.keep(self.inode, error.clone());
         }
         self.engine.forget_content(self.inode);
     }

@@ -24,6 +24,7 @@ use crate::planner::Planner;
 use crate::reader::Fetches;
 use crate::retry::Patience;
 use crate::transport::Transport;
+use crate::untold::Untold;
 use crate::writer::Writer;
 
 /// How often old dirty data is looked for.
@@ -31,9 +32,6 @@ const WRITE_BACK_TICK: Duration = Duration::from_millis(500);
 /// After the cluster had no room, writes are stored before they return for this long, so that the
 /// error is told at the write and not later.
 const NO_SPACE_TIME: Duration = Duration::from_secs(2);
-
-/// Files with an error that nobody has been told; of more only the log tells.
-const UNTOLD_MAX: usize = 4096;
 
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -53,7 +51,7 @@ pub(crate) struct Engine {
     /// Files that somebody holds.
     contents: Mutex<HashMap<InodeId, Weak<FileContent>>>,
     /// What a background store met of files that nobody holds any more.
-    untold: Mutex<HashMap<InodeId, ClientError>>,
+    pub(crate) untold: Untold,
     no_space: Mutex<Option<Instant>>,
     runtime: Handle,
     pub(crate) tasks: TaskTracker,
@@ -74,7 +72,7 @@ impl Engine {
             behind: Arc::default(),
             dirty: Mutex::default(),
             contents: Mutex::default(),
-            untold: Mutex::default(),
+            untold: Untold::default(),
             no_space: Mutex::default(),
             runtime: Handle::current(),
             stop: CancellationToken::new(),
@@ -139,25 +137,23 @@ impl Engine {
         self.contents().get(&inode).and_then(Weak::upgrade)
     }
 
+    /// Has layouts of files forgotten while all together are too large; not that of the file that is in use.
+    pub(crate) fn trim_layouts(&self, used: InodeId) {
+        let layouts = &self.budget.layouts;
+        if !layouts.is_over() {
+            return;
+        }
+        let others: Vec<_> = self.contents().values().filter_map(Weak::upgrade).collect();
+        let others = others.iter().filter(|content| content.inode() != used);
+        others.take_while(|_| !layouts.is_low()).for_each(|content| content.forget_layout());
+    }
+
     /// A content has been dropped; another one may have taken its place already.
     pub(crate) fn forget_content(&self, inode: InodeId) {
         let mut contents = self.contents();
         if contents.get(&inode).is_some_and(|content| content.strong_count() == 0) {
             contents.remove(&inode);
         }
-    }
-
-    /// Keeps an error for whoever opens the file next.
-    pub(crate) fn keep_untold(&self, inode: InodeId, error: ClientError) {
-        let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
-        if untold.len() < UNTOLD_MAX {
-            untold.insert(inode, error);
-        }
-    }
-
-    /// The error that was kept of a file, once.
-    pub(crate) fn take_untold(&self, inode: InodeId) -> Option<ClientError> {
-        self.untold.lock().unwrap_or_else(PoisonError::into_inner).remove(&inode)
     }
 
     /// Sends all that is buffered on its way.

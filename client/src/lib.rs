@@ -24,7 +24,9 @@ mod planner;
 mod reader;
 mod retry;
 mod session;
+mod tally;
 mod transport;
+mod untold;
 pub mod vfs;
 mod writer;
 

@@ -151,6 +151,11 @@ impl DirPage {
         self.entries.size_bytes() + size_of_val::<[Kind]>(&self.kinds)
     }
 
+    /// [`Self::size_bytes`], and those of the attributes.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.size_bytes() + size_of_val::<[Attr]>(&self.attrs)
+    }
+
     /// How many entries there are.
     pub fn len(&self) -> usize {
         self.entries.len()

@@ -108,5 +108,5 @@ pub(crate) fn behind_refused() {
 
 /// A directory was made without a lease, because there are too many.
 pub(crate) fn unleased() {
-    counter!("client_unleased_directories_total").increment(1);
+    counter!("cairn_client_unleased_directories_total").increment(1);
 }

@@ -130,12 +130,12 @@ impl Vfs {
         let valid = valid.min(ATTRIBUTES_VALID_MAX);
         let session = Arc::clone(client.coordinator().session());
         let vfs = Arc::new(Self {
-            inodes: InodeTable::new(valid, Arc::clone(&session)),
+            inodes: InodeTable::new(valid, Arc::clone(&session), client.budget().xattrs.clone()),
             leased: Leased::new(!client.config().durable_names),
             covers: Covers::default(),
+            kept_pages: KeptPages::new(client.budget().kept_pages),
             client,
             handles: HandleTable::default(),
-            kept_pages: KeptPages::default(),
             walks: Walks::default(),
             closed_lately: ClosedLately::default(),
             looked_up_again: LookedUpAgain::default(),

@@ -459,3 +459,20 @@ fn corrupt(directory: &std::path::Path, needle: &[u8]) -> usize {
     }
     found
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_of_a_byte_are_counted_with_what_they_cost() {
+    let mut cluster = Cluster::start(3).await;
+    let client = cluster.client().await;
+    let (_open, content) = create(&client, "tiny").await;
+    content.write(0, Bytes::from_static(b"x")).await.unwrap();
+    content.flush().await.unwrap();
+    (0..3).for_each(|datanode| cluster.kill(datanode));
+    let told = content.told();
+    // Three eighths of 128 MiB, of which each takes a byte, and the memory of much more.
+    let taken =
+        (1..400_000u64).take_while(|index| content.try_write(&told, index * 8192, b"y").unwrap()).count();
+    assert!((50_000..200_000).contains(&taken), "{taken} writes of a byte are buffered");
+    let data = content.read(8192, 1).await.unwrap();
+    assert_eq!(&data[..], b"y");
+}

@@ -7,10 +7,19 @@ use cairn_proto::limits::FILE_SIZE_MAX;
 use cairn_proto::{ByteRange, ChunkId};
 
 use crate::layout::{ChunkInfo, Extent, Layout};
+use crate::tally::Counted;
 
-/// Beyond this many extents everything is forgotten and fetched again where needed; about 100
-/// bytes each.
-const EXTENTS_MAX: usize = 100_000;
+/// Bytes for an extent, a chunk, and a range for which the knowledge is complete; nodes of the maps included.
+const EXTENT_COST: usize = 64;
+const CHUNK_COST: usize = 128;
+const KNOWN_COST: usize = 32;
+/// One file may take one part in so many of what all layouts may take. Beyond that all is forgotten and fetched
+/// again where needed.
+const OF_FILE: usize = 2;
+/// But never less than this: an answer of the coordinator can be used before it is forgotten.
+const COST_MIN: usize = 1 << 20;
+/// And never more, so that what is in use of a file of millions of extents is found quickly.
+const COST_LARGEST: usize = 32 << 20;
 
 #[derive(Debug, Default)]
 pub(crate) struct ExtentMap {
@@ -18,6 +27,7 @@ pub(crate) struct ExtentMap {
     chunks: HashMap<ChunkId, ChunkInfo>,
     /// Start → end; disjoint, neither overlapping nor touching.
     known: BTreeMap<u64, u64>,
+    counted: Counted,
 }
 
 /// A part of a range.
@@ -29,11 +39,30 @@ pub(crate) enum Part {
 }
 
 impl ExtentMap {
-    /// A file that is known to have no extents at all.
-    pub(crate) fn empty_file() -> Self {
-        let mut map = Self::default();
-        map.known.insert(0, FILE_SIZE_MAX);
-        map
+    /// Nothing is known.
+    pub(crate) fn new(counted: Counted) -> Self {
+        Self { counted, ..Self::default() }
+    }
+
+    /// The file is known to have no extents at all.
+    pub(crate) fn empty(&mut self) {
+        self.clear();
+        self.known.insert(0, FILE_SIZE_MAX);
+    }
+
+    fn cost(&self) -> usize {
+        self.extents.len() * EXTENT_COST + self.chunks.len() * CHUNK_COST + self.known.len() * KNOWN_COST
+    }
+
+    /// Whether so many extents more are too many.
+    fn is_full(&self, more: usize) -> bool {
+        let most = (self.counted.max() / OF_FILE).clamp(COST_MIN, COST_LARGEST);
+        self.cost() + more * (EXTENT_COST + CHUNK_COST) > most
+    }
+
+    /// Whether there is anything that is worth to be dropped.
+    pub(crate) fn is_worth_dropping(&self) -> bool {
+        self.extents.len() + self.known.len() > 1
     }
 
     pub(crate) fn chunk(&self, chunk: ChunkId) -> Option<&ChunkInfo> {
@@ -41,12 +70,13 @@ impl ExtentMap {
     }
 
     pub(crate) fn clear(&mut self) {
-        *self = Self::default();
+        *self = Self::new(std::mem::take(&mut self.counted));
+        self.counted.set(0);
     }
 
     /// Takes what the coordinator answered.
     pub(crate) fn merge(&mut self, layout: &Layout) {
-        if self.extents.len() + layout.extents.len() > EXTENTS_MAX {
+        if self.is_full(layout.extents.len()) {
             self.clear();
         }
         // Whole extents come along, also where they reach out of the range that was asked for.
@@ -60,11 +90,12 @@ impl ExtentMap {
             self.extents.insert(extent.range.start(), *extent);
         }
         self.chunks.extend(layout.chunks.iter().map(|(id, info)| (*id, info.clone())));
+        self.counted.set(self.cost());
     }
 
     /// Takes an extent that this client has committed.
     pub(crate) fn insert(&mut self, extent: Extent, info: &ChunkInfo) {
-        if self.extents.len() >= EXTENTS_MAX {
+        if self.is_full(1) {
             self.clear();
         }
         self.cut(extent.range);
@@ -76,6 +107,7 @@ impl ExtentMap {
                 self.extents.values().map(|extent| extent.chunk).collect();
             self.chunks.retain(|chunk, _| used.contains(chunk));
         }
+        self.counted.set(self.cost());
     }
 
     /// The file was cut, or extended by a hole, to `size`.
@@ -84,6 +116,7 @@ impl ExtentMap {
             self.cut(range);
             self.know(range);
         }
+        self.counted.set(self.cost());
     }
 
     /// The parts of `range`, in order, without gaps.

@@ -137,6 +137,8 @@ impl FileContent {
         let mut state = self.lock();
         state.adopt(&layout.attr, false);
         state.learn(&layout);
+        drop(state);
+        self.engine.trim_layouts(self.inode);
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use cairn_runtime::clock;
 use super::{FileContent, State, Told};
 use crate::budget::Reservation;
 use crate::error::{ClientError, Result};
+use crate::writer::dirty::{self, cost_max};
 use crate::writer::flight::{self, Flight};
 
 /// Larger writes are taken piece by piece, so that one does not need all the memory at once.
@@ -85,7 +86,7 @@ impl FileContent {
         if self.engine.lacks_space() {
             return Ok(false);
         }
-        let Some(memory) = self.engine.budget.writes.try_take(data.len()) else { return Ok(false) };
+        let Some(memory) = self.engine.budget.writes.try_take(cost_max(data.len())) else { return Ok(false) };
         Ok(self.buffer(told, drops, place, data, memory)?.is_none())
     }
 
@@ -106,7 +107,7 @@ impl FileContent {
     ) -> Result<()> {
         place.check(data.len())?;
         for piece in data.chunks(PIECE) {
-            let mut memory = Some(self.wait_for_memory(piece.len()).await?);
+            let mut memory = Some(self.wait_for_memory(cost_max(piece.len())).await?);
             while let Some(taken) = memory.take() {
                 let released = self.released.notified();
                 memory = self.buffer(told, drops, place, piece, taken)?;
@@ -174,8 +175,8 @@ impl FileContent {
             if !state.dirty.is_empty() {
                 state.dirty_since.get_or_insert_with(clock::now);
             }
-            let bytes = state.dirty.bytes();
-            state.memory.shrink_to(bytes);
+            let cost = state.dirty.cost();
+            state.memory.shrink_to(cost);
         }
         self.engine.planner.warm();
         for flight in leaving {
@@ -217,7 +218,7 @@ impl FileContent {
         let drops = std::mem::take(&mut state.drops);
         let mut taken = Vec::with_capacity(1);
         for runs in flight::groups(runs, self.engine.chunk_size) {
-            let memory = state.memory.split(runs.iter().map(|(_, run)| run.len()).sum());
+            let memory = state.memory.split(dirty::cost_of(&runs));
             let previous = state.flights.back().cloned();
             let flight =
                 Flight::new(Arc::clone(&file), runs, state.written_ns, durable, drops, previous, memory);

@@ -87,7 +87,8 @@ impl DirEntries {
 impl Vfs {
     /// Opens a directory. Nothing is asked: the caller has just looked it up.
     pub fn opendir(&self, inode: InodeId) -> HandleId {
-        self.handles.insert(Handle::Directory(Arc::new(DirHandle::new(inode))))
+        self.handles
+            .insert(Handle::Directory(Arc::new(DirHandle::new(inode, self.client.budget().pages.begin()))))
     }
 
     /// Ends the open of a directory.
@@ -162,6 +163,17 @@ impl Vfs {
         Ok(self.entries(&directory, page, position, 0))
     }
 
+    /// Has pages of open directories forgotten while all together are too large; not those of the one in use.
+    fn trim_pages(&self, used: &Arc<DirHandle>) {
+        let pages = &self.client.budget().pages;
+        if !pages.is_over() {
+            return;
+        }
+        let open = self.handles.directories();
+        let others = open.iter().filter(|directory| !Arc::ptr_eq(directory, used));
+        others.take_while(|_| !pages.is_low()).for_each(|directory| directory.forget());
+    }
+
     async fn fetch_page(
         &self,
         directory: &DirHandle,
@@ -214,6 +226,7 @@ impl Vfs {
         at: usize,
     ) -> DirEntries {
         self.fetch_next(directory, &page);
+        self.trim_pages(directory);
         let version = page.page.directory.version;
         let outdated = self.inodes.version(directory.inode).is_some_and(|known| known > version);
         DirEntries { vfs: Arc::clone(self), page, position, at, outdated }
@@ -250,6 +263,7 @@ impl Vfs {
         self.runtime.spawn(async move {
             let fetched = vfs.fetch_page(&directory, after, limit, listing).await;
             directory.end_ahead(fetching, fetched.ok());
+            vfs.trim_pages(&directory);
         });
     }
 }

@@ -94,6 +94,15 @@ impl HandleTable {
         }
     }
 
+    /// All open directories.
+    pub(super) fn directories(&self) -> Vec<Arc<DirHandle>> {
+        let directory = |handle: &Arc<Handle>| match &**handle {
+            Handle::Directory(directory) => Some(Arc::clone(directory)),
+            Handle::File(_) => None,
+        };
+        self.lock().values().filter_map(directory).collect()
+    }
+
     pub(super) fn directory(&self, id: HandleId) -> Result<Arc<DirHandle>> {
         match self.get(id).as_deref() {
             Some(Handle::Directory(directory)) => Ok(Arc::clone(directory)),

@@ -21,6 +21,7 @@ use cairn_runtime::clock::{self, Instant};
 use super::Entry;
 use super::page_cache::Paging;
 use crate::session::Session;
+use crate::tally::{Counted, Tally};
 use crate::{Attr, FileContent};
 
 /// Inodes in one generation; about 300 bytes each.
@@ -28,6 +29,9 @@ const GENERATION_MAX: usize = 32_768;
 
 /// Removed inodes that are kept; of more the oldest go. Most are forgotten by the kernel within milliseconds.
 const REMOVED_MAX: usize = 16_384;
+
+/// What an extended attribute costs besides its bytes.
+const XATTR_COST: usize = 128;
 
 /// The extended attributes of an inode.
 pub(super) type Xattrs = Arc<Vec<(Bytes, Bytes)>>;
@@ -38,7 +42,7 @@ struct Known {
     /// The version whose data the kernel's page cache may hold.
     pages: Option<u64>,
     /// With the version that they belong to.
-    xattrs: Option<(u64, Xattrs)>,
+    xattrs: Option<(u64, Xattrs, Counted)>,
     /// This mount took its last name.
     removed_here: bool,
     /// This mount takes a name of it, and the kernel has not forgotten it since.
@@ -161,6 +165,11 @@ impl State {
         if self.open.contains_key(&inode) { None } else { self.removed.shown(inode) }
     }
 
+    fn forget_xattrs(&mut self) {
+        let all = [&mut self.pinned, &mut self.young, &mut self.old];
+        all.into_iter().flat_map(HashMap::values_mut).for_each(|known| known.xattrs = None);
+    }
+
     fn overlay(&self, attr: Attr) -> Attr {
         let Some(open) = self.open.get(&attr.inode) else { return attr };
         let mut attr = open.content.attr_overlay(attr);
@@ -176,11 +185,12 @@ pub(super) struct InodeTable {
     state: Mutex<State>,
     valid: Duration,
     session: Arc<Session>,
+    all_xattrs: Tally,
 }
 
 impl InodeTable {
-    pub(super) fn new(valid: Duration, session: Arc<Session>) -> Self {
-        Self { state: Mutex::default(), valid, session }
+    pub(super) fn new(valid: Duration, session: Arc<Session>, all_xattrs: Tally) -> Self {
+        Self { state: Mutex::default(), valid, session, all_xattrs }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -447,18 +457,25 @@ impl InodeTable {
     pub(super) fn xattrs(&self, inode: InodeId) -> Option<Xattrs> {
         let mut state = self.lock();
         if let Some(known) = state.removed(inode) {
-            return known.xattrs.as_ref().map(|(_, xattrs)| Arc::clone(xattrs));
+            return known.xattrs.as_ref().map(|(_, xattrs, _)| Arc::clone(xattrs));
         }
         let known = state.get(inode)?;
         let fresh = known.until > clock::now();
-        let (version, xattrs) = known.xattrs.as_ref()?;
+        let (version, xattrs, _) = known.xattrs.as_ref()?;
         (fresh && *version == known.attr.version).then(|| Arc::clone(xattrs))
     }
 
     /// Keeps the extended attributes that belong to `version` of an inode.
     pub(super) fn keep_xattrs(&self, inode: InodeId, version: u64, xattrs: &Xattrs) {
-        if let Some(known) = self.lock().get(inode) {
-            known.xattrs = Some((version, Arc::clone(xattrs)));
+        let mut state = self.lock();
+        if self.all_xattrs.is_over() {
+            state.forget_xattrs();
+        }
+        if let Some(known) = state.get(inode) {
+            let mut counted = self.all_xattrs.begin();
+            let bytes = |(name, value): &(Bytes, Bytes)| name.len() + value.len() + XATTR_COST;
+            counted.set(XATTR_COST + xattrs.iter().map(bytes).sum::<usize>());
+            known.xattrs = Some((version, Arc::clone(xattrs), counted));
         }
     }
 
@@ -541,7 +558,7 @@ impl Known {
         if own && self.pages.is_some_and(|pages| pages + 1 == attr.version) {
             self.pages = Some(attr.version);
         }
-        if self.xattrs.as_ref().is_some_and(|(version, _)| *version != attr.version) {
+        if self.xattrs.as_ref().is_some_and(|(version, ..)| *version != attr.version) {
             self.xattrs = None;
         }
         self.removed_here |= own && attr.nlink == 0;

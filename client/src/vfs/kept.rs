@@ -12,7 +12,7 @@ use cairn_proto::InodeId;
 use super::pages::{Listing, Page};
 use crate::DirPage;
 
-/// Bytes of all pages: names of about two hundred thousand entries.
+/// Bytes of all pages, whatever memory there is: names of about two hundred thousand entries.
 const BYTES_MAX: usize = 8 << 20;
 /// Smaller pages are not worth a place; it also bounds how many there are.
 pub(super) const ENTRIES_MIN: usize = 512;
@@ -39,12 +39,20 @@ impl State {
 }
 
 /// The pages of one mount.
-#[derive(Default)]
-pub(super) struct KeptPages(Mutex<State>);
+pub(super) struct KeptPages {
+    state: Mutex<State>,
+    bytes_max: usize,
+}
 
 impl KeptPages {
+    /// Keeps at most `bytes`, and [`BYTES_MAX`].
+    pub(super) fn new(bytes: u64) -> Self {
+        let bytes_max = usize::try_from(bytes).map_or(BYTES_MAX, |bytes| bytes.min(BYTES_MAX));
+        Self { state: Mutex::default(), bytes_max }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps a page when it is of that kind.
@@ -56,7 +64,7 @@ impl KeptPages {
         let directory = page.page.directory.inode;
         state.take(|kept| kept.page.directory.inode == directory && kept.after == page.after);
         state.push(Arc::clone(page));
-        while state.bytes > BYTES_MAX
+        while state.bytes > self.bytes_max
             && let Some(oldest) = state.pages.pop_front()
         {
             state.bytes -= oldest.page.size_bytes();
@@ -98,7 +106,7 @@ mod tests {
 
     #[test]
     fn names_are_found_by_place_and_state() {
-        let kept = KeptPages::default();
+        let kept = KeptPages::new(u64::MAX);
         let shown = |version| names(2, version, 0, 16..18).page.clone();
         kept.keep(&Arc::new(names(2, 5, 0, 16..1016)));
         kept.keep(&Arc::new(names(2, 5, 1015, 1016..2016)));
@@ -115,7 +123,7 @@ mod tests {
 
     #[test]
     fn few_names_and_attributes_are_not_kept() {
-        let kept = KeptPages::default();
+        let kept = KeptPages::new(u64::MAX);
         kept.keep(&Arc::new(names(2, 5, 0, 16..16 + ENTRIES_MIN as u64 - 1)));
         kept.keep(&Arc::new(page_of(2, 5, 0, 16..1016, Listing::Attributes)));
         assert!(kept.lock().pages.is_empty());
@@ -123,7 +131,7 @@ mod tests {
 
     #[test]
     fn all_pages_stay_within_their_bound_and_those_in_use_stay() {
-        let kept = KeptPages::default();
+        let kept = KeptPages::new(u64::MAX);
         for directory in 2..400 {
             kept.keep(&Arc::new(names(directory, 1, 0, 16..16 + 600 + directory * 20)));
             assert!(kept.behind(16, &names(2, 1, 0, 16..17).page).is_some());

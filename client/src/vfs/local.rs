@@ -357,6 +357,9 @@ impl Vfs {
         } else {
             self.inodes.loses_name(inode);
         }
+        if self.inodes.last(inode).is_some_and(|attr| attr.nlink == 0) {
+            self.client.forget_untold(inode);
+        }
     }
 
     /// Changes the attributes of an inode, or has them fetched again when no lease covers them.

@@ -334,6 +334,10 @@ impl Vfs {
         let named = [Some(attr), applied.replaced.as_ref()];
         for inode in named.into_iter().flatten().map(|attr| attr.inode) {
             let gone = attr.nlink == 0 && inode == attr.inode;
+            if gone || applied.replaced.as_ref().is_some_and(|other| other.inode == inode && other.nlink == 0)
+            {
+                self.client.forget_untold(inode);
+            }
             if state.drop_private(inode) || gone {
                 self.inodes.unpin(inode);
             }

@@ -7,6 +7,7 @@ use cairn_runtime::clock::Instant;
 use tokio::sync::watch;
 
 use crate::DirPage;
+use crate::tally::Counted;
 
 /// What a listing shall bring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +69,20 @@ struct Pages {
     current: Option<Arc<Page>>,
     next: Option<Arc<Page>>,
     ahead: Option<Ahead>,
+    counted: Counted,
+}
+
+impl Pages {
+    fn count(&mut self) {
+        let pages = [&self.current, &self.next].into_iter().flatten();
+        let bytes = pages.map(|page| page.page.memory_bytes()).sum();
+        self.counted.set(bytes);
+    }
+
+    fn forget(&mut self) {
+        (self.current, self.next) = (None, None);
+        self.counted.set(0);
+    }
 }
 
 /// One open directory.
@@ -77,8 +92,8 @@ pub(super) struct DirHandle {
 }
 
 impl DirHandle {
-    pub(super) fn new(inode: InodeId) -> Self {
-        Self { inode, pages: Mutex::default() }
+    pub(super) fn new(inode: InodeId, counted: Counted) -> Self {
+        Self { inode, pages: Mutex::new(Pages { counted, ..Pages::default() }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Pages> {
@@ -98,17 +113,27 @@ impl DirHandle {
         // moved in between, from behind to the end, would be in neither.
         let at = next.find(after).filter(|_| next.page.directory.version >= shown)?;
         pages.current = Some(Arc::clone(&next));
+        pages.count();
         Some((next, at))
     }
 
     /// Forgets all pages: a listing begins.
     pub(super) fn restart(&self) {
-        *self.lock() = Pages::default();
+        let mut pages = self.lock();
+        pages.forget();
+        pages.ahead = None;
+    }
+
+    /// Forgets what is not on its way: it is fetched again when it is needed.
+    pub(super) fn forget(&self) {
+        self.lock().forget();
     }
 
     /// The page that is being shown from now on.
     pub(super) fn show(&self, page: &Arc<Page>) {
-        self.lock().current = Some(Arc::clone(page));
+        let mut pages = self.lock();
+        pages.current = Some(Arc::clone(page));
+        pages.count();
     }
 
     /// [`Self::cached`], also when the page is still on its way.
@@ -149,6 +174,7 @@ impl DirHandle {
         if pages.ahead.take_if(is_it).is_some() {
             // An error is met again by the reader that comes here.
             pages.next = page;
+            pages.count();
         }
     }
 }

@@ -11,6 +11,19 @@ use cairn_proto::limits::FRAME_SIZE;
 
 /// Alignment and largest size of a run.
 const SEGMENT: u64 = FRAME_SIZE as u64;
+/// What a run costs besides its bytes, until it is committed: its place in the map and in the flight, its buffer with
+/// the count of references, where it is put in a chunk, its extent.
+const RUN_COST: usize = 320;
+
+/// What runs cost that have left.
+pub(crate) fn cost_of(runs: &[(u64, Bytes)]) -> usize {
+    runs.iter().map(|(_, run)| run.len() + RUN_COST).sum()
+}
+
+/// What a write of `len` bytes can cost at most: it adds a run in front, and one in each segment that it enters.
+pub(crate) fn cost_max(len: usize) -> usize {
+    len + RUN_COST * (2 + len / SEGMENT as usize)
+}
 
 #[derive(Debug, Default)]
 pub(crate) struct DirtyMap {
@@ -31,6 +44,11 @@ impl DirtyMap {
     /// Runs, which cost memory besides their bytes.
     pub(crate) fn runs(&self) -> usize {
         self.runs.len()
+    }
+
+    /// Bytes of memory that it takes.
+    pub(crate) fn cost(&self) -> usize {
+        self.bytes + self.runs.len() * RUN_COST
     }
 
     /// One past the last byte.
@@ -125,9 +143,11 @@ mod tests {
             let mut model: Vec<Option<u8>> = vec![None; 520];
             for (offset, len, value) in writes {
                 let data = vec![value; len];
+                let before = map.cost();
                 map.insert(AREA + offset, &data);
                 model[offset as usize..offset as usize + len].fill(Some(value));
                 prop_assert_eq!(map.bytes(), model.iter().flatten().count());
+                prop_assert!(map.cost() <= before + cost_max(len), "{} after {before} for {len}", map.cost());
             }
             let last = model.iter().rposition(Option::is_some);
             prop_assert_eq!(map.end(), last.map(|last| AREA + last as u64 + 1));

@@ -33,7 +33,10 @@ enum Cell {
 proptest! {
     #[test]
     fn parts_describe_every_byte_once(start_known in any::<bool>(), ops in prop::collection::vec(op(), 0..40)) {
-        let mut map = if start_known { ExtentMap::empty_file() } else { ExtentMap::default() };
+        let mut map = ExtentMap::default();
+        if start_known {
+            map.empty();
+        }
         let mut model = vec![if start_known { Cell::Hole } else { Cell::Unknown }; SIZE as usize];
         for op in ops {
             match op {
@@ -67,4 +70,30 @@ proptest! {
             prop_assert_eq!(&seen, &model);
         }
     }
+}
+
+#[test]
+fn a_file_of_many_extents_takes_its_part_of_the_memory_and_no_more() {
+    let tally = crate::tally::Tally::new(4 << 20);
+    let mut map = ExtentMap::new(tally.begin());
+    let insert = |map: &mut ExtentMap, index: u64| {
+        let range = ByteRange::new(index * 8192, 1).unwrap();
+        let chunk = ChunkId::new(index / 100 + 1).unwrap();
+        map.insert(Extent { range, chunk, chunk_offset: index % 100 }, &info());
+        range
+    };
+    let mut most = 0;
+    for index in 0..200_000 {
+        let range = insert(&mut map, index);
+        assert!(matches!(map.parts(range)[..], [Part::Data(_)]), "the newest is known");
+        assert!(tally.bytes() <= 2 << 20, "{} bytes after {index} extents", tally.bytes());
+        most = most.max(map.extents.len());
+    }
+    assert!(most > 10_000, "it makes use of its part: {most} extents");
+    map.clear();
+    assert_eq!(tally.bytes(), 0);
+    insert(&mut map, 1);
+    assert!(tally.bytes() > 0, "it is counted as before");
+    drop(map);
+    assert_eq!(tally.bytes(), 0);
 }

@@ -37,7 +37,7 @@ pub(crate) fn names(directory: u64, version: u64, after: u64, cookies: Range<u64
 }
 
 fn handle() -> DirHandle {
-    DirHandle::new(InodeId::new(2).unwrap())
+    DirHandle::new(InodeId::new(2).unwrap(), Counted::default())
 }
 
 fn place(handle: &DirHandle, after: u64, listing: Listing) -> Option<(u64, usize)> {
