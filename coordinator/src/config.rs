@@ -8,6 +8,8 @@ use cairn_runtime::config::{ByteSize, ConfigError, Validate};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::memory::{MEMORY_MAX, MEMORY_MIN};
+
 /// Where metadata is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -97,6 +99,8 @@ pub struct CoordinatorConfig {
     pub backup_every: Duration,
     /// Backups kept in the second place, each with the changes after it, 1 to 1000.
     pub backup_keep: u32,
+    /// Memory for remembered rows and replies, and for requests and replies under way, 512 MiB to 1 TiB.
+    pub memory: ByteSize,
     /// Allows `listen` to be reachable from other machines although nothing is encrypted.
     pub insecure: bool,
 }
@@ -128,6 +132,7 @@ impl Default for CoordinatorConfig {
             log_copies: 2,
             backup_every: Duration::from_secs(24 * 3600),
             backup_keep: 7,
+            memory: ByteSize::mib(1024),
             insecure: false,
         }
     }
@@ -204,6 +209,9 @@ impl Validate for CoordinatorConfig {
         if self.log_ack == LogAck::Shipped && self.log_ship.is_none() {
             let expected = "\"async\" was expected, or a place in log_ship";
             return Err(ConfigError::out_of_range("log_ack", "\"shipped\"", expected));
+        }
+        if !(MEMORY_MIN..=MEMORY_MAX).contains(&self.memory) {
+            return Err(ConfigError::out_of_range("memory", self.memory, "512 MiB to 1 TiB was expected"));
         }
         if !(CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(&self.chunk_size.as_u64()) {
             let expected = "64 KiB to 64 MiB was expected";

@@ -11,6 +11,7 @@ use crate::cluster_clock::ClusterClock;
 use crate::config::CoordinatorConfig;
 use crate::leases::Leases;
 use crate::membership::Cluster;
+use crate::memory::Shares;
 use crate::sessions::Sessions;
 use crate::unsynced::UnsyncedFiles;
 
@@ -27,6 +28,7 @@ pub(crate) struct Policy {
     pub(crate) plan_ns: i64,
     /// How long a chunk stays after the last extent that used it, ns.
     pub(crate) garbage_ns: i64,
+    pub(crate) memory: Shares,
 }
 
 impl Policy {
@@ -37,6 +39,7 @@ impl Policy {
             chunk_size: config.chunk_size.as_u64().max(CHUNK_SIZE_MIN),
             plan_ns: cairn_runtime::clock::nanos(config.plan_time),
             garbage_ns: cairn_runtime::clock::nanos(config.garbage_grace),
+            memory: Shares::of(config.memory),
         }
     }
 }
@@ -49,6 +52,7 @@ impl Default for Policy {
             chunk_size: CHUNK_SIZE_DEFAULT,
             plan_ns: 600_000_000_000,
             garbage_ns: 600_000_000_000,
+            memory: Shares::default(),
         }
     }
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use cairn_proto::ErrorKind;
 use cairn_runtime::bugs::{Bug, planted};
 use cairn_runtime::clock::{self, Instant};
+use cairn_runtime::net::Held;
 use cairn_runtime::threads::{self, Inbox, Refused};
 use tokio::sync::oneshot;
 
@@ -31,6 +32,8 @@ const QUEUE_DEPTH: usize = 4096;
 const GROUP_JOBS_MAX: usize = 512;
 /// Changed rows after which a group is closed, so that a commit stays short.
 const GROUP_ROWS_MAX: usize = 8192;
+/// Bytes of changed rows after which a group is closed: a message more than this is what it can have.
+const GROUP_BYTES_MAX: usize = 16 << 20;
 /// Time after which a group is closed, so that the first of it are answered.
 const GROUP_TIME_MAX: Duration = Duration::from_millis(50);
 /// No job should hold up the others for longer. One that does is counted and logged.
@@ -52,6 +55,8 @@ trait Job: Send {
 struct Task<T, F> {
     run: Option<F>,
     result: Option<Result<T, OpError>>,
+    /// What the request that asks for it takes of the server's memory.
+    _held: Held,
     answer: oneshot::Sender<Result<T, OpError>>,
 }
 
@@ -116,7 +121,7 @@ impl Executor {
         F: FnOnce(&mut Tx) -> Result<T, OpError> + Send + 'static,
     {
         let (answer, result) = oneshot::channel();
-        let task = Task { run: Some(job), result: None, answer };
+        let task = Task { run: Some(job), result: None, _held: Held::current(), answer };
         self.queue.try_send(Box::new(task)).map_err(|error| match error {
             Refused::Full => OpError::new(ErrorKind::Overloaded, "too many requests wait"),
             Refused::Ended => stopped(),
@@ -180,6 +185,7 @@ fn run_group(
         group.push(job);
         let full = group.len() >= GROUP_JOBS_MAX
             || tx.changed_rows() >= GROUP_ROWS_MAX
+            || tx.changed_bytes() >= GROUP_BYTES_MAX
             || began.elapsed() >= GROUP_TIME_MAX;
         next = if full { None } else { more() };
     }

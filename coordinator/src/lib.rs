@@ -29,10 +29,12 @@ mod executor;
 mod fsck;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod generations;
 mod leases;
 mod listings;
 mod maintenance;
 mod membership;
+mod memory;
 mod metrics;
 mod ops;
 mod salvage;

@@ -6,8 +6,6 @@
 //! directory still has the version that the page was read with. Who asks reads the directory's row
 //! first, as for any other request.
 //!
-//! Two generations: what is used moves to the young one; when that is full, the old one is dropped.
-//!
 //! The first page of a directory that has changed is made anew once the directory is quiet, since who fills a directory
 //! often lists it next.
 
@@ -19,11 +17,7 @@ use bytes::Bytes;
 use cairn_proto::InodeId;
 use cairn_runtime::clock::{self, Instant};
 
-/// Bytes of one generation: the two together are as much as the page cache of the store's writer, and
-/// hold the names of more than a million entries.
-const GENERATION_BYTES_MAX: usize = 16 << 20;
-/// What a page costs besides its bytes.
-const PAGE_OVERHEAD: usize = 128;
+use crate::generations::{Generations, Weigh};
 
 /// A directory without changes for so long is quiet.
 const QUIET_TIME: Duration = Duration::from_millis(100);
@@ -51,47 +45,35 @@ pub(crate) struct Listed {
     pub(crate) end: bool,
 }
 
-#[derive(Debug, Default)]
+impl Weigh for PageKey {
+    fn heap_bytes(&self) -> usize {
+        0
+    }
+}
+
+impl Weigh for Listed {
+    fn heap_bytes(&self) -> usize {
+        self.entries.len()
+    }
+}
+
+#[derive(Debug)]
 struct State {
-    young: HashMap<PageKey, Listed>,
-    young_bytes: usize,
-    old: HashMap<PageKey, Listed>,
+    pages: Generations<PageKey, Listed>,
     /// Directories that somebody waits for, with their last change.
     changing: HashMap<InodeId, Instant>,
 }
 
-impl State {
-    fn take(&mut self, key: &PageKey) -> Option<Listed> {
-        if let Some(page) = self.young.remove(key) {
-            self.young_bytes -= cost(&page);
-            return Some(page);
-        }
-        self.old.remove(key)
-    }
-
-    fn insert(&mut self, key: PageKey, page: Listed) {
-        let cost = cost(&page);
-        if cost > GENERATION_BYTES_MAX {
-            return;
-        }
-        if self.young_bytes + cost > GENERATION_BYTES_MAX {
-            self.old = std::mem::take(&mut self.young);
-            self.young_bytes = 0;
-        }
-        self.young_bytes += cost;
-        self.young.insert(key, page);
-    }
-}
-
-fn cost(page: &Listed) -> usize {
-    page.entries.len() + PAGE_OVERHEAD
-}
-
 /// The pages that were sent last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Listings(Mutex<State>);
 
 impl Listings {
+    /// Of the names of a million entries it takes about 16 MiB.
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self(Mutex::new(State { pages: Generations::new(bytes), changing: HashMap::new() }))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -123,17 +105,20 @@ impl Listings {
     pub(crate) fn get(&self, key: &PageKey, version: u64) -> Option<Listed> {
         let mut state = self.lock();
         // One of another version is of no use to anybody who comes later.
-        let page = state.take(key).filter(|page| page.version == version)?;
-        state.insert(*key, page.clone());
-        Some(page)
+        if state.pages.get(key)?.version != version {
+            state.pages.remove(key);
+            return None;
+        }
+        state.pages.get(key).cloned()
     }
 
     /// Keeps a page.
     pub(crate) fn keep(&self, key: PageKey, page: Listed) {
         let mut state = self.lock();
         // Somebody slower may bring what was read earlier.
-        let kept = state.take(&key).filter(|kept| kept.version > page.version);
-        state.insert(key, kept.unwrap_or(page));
+        if state.pages.get(&key).is_none_or(|kept| kept.version <= page.version) {
+            state.pages.insert(key, page);
+        }
     }
 }
 
@@ -149,17 +134,15 @@ mod tests {
         Listed { version, entries: vec![7; bytes].into(), end: true }
     }
 
-    /// Bytes kept, counted anew, and whether the sum that is kept agrees.
+    const BYTES: usize = 32 << 20;
+
     fn kept(listings: &Listings) -> usize {
-        let state = listings.lock();
-        let [young, old] = [&state.young, &state.old].map(|pages| pages.values().map(cost).sum::<usize>());
-        assert_eq!(young, state.young_bytes);
-        young + old
+        listings.lock().pages.bytes()
     }
 
     #[test]
     fn a_page_is_given_for_its_own_version_alone() {
-        let listings = Listings::default();
+        let listings = Listings::new(BYTES);
         listings.keep(key(2, 0), page(5, 10));
         assert_eq!(listings.get(&key(2, 0), 5), Some(page(5, 10)));
         assert_eq!(listings.get(&key(2, 16), 5), None);
@@ -174,7 +157,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_waits_for_each_directory_until_it_is_quiet() {
-        let listings = Listings::default();
+        let listings = Listings::new(BYTES);
         let [one, two] = [1, 2].map(|id| InodeId::new(id).unwrap());
         assert!(listings.changed(one));
         assert!(listings.changed(two), "each has its own");
@@ -195,27 +178,15 @@ mod tests {
 
     #[test]
     fn what_is_kept_stays_within_its_bound() {
-        let listings = Listings::default();
+        let listings = Listings::new(BYTES);
         for round in 0..300u64 {
             let size = (round as usize * 7919 * 131) % (2 << 20);
             listings.keep(key(round % 40 + 1, round % 3), page(round, size));
             listings.get(&key((round * 7) % 40 + 1, round % 3), round);
-            assert!(kept(&listings) <= 2 * GENERATION_BYTES_MAX);
+            assert!(kept(&listings) <= BYTES);
         }
-        assert!(kept(&listings) > GENERATION_BYTES_MAX / 2, "it is made use of");
-        listings.keep(key(1, 77), page(1, GENERATION_BYTES_MAX));
+        assert!(kept(&listings) > BYTES / 4, "it is made use of");
+        listings.keep(key(1, 77), page(1, BYTES / 2));
         assert_eq!(listings.get(&key(1, 77), 1), None, "what is larger than all is not kept");
-    }
-
-    #[test]
-    fn what_is_used_outlives_what_is_not() {
-        let listings = Listings::default();
-        listings.keep(key(1, 0), page(1, 1000));
-        listings.keep(key(2, 0), page(1, 1000));
-        for other in 100..140 {
-            listings.keep(key(other, 0), page(1, 1 << 20));
-            assert!(listings.get(&key(1, 0), 1).is_some());
-        }
-        assert_eq!(listings.get(&key(2, 0), 1), None);
     }
 }

@@ -17,10 +17,10 @@ use crate::store::AdminState;
 
 /// How often overdue work is looked for.
 const ROUND: Duration = Duration::from_millis(500);
-/// Rounds between two looks for expired plans: a minute.
-const PLAN_ROUNDS: u64 = 120;
 /// Rounds between two looks at what the metrics show of health: 5 s.
 const HEALTH_ROUNDS: u64 = 10;
+/// Steps of forgetting expired plans in one round: more than can be granted in the same time.
+const PLAN_STEPS: usize = 64;
 /// Longest sleep of the watch over datanodes; a registration brings the deadline nearer.
 const WATCH: Duration = Duration::from_millis(250);
 
@@ -85,12 +85,14 @@ async fn run_round(shared: &Shared, round: u64) -> Result<(), OpError> {
             tracing::warn!(session = %session, "session ended: its lease ran out");
         }
     }
-    if round.is_multiple_of(PLAN_ROUNDS) {
-        shared.executor.run(ops::plan::forget_expired).await?;
-        for _ in 0..FORGET_STEPS {
-            if !shared.executor.run(ended::forget_one).await? {
-                break;
-            }
+    for _ in 0..PLAN_STEPS {
+        if !shared.executor.run(ops::plan::forget_expired).await? {
+            break;
+        }
+    }
+    for _ in 0..FORGET_STEPS {
+        if !shared.executor.run(ended::forget_one).await? {
+            break;
         }
     }
     if let Some(standing) = shared.context.shipping.standing() {

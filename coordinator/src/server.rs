@@ -10,7 +10,7 @@ use cairn_proto::limits::MESSAGE_SIZE_MAX;
 use cairn_proto::v1::coordinator_server::CoordinatorServer;
 use cairn_proto::{ClusterId, ErrorKind, SessionId};
 use cairn_runtime::config::{ConfigError, Validate};
-use cairn_runtime::net::TcpListener;
+use cairn_runtime::net::{Load, TcpListener};
 use cairn_runtime::shutdown::Shutdown;
 use cairn_runtime::telemetry;
 use cairn_runtime::threads::Pool;
@@ -190,14 +190,16 @@ pub(crate) async fn start_on(
         Some((backups, shipper)) => (Some(backups), Some(shipper)),
         None => (None, None),
     };
+    let memory = context.policy.memory;
+    let load = Load::new(memory.arriving, memory.leaving);
     let shared = Arc::new(Shared {
-        context,
         executor,
         under_way: UnderWay::default(),
         readers,
         backups,
         pool,
-        listings: Listings::default(),
+        listings: Listings::new(memory.pages),
+        context,
         shutdown: shutdown.clone(),
         gc: GcState::default(),
         fsck: Arc::new(tokio::sync::Semaphore::new(1)),
@@ -218,7 +220,7 @@ pub(crate) async fn start_on(
     workers::start(&shared, Reap::default());
     workers::start(&shared, Reconcile::new(config.reconcile_every));
     workers::start(&shared, SyncWorker::default());
-    let server = serve(listener, shared, &shutdown).await;
+    let server = serve(listener, shared, load, &shutdown).await;
     tracing::info!(%address, %cluster, "coordinator serves");
     Ok(Running { address, metrics_address, cluster, server, executor_end, shipper, shutdown })
 }
@@ -339,6 +341,7 @@ async fn serve_metrics(
 async fn serve(
     listener: TcpListener,
     shared: Arc<Shared>,
+    load: Load,
     shutdown: &Shutdown,
 ) -> JoinHandle<Result<(), tonic::transport::Error>> {
     let (reporter, health) = tonic_health::server::health_reporter();
@@ -355,7 +358,7 @@ async fn serve(
     let service = CoordinatorServer::new(Service(shared))
         .max_decoding_message_size(MESSAGE_SIZE_MAX)
         .max_encoding_message_size(MESSAGE_SIZE_MAX);
-    let server = net::server()
+    let server = net::server(load)
         .trace_fn(telemetry::request_span)
         .layer(MapRequestLayer::new(note_time))
         .layer(MapResponseLayer::new(tell_time))

@@ -2,7 +2,7 @@
 //! of each slot is stored in the transaction that executed it.
 //!
 //! A request that changes no row is not stored (its group may need no commit at all); its reply is
-//! remembered in memory. So after a restart the sequence in the store may lag behind the client's,
+//! remembered in memory, for as long as there is room. So after a restart the sequence in the store may lag behind the client's,
 //! and the first request of each slot may jump ahead then.
 //!
 //! What became of the last requests of a session is kept for a while after its end ([`ended`]).
@@ -22,6 +22,7 @@ use tokio::sync::watch;
 
 use crate::error::OpError;
 use crate::executor::Tx;
+use crate::generations::{Generations, Weigh};
 use crate::store::{Key, Slot};
 
 /// Replies longer than this are read from the store again instead of being remembered, bytes.
@@ -91,33 +92,65 @@ pub(crate) enum Method {
     ConfirmUpload = 2,
 }
 
+/// A slot of a session.
+type SlotKey = (SessionId, u32);
+
+impl Weigh for SlotKey {
+    fn heap_bytes(&self) -> usize {
+        0
+    }
+}
+
 #[derive(Debug)]
 enum Outcome {
     Reply(Bytes),
     Refused(WireError),
-    /// In the store.
-    Stored,
 }
 
+/// What became of one request.
 #[derive(Debug)]
-struct LastRequest {
+struct Answered {
     sequence: u64,
     outcome: Outcome,
 }
 
+impl Weigh for Answered {
+    fn heap_bytes(&self) -> usize {
+        match &self.outcome {
+            Outcome::Reply(reply) => reply.len(),
+            Outcome::Refused(error) => error.message.capacity(),
+        }
+    }
+}
+
 /// The last request of each slot, as far as known to this process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct SlotCache {
-    last: HashMap<SessionId, HashMap<u32, LastRequest>>,
+    /// The sequence of the last request of each slot.
+    last: HashMap<SessionId, HashMap<u32, u64>>,
+    /// What became of those that were answered last. Of the others the reply is in the store, or they have changed
+    /// nothing: then they can be executed once more.
+    answered: Generations<SlotKey, Answered>,
     /// Something was forgotten, so a slot that is not known may have been used.
     incomplete: bool,
     ended: ended::EndedSessions,
 }
 
 impl SlotCache {
+    /// Remembers replies of `bytes` together.
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self {
+            last: HashMap::new(),
+            answered: Generations::new(bytes),
+            incomplete: false,
+            ended: ended::EndedSessions::default(),
+        }
+    }
+
     /// Forgets everything: the replies of a group that was not committed are void.
     pub(crate) fn clear(&mut self) {
         self.last.clear();
+        self.answered.clear();
         self.incomplete = true;
     }
 
@@ -126,9 +159,23 @@ impl SlotCache {
         sessions.into_iter().for_each(|session| self.ended.add(session));
     }
 
-    fn remember(&mut self, id: &RequestId, outcome: Outcome) {
-        let slots = self.last.entry(id.session).or_default();
-        slots.insert(id.slot, LastRequest { sequence: id.sequence, outcome });
+    /// `None`: the reply is in the store.
+    fn remember(&mut self, id: &RequestId, outcome: Option<Outcome>) {
+        self.last.entry(id.session).or_default().insert(id.slot, id.sequence);
+        let slot = (id.session, id.slot);
+        match outcome {
+            Some(outcome) => self.answered.insert(slot, Answered { sequence: id.sequence, outcome }),
+            None => drop(self.answered.remove(&slot)),
+        }
+    }
+
+    /// What became of exactly this request, if that is remembered.
+    fn answered(&mut self, id: &RequestId) -> Option<Result<Bytes, OpError>> {
+        let found = self.answered.get(&(id.session, id.slot))?;
+        (found.sequence == id.sequence).then(|| match &found.outcome {
+            Outcome::Reply(reply) => Ok(reply.clone()),
+            Outcome::Refused(error) => Err(error.clone().into()),
+        })
     }
 }
 
@@ -156,10 +203,10 @@ pub(crate) fn once<R: Message + Default>(
             bytes.put_u8(method as u8);
             reply.encode_raw(&mut bytes);
             let bytes = bytes.freeze();
-            let mut outcome = Outcome::Reply(bytes.clone());
+            let mut outcome = Some(Outcome::Reply(bytes.clone()));
             if tx.has_changes() {
                 if bytes.len() > REPLY_REMEMBERED_MAX {
-                    outcome = Outcome::Stored;
+                    outcome = None;
                 }
                 let RequestId { session, slot, sequence } = *id;
                 tx.put(Slot { session, slot, sequence, reply: bytes });
@@ -171,7 +218,7 @@ pub(crate) fn once<R: Message + Default>(
             // The store's own failures, leases of others and work under way pass; the same request is then tried
             // again.
             if !matches!(error, OpError::Store(_) | OpError::Leased(_) | OpError::Later(_)) {
-                tx.slots.remember(id, Outcome::Refused(error.to_wire()));
+                tx.slots.remember(id, Some(Outcome::Refused(error.to_wire())));
             }
             Err(error)
         }
@@ -188,25 +235,22 @@ fn decode<R: Message + Default>(reply: &[u8], method: Method) -> Result<R, OpErr
 
 /// The reply of the same request, when it was executed before.
 fn earlier_reply(tx: &mut Tx, id: &RequestId) -> Result<Option<Bytes>, OpError> {
-    let known = tx.slots.last.get(&id.session).and_then(|slots| slots.get(&id.slot));
-    let last = match known {
-        Some(last) if last.sequence == id.sequence => match &last.outcome {
-            Outcome::Reply(reply) => return Ok(Some(reply.clone())),
-            Outcome::Refused(error) => return Err(error.clone().into()),
-            Outcome::Stored => last.sequence,
-        },
-        Some(last) => last.sequence,
-        None => 0,
-    };
+    if let Some(answer) = tx.slots.answered(id) {
+        return answer.map(Some);
+    }
+    let known = tx.slots.last.get(&id.session).and_then(|slots| slots.get(&id.slot)).copied();
     let mut jump_allowed = false;
-    let last = if known.is_some() && last != id.sequence {
-        last
-    } else {
-        jump_allowed = tx.slots.incomplete || tx.context.sessions.is_recovered(id.session);
-        match tx.find::<Slot>(&Key::Slot(id.session, id.slot))? {
-            Some(row) if row.sequence == id.sequence => return Ok(Some(row.reply)),
-            Some(row) => row.sequence,
-            None => 0,
+    let last = match known {
+        Some(last) if last != id.sequence => last,
+        _ => {
+            jump_allowed = tx.slots.incomplete || tx.context.sessions.is_recovered(id.session);
+            match tx.find::<Slot>(&Key::Slot(id.session, id.slot))? {
+                Some(row) if row.sequence == id.sequence => return Ok(Some(row.reply)),
+                // It has changed nothing, and its reply is forgotten.
+                _ if known.is_some() => return Ok(None),
+                Some(row) => row.sequence,
+                None => 0,
+            }
         }
     };
     if id.sequence < last {
@@ -221,30 +265,4 @@ fn earlier_reply(tx: &mut Tx, id: &RequestId) -> Result<Option<Bytes>, OpError> 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_request_that_is_sent_again_waits_for_its_first_attempt_and_no_other_does() {
-        let under_way = UnderWay::default();
-        let id = |sequence| RequestId::new(SessionId::from_uuid(uuid::Uuid::nil()), 1, sequence).unwrap();
-        let first = under_way.enter(id(1)).await;
-        let again: Vec<_> = (0..3)
-            .map(|_| {
-                let under_way = under_way.clone();
-                tokio::spawn(async move { drop(under_way.enter(id(1)).await) })
-            })
-            .collect();
-        tokio::task::yield_now().await;
-        assert!(again.iter().all(|attempt| !attempt.is_finished()));
-        drop(under_way.enter(id(2)).await);
-        again[1].abort();
-        drop(first);
-        let mut ended = 0;
-        for attempt in again {
-            ended += usize::from(attempt.await.is_ok());
-        }
-        assert_eq!(ended, 2, "one after the other");
-        assert!(under_way.0.lock().unwrap().is_empty());
-    }
-}
+mod tests;

@@ -150,7 +150,8 @@ impl Fake {
     async fn join(&self, cluster: &Cluster, number: u8) -> anyhow::Result<String> {
         let listener = net::listen("127.0.0.1:0").await?;
         let address = listener.local_addr()?.to_string();
-        let server = net::server().add_service(DataNodeServer::new(self.clone()));
+        let server =
+            net::server(net::Load::of_replies(64 << 20)).add_service(DataNodeServer::new(self.clone()));
         tokio::spawn(server.serve_with_incoming(net::incoming(listener)));
         cluster.channel()?.register_data_node(registration(number, &address, number.into())).await?;
         Ok(address)

@@ -185,7 +185,7 @@ impl Copier {
                         // Only now that the right one is at hand: it may be the last of its kind.
                         let set_aside = move || other.set_aside("it is not what was committed");
                         let done = disks.pool().run(set_aside).await;
-                        done.map_err(|_| local(StoreError::Overloaded))?;
+                        done.map_err(|error| local(error.into()))?;
                     }
                     writer.finish().map_err(local)?;
                     disks.synced(wanted.chunk).await.map_err(local)?;
@@ -220,6 +220,8 @@ impl Copier {
         };
         let mut client = DataNodeClient::new(self.channel(&source.address).map_err(Failed::There)?)
             .max_decoding_message_size(MESSAGE_SIZE_MAX);
+        // Before the request: a source lets those go that ask for a chunk and do not take it.
+        self.pace.take(length).await;
         let answer = clock::timeout(SILENCE_MAX, client.retrieve_chunk(request)).await;
         let mut frames = answer.map_err(|_| silent(source))?.map_err(there)?.into_inner();
         let verify = !planted(Bug::RepairUnverified);
@@ -253,7 +255,6 @@ impl Copier {
             }
             writer.write(&frame.data, &block_crcs).map_err(Failed::Here)?;
             ::metrics::counter!(metrics::COPIED_BYTES).increment(frame.data.len() as u64);
-            self.pace.take(frame.data.len() as u64).await;
         }
         Ok(())
     }

@@ -26,6 +26,7 @@ mod metrics;
 mod node;
 mod outbox;
 mod pace;
+mod reads;
 mod repack;
 mod replication;
 mod salvage;

@@ -12,14 +12,13 @@ use tokio_util::sync::CancellationToken;
 use crate::disks::Disks;
 use crate::identity::{self, Fence};
 use crate::map::Maps;
+use crate::reads::Reads;
 use crate::replication::Partners;
 use crate::scrub::{Scrub, ScrubOptions};
 use crate::store::StoreError;
 
 /// Unit of the memory budget's permits.
 const MEMORY_UNIT: usize = 1 << 10;
-/// `RetrieveChunk` streams at once, each holding some frames; others wait, then get `Overloaded`.
-pub(crate) const READS_MAX: usize = 128;
 
 /// The work of clients may hold work in the background up for so long, a chunk.
 const GIVE_WAY_MAX: Duration = Duration::from_millis(500);
@@ -35,7 +34,7 @@ pub(crate) struct Node {
     pub(crate) partners: Partners,
     /// Streams of chunks under way.
     pub(crate) streams: AtomicU32,
-    pub(crate) reads: Arc<Semaphore>,
+    pub(crate) reads: Reads,
     /// Chunks that are arriving.
     pub(crate) transfers: Arc<AtomicU32>,
     pub(crate) scrub: Scrub,
@@ -93,7 +92,7 @@ impl Node {
             streams: AtomicU32::new(0),
             transfers: Arc::default(),
             scrub: Scrub::new(limits.scrub),
-            reads: Arc::new(Semaphore::new(READS_MAX)),
+            reads: Reads::new(),
             stop,
             facts,
             memory: Arc::new(Semaphore::new(units as usize)),
@@ -115,8 +114,7 @@ impl Node {
 
     /// Waits a little while clients or other datanodes are being served.
     pub(crate) async fn give_way(&self) {
-        let is_busy =
-            || self.transfers.load(Ordering::Relaxed) > 0 || self.reads.available_permits() < READS_MAX;
+        let is_busy = || self.transfers.load(Ordering::Relaxed) > 0 || self.reads.are_under_way();
         let until = clock::now() + GIVE_WAY_MAX;
         while is_busy() && clock::now() < until {
             clock::sleep(GIVE_WAY_STEP).await;

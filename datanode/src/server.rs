@@ -11,7 +11,7 @@ use cairn_proto::v1::meta_log_server::MetaLogServer;
 use cairn_proto::{ErrorKind, NodeId, v1};
 use cairn_runtime::config::{ConfigError, Validate};
 use cairn_runtime::disk::{Disk, RealDisk};
-use cairn_runtime::net::TcpListener;
+use cairn_runtime::net::{Load, TcpListener};
 use cairn_runtime::shutdown::Shutdown;
 use cairn_runtime::telemetry::{self, Readiness};
 use cairn_runtime::threads::Pool;
@@ -230,9 +230,10 @@ async fn start_with(
     own.spawn(drain::run(Arc::clone(&node), drain));
 
     let leave = CancellationToken::new();
+    let load = Load::of_replies(config.memory.as_u64());
     let membership =
         Membership::new(Arc::clone(&node), config.coordinator, identity.cluster, leave.clone(), registered);
-    let life = Life { node, shelf, own, leave, stop, membership, listener };
+    let life = Life { node, shelf, own, leave, stop, membership, listener, load };
     let task = tokio::spawn(life.run(shutdown));
     Ok(Running { address, metrics_address, node: identity.node, task })
 }
@@ -246,13 +247,14 @@ struct Life {
     stop: CancellationToken,
     membership: Membership,
     listener: TcpListener,
+    load: Load,
 }
 
 impl Life {
     /// Serves until told to stop; then takes leave, lets streams end, and closes the disks.
     async fn run(self, shutdown: Shutdown) -> Result<(), DatanodeError> {
-        let Self { node, shelf, own, leave, stop, membership, listener } = self;
-        let mut server = tokio::spawn(serve(Arc::clone(&node), shelf, listener, own.clone()));
+        let Self { node, shelf, own, leave, stop, membership, listener, load } = self;
+        let mut server = tokio::spawn(serve(Arc::clone(&node), shelf, listener, load, own.clone()));
         let mut membership = tokio::spawn(membership.run());
         let mut server_ended = false;
         let result = tokio::select! {
@@ -286,6 +288,7 @@ async fn serve(
     node: Arc<Node>,
     shelf: Option<MetaLogServer<Shelf>>,
     listener: TcpListener,
+    load: Load,
     own: Shutdown,
 ) -> Result<(), DatanodeError> {
     let (reporter, health) = tonic_health::server::health_reporter();
@@ -293,7 +296,7 @@ async fn serve(
         .max_decoding_message_size(MESSAGE_SIZE_MAX)
         .max_encoding_message_size(MESSAGE_SIZE_MAX);
     reporter.set_serving::<DataNodeServer<Service>>().await;
-    net::server()
+    net::server(load)
         .trace_fn(telemetry::request_span)
         .add_service(health)
         .add_service(service)

@@ -1,10 +1,11 @@
 //! The gRPC face of a datanode: decodes, calls one function, encodes.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_proto::limits::{BLOCK_SIZE, LIST_MAX};
+use cairn_proto::limits::{BLOCK_SIZE, FRAME_SIZE, LIST_MAX};
 use cairn_proto::v1::data_node_server::DataNode;
 use cairn_proto::v1::{
     ChunkError, ChunkStat, CopyChunksRequest, CopyChunksResponse, DeleteChunksRequest, DeleteChunksResponse,
@@ -15,14 +16,16 @@ use cairn_proto::v1::{
 };
 use cairn_proto::{ChunkId, Epoch, ErrorKind, ReplicaSetId, WireError, status_from};
 use cairn_runtime::clock;
+use cairn_runtime::net::{self, Peer};
 use futures::Stream;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::identity::Fence;
 use crate::metrics;
 use crate::node::Node;
 use crate::outbox::AckStream;
+use crate::reads::ReadSlot;
 use crate::store::{ChunkReader, StoreError};
 use crate::{copy, intake, inventory, repack, replication};
 
@@ -73,7 +76,8 @@ impl DataNode for Service {
         &self,
         request: Request<RetrieveChunkRequest>,
     ) -> Result<Response<Self::RetrieveChunkStream>, Status> {
-        let retrieval = Retrieval::open(&self.node, &request.into_inner()).await.map_err(to_status)?;
+        let peer = request.extensions().get::<Peer>().and_then(Peer::address);
+        let retrieval = Retrieval::open(&self.node, peer, &request.into_inner()).await.map_err(to_status)?;
         Ok(Response::new(Box::pin(futures::stream::try_unfold(retrieval, Retrieval::next))))
     }
 
@@ -169,7 +173,7 @@ impl DataNode for Service {
         }
         let node = Arc::clone(&self.node);
         let fenced = self.node.disks.pool().run(move || node.pass_fence(asked)).await;
-        fenced.map_err(|_| to_status(StoreError::Overloaded.to_wire()))?.map_err(to_status)?;
+        fenced.map_err(|error| to_status(StoreError::from(error).to_wire()))?.map_err(to_status)?;
         let count = chunks.len();
         let failed =
             self.node.disks.delete(chunks.into()).await.map_err(|error| to_status(error.to_wire()))?;
@@ -209,7 +213,9 @@ impl Service {
         work: impl FnOnce() -> Result<T, WireError> + Send + 'static,
     ) -> Result<Response<T>, Status> {
         let done = self.node.disks.pool().run(work).await;
-        done.map_err(|_| to_status(StoreError::Overloaded.to_wire()))?.map(Response::new).map_err(to_status)
+        done.map_err(|error| to_status(StoreError::from(error).to_wire()))?
+            .map(Response::new)
+            .map_err(to_status)
     }
 
     async fn stat(&self, chunk: ChunkId, verify: bool) -> ChunkStat {
@@ -239,15 +245,23 @@ struct Retrieval {
     reader: ChunkReader,
     next: u64,
     end: u64,
-    _slot: OwnedSemaphorePermit,
+    _slot: ReadSlot,
 }
 
 impl Retrieval {
-    async fn open(node: &Arc<Node>, request: &RetrieveChunkRequest) -> Result<Self, WireError> {
+    async fn open(
+        node: &Arc<Node>,
+        peer: Option<SocketAddr>,
+        request: &RetrieveChunkRequest,
+    ) -> Result<Self, WireError> {
         let chunk = ChunkId::new(request.chunk).map_err(invalid)?;
         refuse_stale(node, request)?;
-        let slot = clock::timeout(READ_WAIT, Arc::clone(&node.reads).acquire_owned()).await;
-        let Ok(Ok(slot)) = slot else {
+        let room = async {
+            let slot = node.reads.begin(peer).await;
+            net::reply_room(2 * FRAME_SIZE).await;
+            slot
+        };
+        let Ok(slot) = clock::timeout(READ_WAIT, room).await else {
             return Err(WireError::new(ErrorKind::Overloaded, "too many reads are under way"));
         };
         let reader = node.disks.reader(chunk).await.map_err(|error| error.to_wire())?;

@@ -8,16 +8,21 @@ use futures::{Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
+use tower::layer::util::{Identity, Stack};
 
 mod corked;
+mod load;
 mod opening;
+mod peer;
 #[cfg(feature = "sim")]
 mod simulated;
 
 pub use corked::Corked;
+pub use load::{Held, Load, LoadLayer, no_reply_yet, reply_room};
 pub use opening::Opening;
+pub use peer::{Peer, Trusting};
 #[cfg(feature = "sim")]
-use simulated::accepted;
+use simulated::{accepted, address_of};
 #[cfg(not(feature = "sim"))]
 pub use tokio::net::{TcpListener, TcpStream};
 #[cfg(feature = "sim")]
@@ -29,6 +34,11 @@ const HTTP2_FRAME_SIZE: u32 = 1 << 20;
 const STREAM_WINDOW: u32 = 4 << 20;
 /// Flow-control window of one connection; also h2's allowance for small frames (half of it).
 const CONNECTION_WINDOW: u32 = 16 << 20;
+/// The same three for a server that counts what it receives, since nothing counts what HTTP/2 has received and the
+/// server has not taken: requests with metadata are small.
+const COUNTED_FRAME_SIZE: u32 = 64 << 10;
+const COUNTED_STREAM_WINDOW: u32 = 1 << 20;
+const COUNTED_CONNECTION_WINDOW: u32 = 2 << 20;
 /// A silent peer is asked for a sign of life this often, and given up after as long again.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// A connection that is not made by then counts as refused.
@@ -36,7 +46,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A peer that has connected and said nothing by then is let go.
 const OPENING_MAX: Duration = Duration::from_secs(10);
 /// Streams that one peer may have open at once.
-const STREAMS_MAX: u32 = 1024;
+const STREAMS_MAX: u32 = 256;
 
 /// Why no connection can even be tried.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,9 +65,15 @@ pub async fn listen(address: &str) -> io::Result<TcpListener> {
 pub fn incoming(
     listener: TcpListener,
 ) -> impl Stream<
-    Item = io::Result<Corked<Opening<impl AsyncRead + AsyncWrite + Connected + Send + Unpin + 'static>>>,
+    Item = io::Result<
+        Trusting<Corked<Opening<impl AsyncRead + AsyncWrite + Connected + Send + Unpin + 'static>>>,
+    >,
 > {
-    accepted(listener).map(|accepted| Ok(Corked::new(Opening::new(accepted?, OPENING_MAX))))
+    accepted(listener).map(|accepted| {
+        let stream = accepted?;
+        let address = address_of(&stream.connect_info());
+        Ok(Trusting::new(Corked::new(Opening::new(stream, OPENING_MAX)), address))
+    })
 }
 
 #[cfg(not(feature = "sim"))]
@@ -65,16 +81,26 @@ fn accepted(listener: TcpListener) -> tonic::transport::server::TcpIncoming {
     tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true))
 }
 
-/// A gRPC server with this project's settings.
-pub fn server() -> Server {
+#[cfg(not(feature = "sim"))]
+fn address_of(info: &tonic::transport::server::TcpConnectInfo) -> Option<SocketAddr> {
+    info.remote_addr()
+}
+
+/// A gRPC server with this project's settings, which holds what `load` lets it.
+pub fn server(load: Load) -> Server<Stack<LoadLayer, Identity>> {
+    let (frame, stream, connection) = match load.counts_requests() {
+        true => (COUNTED_FRAME_SIZE, COUNTED_STREAM_WINDOW, COUNTED_CONNECTION_WINDOW),
+        false => (HTTP2_FRAME_SIZE, STREAM_WINDOW, CONNECTION_WINDOW),
+    };
     Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(HTTP2_FRAME_SIZE)
+        .initial_stream_window_size(stream)
+        .initial_connection_window_size(connection)
+        .max_frame_size(frame)
         .max_concurrent_streams(STREAMS_MAX)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .http2_max_header_list_size(16 << 10)
+        .layer(LoadLayer(load))
 }
 
 /// A channel that connects when first used, and again whenever the connection breaks.

@@ -129,7 +129,7 @@ pub fn request_id_of<T>(request: &tonic::Request<T>) -> RequestId {
 }
 
 /// Jobs of thread pools that panicked, by pool.
-const JOBS_PANICKED: &str = "runtime_jobs_panicked_total";
+const JOBS_PANICKED: &str = "cairn_runtime_jobs_panicked_total";
 
 /// A job of a thread pool has panicked; the panic itself has been written to standard error.
 pub(crate) fn job_panicked(pool: &'static str) {

@@ -11,6 +11,7 @@
 pub mod aio;
 pub mod cluster;
 pub mod disk;
+pub mod http2;
 pub mod identity;
 pub mod inject;
 pub mod mapping;

@@ -11,6 +11,7 @@ use cairn_proto::ErrorKind::{self, *};
 use cairn_proto::WireError;
 use cairn_proto::v1::mutation::Op;
 use cairn_proto::v1::{self, session_request};
+use cairn_tests::http2::{PREFACE, frame, headers};
 use cairn_tests::rpc::frames;
 use cairn_tests::table::{all_is_well, check, first_error, memory, row};
 use cairn_tests::{Cluster, MIB, Wire, pattern, process};
@@ -952,29 +953,6 @@ fn bytes_that_are_no_grpc() {
     }
     all_is_well(&mut cluster, before);
     let _ = process::resident(std::process::id());
-}
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// A frame of HTTP/2 (RFC 9113, section 4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = (payload.len() as u32).to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-/// The headers of a gRPC request, each a literal without indexing (RFC 7541, section 6.2.2).
-fn headers(method: &str) -> Vec<u8> {
-    let path = format!("/cairn.v1.{method}");
-    let fields = [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", &path),
-        (":authority", "localhost"),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
-    ];
-    let text = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
-    fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect()
 }
 
 fn claim_of_4_gib(method: &str) -> Vec<u8> {

@@ -59,6 +59,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("coordinator.backup_every", "How often all metadata is written to log_ship, 1min to 30days."),
     ("coordinator.backup_keep", "Backups kept in log_ship, each with the changes after it, 1 to 1000."),
     (
+        "coordinator.memory",
+        "Memory for remembered rows and replies, and for requests and replies under way, 512 MiB to 1 TiB.",
+    ),
+    (
         "coordinator.insecure",
         "Allow listen to be reachable from other machines although nothing is encrypted.",
     ),

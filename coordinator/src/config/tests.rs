@@ -32,6 +32,7 @@ fn each_bad_setting_is_named_with_what_was_expected() {
         ("log_copies", |c| c.log_copies = 17),
         ("backup_every", |c| c.backup_every = Duration::from_secs(1)),
         ("backup_keep", |c| c.backup_keep = 0),
+        ("memory", |c| c.memory = ByteSize::mib(511)),
         ("chunk_size", |c| c.chunk_size = ByteSize(1)),
         ("chunk_size", |c| c.chunk_size = ByteSize::gib(1)),
     ];

@@ -3,7 +3,7 @@
 mod pending;
 mod steps;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use cairn_proto::{ErrorKind, InodeId, NodeId, SessionId};
@@ -11,6 +11,8 @@ use cairn_runtime::bugs::{Bug, planted};
 
 use crate::context::Context;
 use crate::error::OpError;
+use crate::generations::{Generations, Weigh};
+use crate::ops::plan::Granted;
 use crate::ops::xattr::Totals;
 use crate::sessions::Open;
 use crate::slots::SlotCache;
@@ -27,15 +29,28 @@ const EXTENTS_AT_ONCE: usize = 2048;
 const JOB_ROWS: usize = 8192;
 /// Extents that each part may remove even then, so that small files go at once.
 const EXTENTS_ANYHOW: usize = 4;
-/// Rows remembered from earlier groups. As the only writer the executor may trust them.
-const CACHE_ROWS: usize = 16_384;
+
+impl Weigh for Key {
+    fn heap_bytes(&self) -> usize {
+        self.heap_bytes()
+    }
+}
+
+impl Weigh for Option<Row> {
+    fn heap_bytes(&self) -> usize {
+        self.as_ref().map_or(0, Row::heap_bytes)
+    }
+}
 
 /// Rows as they are after everything executed so far.
 pub(crate) struct Tx {
     store: Box<dyn Writer>,
     /// Changes of this group.
     pending: Pending,
-    cache: HashMap<Key, Option<Row>>,
+    pending_bytes: usize,
+    /// Rows remembered from earlier groups; `None`: there is no such row. As the only writer the executor may trust
+    /// them.
+    cache: Generations<Key, Option<Row>>,
     now_ns: i64,
     /// When the mutation under way was performed, if that is told.
     at_ns: Option<i64>,
@@ -58,6 +73,8 @@ pub(crate) struct Tx {
     /// Datanodes that may lack a chunk of this group although they said that they have it.
     pub(crate) doubted: BTreeSet<NodeId>,
     pub(crate) slots: SlotCache,
+    /// Plans granted lately.
+    pub(crate) granted: Granted,
     pub(crate) context: Arc<Context>,
 }
 
@@ -66,7 +83,8 @@ impl Tx {
         Self {
             store,
             pending: Pending::default(),
-            cache: HashMap::new(),
+            pending_bytes: 0,
+            cache: Generations::new(context.policy.memory.rows),
             now_ns: context.clock.now_ns(),
             at_ns: None,
             is_settled: false,
@@ -78,7 +96,8 @@ impl Tx {
             extents_at_once: EXTENTS_AT_ONCE,
             job_rows: JOB_ROWS,
             doubted: BTreeSet::new(),
-            slots: SlotCache::default(),
+            slots: SlotCache::new(context.policy.memory.replies),
+            granted: Granted::default(),
             context,
         }
     }
@@ -105,6 +124,11 @@ impl Tx {
     /// Rows that the group has changed.
     pub(crate) fn changed_rows(&self) -> usize {
         self.pending.rows()
+    }
+
+    /// Bytes of rows that the group has put, those of jobs that failed included.
+    pub(crate) fn changed_bytes(&self) -> usize {
+        self.pending_bytes
     }
 
     /// Whether the job under way may begin with something more that can wait.
@@ -187,6 +211,7 @@ impl Tx {
 
     /// Writes the changes of the group, and the number of this commit with them.
     pub(crate) fn commit(&mut self) -> Result<(), StoreError> {
+        self.pending_bytes = 0;
         let removed = std::mem::take(&mut self.removed_directories);
         if self.pending.rows() == 0 {
             self.steps.keep();
@@ -199,10 +224,7 @@ impl Tx {
         self.pending.keep();
         let mut batch = Batch::default();
         for (key, row) in self.pending.take() {
-            if self.cache.len() >= CACHE_ROWS {
-                self.cache.clear();
-            }
-            self.cache.insert(key.clone(), row.clone());
+            self.remember(key.clone(), row.clone());
             match row {
                 Some(row) => batch.puts.push(row),
                 None => batch.deletes.push(key),
@@ -253,11 +275,19 @@ impl Tx {
             return Ok(row.clone());
         }
         let row = self.store.get(key)?;
-        if self.cache.len() >= CACHE_ROWS {
-            self.cache.clear();
-        }
-        self.cache.insert(key.clone(), row.clone());
+        self.remember(key.clone(), row.clone());
         Ok(row)
+    }
+
+    fn remember(&mut self, key: Key, row: Option<Row>) {
+        // Replies are remembered elsewhere, and are much larger than other rows.
+        if matches!(key, Key::Slot(..)) {
+            return;
+        }
+        match row.map(Row::detached) {
+            Some(row) => self.cache.insert(row.key(), Some(row)),
+            None => self.cache.insert(key.detached(), None),
+        }
     }
 
     pub(crate) fn find<R: Record>(&mut self, key: &Key) -> Result<Option<R>, StoreError> {
@@ -271,7 +301,9 @@ impl Tx {
     }
 
     pub(crate) fn put(&mut self, row: impl Into<Row>) {
-        self.pending.put(row.into());
+        let row: Row = row.into();
+        self.pending_bytes += size_of::<Row>() + row.heap_bytes();
+        self.pending.put(row);
     }
 
     pub(crate) fn delete(&mut self, key: Key) {
@@ -314,3 +346,6 @@ impl Tx {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,6 +26,7 @@ pub(crate) fn begin_session(
 pub(crate) fn end_session(tx: &mut Tx, id: SessionId, only_overdue: bool) -> Result<bool, OpError> {
     let Some(orphans) = tx.context.sessions.end(id, only_overdue) else { return Ok(false) };
     tx.context.leases.end(id);
+    tx.granted.end(id);
     tx.delete(Key::Session(id));
     ended::end(tx, id)?;
     release(tx, id, &orphans)?;

@@ -1,6 +1,6 @@
 //! UploadFile: grants chunk ids with the replica sets that shall hold them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
 use cairn_proto::limits::BATCH_MAX;
@@ -20,6 +20,51 @@ const ROUNDS: usize = 3;
 const REMEMBERED_NS: i64 = 600_000_000_000;
 /// Expired plans that one step forgets.
 const FORGET_STEP: usize = 1024;
+/// Plans that one session is granted within the life of one, and within twice that. A mount has a plan for up to 64
+/// chunks, so it could store thousands in a second.
+const PLANS_OF_SESSION_MAX: usize = 65_536;
+
+/// How many plans each session was granted lately.
+#[derive(Debug, Default)]
+pub(crate) struct Granted(HashMap<SessionId, Window>);
+
+/// Plans granted since, and in the window before.
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    since_ns: i64,
+    plans: usize,
+    before: usize,
+}
+
+impl Granted {
+    /// `Overloaded`: the session has been granted too many, and is to use them first.
+    fn check(&mut self, session: SessionId, now_ns: i64, window_ns: i64) -> Result<(), OpError> {
+        let window = self.0.entry(session).or_insert(Window { since_ns: now_ns, plans: 0, before: 0 });
+        let age = now_ns.saturating_sub(window.since_ns);
+        if age >= window_ns {
+            let before = if age < window_ns.saturating_mul(2) { window.plans } else { 0 };
+            *window = Window { since_ns: now_ns, plans: 0, before };
+        }
+        if window.plans + window.before >= PLANS_OF_SESSION_MAX {
+            let message = format!(
+                "{PLANS_OF_SESSION_MAX} plans were granted to the session lately; no more are possible"
+            );
+            return Err(OpError::new(ErrorKind::Overloaded, message));
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, session: SessionId, plans: usize) {
+        if let Some(window) = self.0.get_mut(&session) {
+            window.plans += plans;
+        }
+    }
+
+    /// The session is over.
+    pub(crate) fn end(&mut self, session: SessionId) {
+        self.0.remove(&session);
+    }
+}
 
 /// What is to be stored.
 #[derive(Debug, Clone)]
@@ -36,6 +81,8 @@ pub(crate) struct PlanRequest {
 /// Grants ids. They are this session's alone, and never granted again.
 pub(crate) fn plan(tx: &mut Tx, request: &PlanRequest) -> Result<Vec<Plan>, OpError> {
     tx.context.sessions.check(request.session)?;
+    let (now_ns, window_ns) = (tx.job_ns(), tx.context.policy.plan_ns);
+    tx.granted.check(request.session, now_ns, window_ns)?;
     if let Some(inode) = request.inode {
         let inode = tx.inode(inode)?;
         super::clone_range::need_file(&inode)?;
@@ -63,6 +110,7 @@ pub(crate) fn plan(tx: &mut Tx, request: &PlanRequest) -> Result<Vec<Plan>, OpEr
         tx.put(plan.clone());
         plans.push(plan);
     }
+    tx.granted.add(request.session, plans.len());
     Ok(plans)
 }
 
@@ -112,12 +160,19 @@ fn make_sets(tx: &mut Tx, sets: &[Vec<NodeId>]) -> Result<(), OpError> {
     Ok(())
 }
 
-/// Deletes plans that expired long ago.
-pub(crate) fn forget_expired(tx: &mut Tx) -> Result<(), OpError> {
-    let oldest: Vec<Plan> = tx.list(&Scan::all(Table::Plan).limit(FORGET_STEP))?;
+/// Deletes some of the plans that expired long ago, oldest first. `true`: there are more.
+pub(crate) fn forget_expired(tx: &mut Tx) -> Result<bool, OpError> {
     let deadline = tx.now_ns().saturating_sub(REMEMBERED_NS);
-    for plan in oldest.into_iter().filter(|plan| plan.expires_ns < deadline) {
-        tx.delete(Key::Plan(plan.first));
+    let is_over = |plan: &Plan| plan.expires_ns < deadline;
+    let oldest: Vec<Plan> = tx.list(&Scan::all(Table::Plan).limit(1))?;
+    if !oldest.iter().any(is_over) {
+        return Ok(false);
     }
-    Ok(())
+    let oldest: Vec<Plan> = tx.list(&Scan::all(Table::Plan).limit(FORGET_STEP))?;
+    let expired: Vec<_> = oldest.iter().filter(|plan| is_over(plan)).collect();
+    expired.iter().for_each(|plan| tx.delete(Key::Plan(plan.first)));
+    Ok(expired.len() == FORGET_STEP)
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_proto::{ErrorKind, InodeId, SessionId};
-use cairn_runtime::clock;
+use cairn_runtime::{clock, net};
 
 use super::{Shared, wire};
 use crate::error::OpError;
@@ -68,6 +68,8 @@ pub(super) async fn until_released(
     inodes: &[InodeId],
     need: Need,
 ) -> Result<(), OpError> {
+    // Those who are waited for must not wait for this room.
+    net::no_reply_yet();
     let mut changes = shared.context.leases.subscribe();
     let began = clock::now();
     let (mut is_told, mut were_read) = (false, false);

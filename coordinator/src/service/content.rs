@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cairn_proto::limits::LIST_MAX;
 use cairn_proto::{ByteRange, ChunkId, ErrorKind, FileName, InodeId, SessionId, v1};
+use cairn_runtime::net;
 
 use super::coherence::{Look, until_released};
 use super::{Shared, wire};
@@ -23,6 +24,9 @@ use crate::workers::sync::sync;
 const EXTENTS_DEFAULT: usize = 1024;
 /// What has not been synced by then is told; less than what a client takes for one try (5 s).
 const SYNC_TIME: Duration = Duration::from_secs(4);
+/// Bytes of a reply for an extent with its chunk, and for the result of a commit.
+const EXTENT_BYTES: usize = 128;
+const RESULT_BYTES: usize = 512;
 /// Layouts of more extents are read on a thread of the pool.
 const EXTENTS_HERE: usize = 2048;
 
@@ -63,10 +67,12 @@ pub(super) async fn confirm_upload(
     mut request: v1::ConfirmUploadRequest,
 ) -> Result<v1::ConfirmUploadResponse, OpError> {
     let id = wire::request_id(request.id.take())?;
+    let room = request.files.len() * RESULT_BYTES;
     let decoded = wire::confirm(id.session, request).map(Arc::new).map_err(|error| error.to_wire());
     loop {
         let decoded = decoded.clone();
         let attempt = shared.under_way.enter(id).await;
+        net::reply_room(room).await;
         let job = move |tx: &mut Tx| {
             let _attempt = attempt;
             slots::once(tx, &id, Method::ConfirmUpload, |tx| {
@@ -114,6 +120,7 @@ pub(super) async fn download_file(
     }
     let read = move |reader: &dyn crate::store::Reader| layout(reader, inode, range, extents_max);
     let found = loop {
+        net::reply_room(extents_max * EXTENT_BYTES).await;
         let found =
             if extents_max <= EXTENTS_HERE { shared.read(true, read) } else { shared.read_many(read).await };
         let shown = found.as_ref().ok().filter(|found| found.inode.is_directory()).map(|_| inode);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use cairn_proto::limits::{MESSAGE_SIZE_MAX, PAGE_NAMES};
 use cairn_proto::{ByteRange, FileName, InodeId, SessionId, v1};
-use cairn_runtime::clock;
+use cairn_runtime::{clock, net};
 
 use super::coherence::{Look, until_released};
 use super::{Shared, wire};
@@ -35,6 +35,13 @@ const LAYOUTS_MAX: usize = 4096;
 const LAYOUTS_HERE: usize = 128;
 /// What an inode with its name takes in the store, with indexes and the log; measured on four million files.
 const INODE_BYTES: u64 = 512;
+/// About how many bytes of a reply are needed for the result of a change, for an entry with attributes and where its
+/// bytes are, for a name, for all xattrs of an inode, and for the rest.
+const RESULT_BYTES: usize = 1024;
+const ENTRY_BYTES: usize = 512;
+const NAME_BYTES: usize = 64;
+const XATTRS_BYTES: usize = 1 << 20;
+const REPLY_BYTES: usize = 1024;
 /// Inode ids that one request may reserve.
 const RESERVED_MAX: u32 = 65_536;
 
@@ -107,6 +114,7 @@ pub(super) async fn read_dir(
         None => None,
     };
     loop {
+        net::reply_room(page_room(limit, attributes)).await;
         let committed = shared.context.leases.committed();
         let page = read_page(shared, wanted).await;
         let inodes = page.as_ref().map_or(&[][..], |page| &page.inodes);
@@ -132,6 +140,12 @@ pub(super) async fn read_dir(
             });
         }
     }
+}
+
+/// Bytes that a reply with a page may have.
+fn page_room(limit: usize, attributes: bool) -> usize {
+    let of_entry = if attributes { ENTRY_BYTES } else { NAME_BYTES };
+    REPLY_BYTES + (limit * of_entry).min(2 * PAGE_BYTES_MAX)
 }
 
 /// A write lease on a directory that somebody will change, unless others mind.
@@ -252,6 +266,7 @@ pub(super) async fn get_xattrs(
     let id = wire::inode_id(request.inode)?;
     let mut look = Look::begin(shared, &request.session, None).await?;
     loop {
+        net::reply_room(XATTRS_BYTES).await;
         let found = shared.read(true, |reader| ops::read::xattrs(reader, id));
         let shown = found.as_ref().ok().and_then(|(inode, _)| directory_of(inode));
         if look.stands(shown.into_iter()).await? {
@@ -288,10 +303,12 @@ pub(super) async fn apply(
     let id = wire::request_id(request.id.take())?;
     let earlier: Arc<[_]> = wire::earlier(std::mem::take(&mut request.earlier))?.into();
     // What is wrong with the rest is found out inside, so that the sequence counts as used.
+    let room = REPLY_BYTES + request.mutations.len() * RESULT_BYTES;
     let batch = wire::batch(request).map(Arc::new).map_err(|error| error.to_wire());
     loop {
         let (batch, earlier) = (batch.clone(), Arc::clone(&earlier));
         let attempt = shared.under_way.enter(id).await;
+        net::reply_room(room).await;
         let job = move |tx: &mut Tx| {
             let _attempt = attempt;
             slots::once(tx, &id, Method::Apply, |tx| {

@@ -92,6 +92,17 @@ macro_rules! tables {
                 })
             }
 
+            /// Bytes that it owns besides its own size.
+            pub(crate) fn heap_bytes(&self) -> usize {
+                match self { $(Self::$name($($key),+) => 0 $(+ $key.heap_bytes())+),* }
+            }
+
+            /// As [`Row::detached`].
+            pub(crate) fn detached(mut self) -> Self {
+                match &mut self { $(Self::$name($($key),+) => { $($key.detach();)+ })* }
+                self
+            }
+
             /// The key columns.
             pub(crate) fn values(&self) -> Vec<Value> {
                 match self { $(Self::$name($($key),+) => vec![$($key.value()),+]),* }
@@ -110,6 +121,17 @@ macro_rules! tables {
             /// All columns, keys first.
             pub(crate) fn values(&self) -> Vec<Value> {
                 match self { $(Self::$name(row) => vec![$(row.$key.value(),)+ $(row.$field.value(),)*]),* }
+            }
+
+            /// Bytes that it owns besides its own size.
+            pub(crate) fn heap_bytes(&self) -> usize {
+                match self { $(Self::$name(row) => 0 $(+ row.$key.heap_bytes())+ $(+ row.$field.heap_bytes())*),* }
+            }
+
+            /// As it is kept beyond the request that brought it: it keeps nothing else of that alive.
+            pub(crate) fn detached(mut self) -> Self {
+                match &mut self { $(Self::$name(row) => { $(row.$key.detach();)+ $(row.$field.detach();)* })* }
+                self
             }
 
             /// `None` when a column holds what it never can.

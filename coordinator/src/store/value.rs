@@ -43,11 +43,20 @@ impl Columns for [ValueRef<'_>] {
     }
 }
 
+/// What a buffer costs besides its bytes: its count of references, and what the allocator adds.
+const BUFFER_OVERHEAD: usize = 48;
+
 /// A type that is stored as one column.
 pub(crate) trait Column: Sized {
     /// Its type in SQL.
     const SQL: &'static str;
     fn value(&self) -> Value;
+    /// Bytes that it owns elsewhere.
+    fn heap_bytes(&self) -> usize {
+        0
+    }
+    /// Makes it keep no more alive than its own bytes: what came in a message is a part of that.
+    fn detach(&mut self) {}
     /// `None` when the value can not have come from [`Self::value`].
     fn from_value(value: ValueRef<'_>) -> Option<Self>;
 }
@@ -120,6 +129,12 @@ impl Column for Bytes {
     fn value(&self) -> Value {
         Value::Blob(self.clone())
     }
+    fn heap_bytes(&self) -> usize {
+        if self.is_empty() { 0 } else { self.len() + BUFFER_OVERHEAD }
+    }
+    fn detach(&mut self) {
+        *self = Bytes::copy_from_slice(self);
+    }
     fn from_value(value: ValueRef<'_>) -> Option<Self> {
         if let ValueRef::Blob(value) = value { Some(Bytes::copy_from_slice(value)) } else { None }
     }
@@ -129,6 +144,9 @@ impl Column for String {
     const SQL: &'static str = "TEXT";
     fn value(&self) -> Value {
         Value::Text(self.clone())
+    }
+    fn heap_bytes(&self) -> usize {
+        self.capacity()
     }
     fn from_value(value: ValueRef<'_>) -> Option<Self> {
         if let ValueRef::Text(value) = value { Some(value.to_owned()) } else { None }

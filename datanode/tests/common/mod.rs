@@ -268,7 +268,9 @@ impl Cluster {
             .spawn(async move {
                 let listener = net::listen("127.0.0.1:0").await.unwrap();
                 let address = listener.local_addr().unwrap().to_string();
-                let server = net::server().add_service(service).serve_with_incoming(net::incoming(listener));
+                let server = net::server(net::Load::of_replies(64 << 20))
+                    .add_service(service)
+                    .serve_with_incoming(net::incoming(listener));
                 tokio::spawn(server);
                 address
             })
@@ -541,6 +543,10 @@ pub async fn silent_node() -> String {
     let listener = net::listen("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let service = v1::data_node_server::DataNodeServer::new(Silent);
-    tokio::spawn(net::server().add_service(service).serve_with_incoming(net::incoming(listener)));
+    tokio::spawn(
+        net::server(net::Load::of_replies(64 << 20))
+            .add_service(service)
+            .serve_with_incoming(net::incoming(listener)),
+    );
     address
 }

@@ -1,6 +1,7 @@
 //! Simulated connections, dressed for tonic.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -13,8 +14,15 @@ use turmoil::net::{TcpListener, TcpStream};
 pub(super) struct Accepted(TcpStream);
 
 impl Connected for Accepted {
-    type ConnectInfo = ();
-    fn connect_info(&self) {}
+    type ConnectInfo = Option<SocketAddr>;
+    fn connect_info(&self) -> Self::ConnectInfo {
+        self.0.peer_addr().ok()
+    }
+}
+
+/// Where a connection comes from.
+pub(super) fn address_of(info: &Option<SocketAddr>) -> Option<SocketAddr> {
+    *info
 }
 
 impl AsyncRead for Accepted {
