@@ -136,7 +136,7 @@ impl Vfs {
             && create.lease
             && !result.leases.iter().any(|lease| lease.inode == made.get())
         {
-            self.give_up(*made, *parent);
+            self.give_up_unleased(*made, *parent);
         }
         result.leases.iter().for_each(|lease| self.learn_grant(lease));
         let attrs = [result.attr, result.parent, result.new_parent, result.replaced];

@@ -21,7 +21,7 @@ impl State {
 impl Vfs {
     /// `directory`, made here in `parent`, has been made without a lease: what was done in it is applied, and from then
     /// on the coordinator is asked.
-    pub(in crate::vfs) fn give_up(self: &Arc<Self>, directory: InodeId, parent: InodeId) {
+    pub(in crate::vfs) fn give_up_unleased(self: &Arc<Self>, directory: InodeId, parent: InodeId) {
         let mut state = self.leased.lock();
         let Some(dir) = state.dirs.get_mut(&directory).filter(|dir| dir.unleased_in.is_none()) else {
             return;

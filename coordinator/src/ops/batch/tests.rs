@@ -403,7 +403,7 @@ fn a_file_that_has_lost_its_name_is_opened_by_nobody_who_did_not_hold_it() {
     let mut tx = tx();
     let f = made(one(&mut tx, 1, file(ROOT, "f"))).0;
     for number in [1, 2] {
-        tx.context.sessions.open(session(number), String::new()).unwrap();
+        tx.context.sessions.open(session(number), String::new(), true).unwrap();
     }
     let open = |tx: &Tx, number, sequence| {
         let opened = tx.context.sessions.register(session(number), Open { inode: f, sequence });

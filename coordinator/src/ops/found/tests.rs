@@ -125,7 +125,7 @@ fn state(tx: &mut Tx) -> Vec<(bytes::Bytes, InodeId, u32)> {
 /// A root with names that lead to inodes, some to the same, and a mount that holds its lease.
 fn begin(initial: [Option<usize>; 4]) -> (Tx, Mount) {
     let mut tx = tx();
-    tx.context.sessions.open(session(), String::new()).unwrap();
+    tx.context.sessions.open(session(), String::new(), true).unwrap();
     let mut names = BTreeMap::new();
     for (number, leads) in initial.into_iter().enumerate() {
         let Some(leads) = leads else { continue };

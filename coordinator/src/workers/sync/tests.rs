@@ -1,8 +1,8 @@
 use cairn_proto::ReplicaSetId;
-use cairn_runtime::clock;
 use uuid::Uuid;
 
 use super::*;
+use crate::attendance::Attendance;
 use crate::membership::state::Timing;
 use crate::store::{Member, Members as SetMembers, ReplicaSet};
 
@@ -21,7 +21,7 @@ fn round(members: &[(u128, MemberState)], missing: &[u128]) -> Round {
     let set = ReplicaSet { id, members: SetMembers(members), replicas: 3, min_replicas: 2, epoch: 1 };
     let time = Duration::from_secs(1);
     let timing = Timing { suspect_after: time, down_after: time, lost_after: time };
-    let members = Members::new(timing, Vec::new(), vec![set], 1, clock::now());
+    let members = Members::new(timing, Vec::new(), vec![set], 1, Attendance::unbroken().now());
     let missing = missing.iter().copied().map(node).collect();
     Round::new(&members, vec![Wanted { chunk: chunk(), set: id, missing }])
 }
