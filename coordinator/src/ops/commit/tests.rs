@@ -161,7 +161,7 @@ fn chunks_stored_without_sync_have_rows_and_are_known_by_their_files_and_clones(
     assert!(t.tx.context.unsynced.is_synced(g));
     let source_range = ByteRange::new(0, LENGTH).unwrap();
     let clone = CloneRange { source: f, source_range, destination: g, destination_offset: 0 };
-    let root = crate::ops::access::Caller { uid: 0, gid: 0, groups: Vec::new() };
+    let root = crate::ops::access::Caller::root();
     apply(&mut t.tx, &Mutation::CloneRange(clone), &root).unwrap();
     assert_eq!(t.tx.context.unsynced.of_file(g).chunks, [chunk]);
     // While it is there it is kept, and when nothing refers to it any more it is not.
