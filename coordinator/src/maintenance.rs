@@ -85,6 +85,9 @@ async fn run_round(shared: &Shared, round: u64) -> Result<(), OpError> {
             tracing::warn!(session = %session, "session ended: its lease ran out");
         }
     }
+    while shared.context.sessions.forget_ended() {
+        tokio::task::yield_now().await;
+    }
     for _ in 0..PLAN_STEPS {
         if !shared.executor.run(ops::plan::forget_expired).await? {
             break;

@@ -53,7 +53,10 @@ struct Live {
 #[derive(Debug, Default)]
 struct Inner {
     live: BTreeMap<SessionId, Live>,
+    /// Who has an inode open; and sessions that are over, until `ended` has come to it.
     holders: HashMap<InodeId, Vec<SessionId>>,
+    /// What sessions had open that are over; dropped step by step.
+    ended: Vec<(SessionId, Vec<InodeId>)>,
     /// Rows of orphans, as executed.
     orphans: BTreeSet<(InodeId, SessionId)>,
     condemned: HashSet<InodeId>,
@@ -238,11 +241,20 @@ impl Sessions {
             return None;
         }
         let live = inner.live.remove(&session)?;
-        for inode in live.opens.keys() {
-            inner.drop_holder(*inode, session);
-        }
+        inner.ended.push((session, live.opens.into_keys().collect()));
         let of_session = inner.orphans.iter().filter(|(_, holder)| *holder == session);
         Some(of_session.map(|(inode, _)| *inode).collect())
+    }
+
+    /// Drops some of what sessions had open that are over. Whether there is more.
+    pub(crate) fn forget_ended(&self) -> bool {
+        let mut inner = self.lock();
+        let Some((session, opens)) = inner.ended.last_mut() else { return false };
+        let (session, left) = (*session, opens.len().saturating_sub(HOLD_STEP));
+        let some = opens.split_off(left);
+        some.into_iter().for_each(|inode| inner.drop_holder(inode, session));
+        inner.ended.retain(|(_, opens)| !opens.is_empty());
+        !inner.ended.is_empty()
     }
 
     /// Notes that a session opens an inode. `StaleHandle`: the inode is being deleted, or has lost its last name to
@@ -296,6 +308,7 @@ impl Sessions {
     pub(crate) fn orphan(&self, inode: InodeId) -> Vec<SessionId> {
         let mut inner = self.lock();
         let mut holders = inner.holders.get(&inode).cloned().unwrap_or_default();
+        holders.retain(|holder| inner.live.contains_key(holder));
         holders.extend(inner.absent());
         holders.sort_unstable();
         holders.dedup();
@@ -394,4 +407,30 @@ impl Inner {
 
 fn expired(session: SessionId) -> OpError {
     OpError::new(ErrorKind::SessionExpired, format!("session {} is over", session.short()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_session_had_open_is_forgotten_in_bounded_steps_and_counts_for_nothing_meanwhile() {
+        let sessions = Sessions::new(Arc::new(Attendance::unbroken()), Duration::from_secs(10), vec![], &[]);
+        let session = |number| SessionId::from_uuid(Uuid::from_u128(number));
+        let inode = |number| InodeId::new(number).unwrap();
+        for number in 1..=2 {
+            sessions.open(session(number), String::new(), true).unwrap();
+        }
+        let files = 2 * HOLD_STEP as u64 + 1;
+        for number in 10..10 + files {
+            sessions.register(session(1), Open { inode: inode(number), sequence: 1 }).unwrap();
+        }
+        sessions.register(session(2), Open { inode: inode(11), sequence: 1 }).unwrap();
+        assert_eq!(sessions.end(session(1), false), Some(vec![]));
+        assert_eq!(sessions.lock().holders.len() as u64, files, "nobody has waited for that");
+        assert_eq!((sessions.orphan(inode(10)), sessions.orphan(inode(11))), (vec![], vec![session(2)]));
+        assert!(sessions.forget_ended() && sessions.forget_ended());
+        assert!(!sessions.forget_ended());
+        assert_eq!(sessions.lock().holders.keys().collect::<Vec<_>>(), [&inode(11)]);
+    }
 }
