@@ -128,10 +128,12 @@ pub fn request_id_of<T>(request: &tonic::Request<T>) -> RequestId {
     stated.and_then(RequestId::parse).unwrap_or_else(RequestId::fresh)
 }
 
-/// Jobs of thread pools that panicked, by pool.
+/// Jobs of thread pools that panicked, by pool. In simulation a panic ends the run.
+#[cfg(not(feature = "sim"))]
 const JOBS_PANICKED: &str = "cairn_runtime_jobs_panicked_total";
 
 /// A job of a thread pool has panicked; the panic itself has been written to standard error.
+#[cfg(not(feature = "sim"))]
 pub(crate) fn job_panicked(pool: &'static str) {
     metrics::counter!(JOBS_PANICKED, "pool" => pool).increment(1);
     tracing::error!(pool, "a job has panicked: this is a bug; the work of others goes on");

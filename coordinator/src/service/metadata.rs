@@ -33,7 +33,7 @@ const SHORT_EXTENTS_MAX: usize = 16;
 /// Of so many files at most; more than those here are read on a thread of the pool.
 const LAYOUTS_MAX: usize = 4096;
 const LAYOUTS_HERE: usize = 128;
-/// What an inode with its name takes in the store, with indexes and the log; measured on four million files.
+/// What an inode with its name takes in the store, with indexes and the log: an estimate on the safe side.
 const INODE_BYTES: u64 = 512;
 /// About how many bytes of a reply are needed for the result of a change, for an entry with attributes and where its
 /// bytes are, for a name, for all xattrs of an inode, and for the rest.
