@@ -90,7 +90,7 @@ impl FileContent {
         Ok(self.buffer(told, drops, place, data, memory)?.is_none())
     }
 
-    /// [`Self::write_for`] without a descriptor.
+    /// `write_for` without a descriptor.
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<()> {
         self.write_for(&self.told, Drops::default(), Place::At(offset), data).await
     }
