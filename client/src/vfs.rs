@@ -246,7 +246,8 @@ impl Vfs {
             match self.coordinator().open(inode).await {
                 Ok((guard, _)) => {
                     self.looked_up_again.add(guard, &self.runtime);
-                    return Ok(entry);
+                    // Only for the open that follows: whoever comes later looks again.
+                    return Ok(Entry { valid: Duration::ZERO, ..entry });
                 }
                 Err(error) if error.kind() == ErrorKind::StaleHandle => {}
                 Err(error) => return Err(error.into()),

@@ -210,9 +210,8 @@ impl Vfs {
         // Removed by another mount: the name leads elsewhere now, which a kernel finds out when it
         // hears ESTALE. Removed by this one: the caller was a moment faster, and gets what it found.
         // Looked up again after that, it is what the name led to a moment ago.
-        let may_be_gone = self.removals.under_way()
-            || self.inodes.is_removed_here(inode)
-            || self.looked_up_again.holds(inode);
+        let held = self.looked_up_again.take(inode);
+        let may_be_gone = self.removals.under_way() || self.inodes.is_removed_here(inode) || held.is_some();
         if attr.nlink == 0 && !may_be_gone {
             return Err(VfsError::refused(ErrorKind::StaleHandle, "the file was removed by another mount"));
         }

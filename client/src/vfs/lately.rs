@@ -131,9 +131,13 @@ impl LookedUpAgain {
         self.held.add(guard, AGAIN, runtime);
     }
 
-    /// Whether a file is held, so that it may be opened also when it has no name any more.
-    pub(super) fn holds(&self, inode: InodeId) -> bool {
-        self.held.with(|state| state.held.iter().any(|(_, guard)| guard.inode() == inode))
+    /// What holds a file for the open that follows its look-up, so that it may be opened also when it has no name any
+    /// more. Each look-up is good for one open.
+    pub(super) fn take(&self, inode: InodeId) -> Option<OpenGuard> {
+        self.held.with(|state| {
+            let at = state.held.iter().position(|(_, guard)| guard.inode() == inode)?;
+            state.held.remove(at).map(|(_, guard)| guard)
+        })
     }
 }
 
