@@ -38,8 +38,8 @@ const KNOWN: &[(Bug, &[u64])] = &[
     (Bug::GcTakesLive, &[2]),
     (Bug::GcTakesStraysAtOnce, &[186]),
     (Bug::RepairUnverified, &[24]),
-    (Bug::BackfillTooEarly, &[23]),
-    (Bug::ReadLeasesIgnored, &[13]),
+    (Bug::BackfillTooEarly, &[25]),
+    (Bug::ReadLeasesIgnored, &[39]),
 ];
 
 /// What a run said.
