@@ -1,7 +1,5 @@
 //! What can be typed, and what is said about what can not.
 
-#![allow(clippy::unwrap_used)]
-
 use std::path::Path;
 
 use cairn_cli::args::{BadRemotePath, Cli, Command, RemotePath};

@@ -1,7 +1,5 @@
 //! The binary itself, without a cluster: configuration, completions, man pages, errors, exit codes.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::disallowed_methods)] // a test, outside any cluster
-
 use std::path::Path;
 use std::process::{Command, Output};
 

@@ -1,8 +1,6 @@
 //! The data path against a real cluster in this process: what is written is what is read, by the
 //! same client and by another one, also when datanodes fail.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)] // a test with real clocks
-
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

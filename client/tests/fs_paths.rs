@@ -1,11 +1,10 @@
 //! The path level on a running cluster.
 
-mod common;
-
 use cairn_client::fs::{Files, Last, RemoveOptions, WriteOptions};
 use cairn_client::{Caller, ClientError};
 use cairn_proto::{ErrorKind, v1};
-use common::Cluster;
+
+use crate::common::Cluster;
 
 fn kind<T: std::fmt::Debug>(result: Result<T, ClientError>) -> ErrorKind {
     match result {

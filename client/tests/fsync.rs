@@ -1,11 +1,6 @@
 //! `fsync` of what others have written, or of what an earlier life of this mount has: datanodes are asked
 //! themselves whether they have synced the chunks of a file.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // a failure here is a failed test
-#![allow(clippy::disallowed_methods)] // what the tests share listens itself
-
-mod common;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +12,8 @@ use cairn_coordinator::SalvagedMetadata;
 use cairn_proto::v1::data_node_client::DataNodeClient;
 use cairn_proto::{ErrorKind, FileName, InodeId, v1};
 use cairn_runtime::clock;
-use common::Cluster;
+
+use crate::common::Cluster;
 
 const ROOT: InodeId = InodeId::ROOT;
 const READ_WRITE: OpenFlags = OpenFlags {

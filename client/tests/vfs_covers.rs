@@ -1,9 +1,5 @@
 //! Directories under read leases: what is answered without asking, and that nobody sees anything old by it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // a failure here is a failed test
-
-mod common;
-
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +7,8 @@ use bytes::Bytes;
 use cairn_client::vfs::{AttrChange, HandleId, Listing, OpenFlags, Opened, Vfs, WriteOrigin};
 use cairn_client::{Caller, ClientConfig, Kind};
 use cairn_proto::{ErrorKind, FileName, InodeId};
-use common::Cluster;
+
+use crate::common::Cluster;
 
 const ROOT: InodeId = InodeId::ROOT;
 const FILES: usize = 12;

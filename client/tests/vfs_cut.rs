@@ -1,9 +1,5 @@
 //! Names changed locally by a mount that is cut off for longer than its session lives.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // a failure here is a failed test
-
-mod common;
-
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +7,9 @@ use bytes::Bytes;
 use cairn_client::vfs::{OpenFlags, RenameMode, Vfs, WriteOrigin};
 use cairn_client::{Caller, ClientConfig};
 use cairn_proto::{ErrorKind, FileName, InodeId};
-use common::Cluster;
-use common::wire::{Passes, Wire};
+
+use crate::common::Cluster;
+use crate::common::wire::{Passes, Wire};
 
 const LEASE: Duration = Duration::from_secs(3);
 const MAKE: OpenFlags = OpenFlags {

@@ -1,7 +1,5 @@
 //! Open files through the vfs of a running cluster.
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,7 +11,8 @@ use cairn_client::vfs::{
 };
 use cairn_client::{Caller, ClientConfig, Unreachable};
 use cairn_proto::{ErrorKind, FileName, InodeId};
-use common::Cluster;
+
+use crate::common::Cluster;
 
 const ROOT: InodeId = InodeId::ROOT;
 const READ_WRITE: OpenFlags = OpenFlags {

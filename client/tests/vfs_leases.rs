@@ -1,9 +1,5 @@
 //! Names changed locally, under leases: seen by others at once, and the same as at the coordinator.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // a failure here is a failed test
-
-mod common;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +12,8 @@ use cairn_client::vfs::{
 use cairn_client::{Attr, Caller, ClientConfig, Kind};
 use cairn_proto::posix::Privileges;
 use cairn_proto::{ErrorKind, FileName, InodeId, SymlinkTarget};
-use common::Cluster;
+
+use crate::common::Cluster;
 
 const ROOT: InodeId = InodeId::ROOT;
 

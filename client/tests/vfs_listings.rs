@@ -1,9 +1,5 @@
 //! Listings of a large directory through two mounts, as a kernel asks for them.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // a failure here is a failed test
-
-mod common;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +9,8 @@ use bytes::Bytes;
 use cairn_client::vfs::{Listing, RenameMode, Vfs, VfsError};
 use cairn_client::{Caller, Kind};
 use cairn_proto::{FileName, InodeId};
-use common::Cluster;
+
+use crate::common::Cluster;
 
 const ROOT: InodeId = InodeId::ROOT;
 /// More than a first page has, so that pages are kept, here and there.

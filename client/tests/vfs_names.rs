@@ -1,9 +1,5 @@
 //! Names, attributes and extended attributes through the vfs of a running cluster.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // a failure here is a failed test
-
-mod common;
-
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +7,8 @@ use bytes::Bytes;
 use cairn_client::vfs::{AttrChange, Entry, Listing, RenameMode, Time, Vfs, VfsError, XattrMode};
 use cairn_client::{Caller, Kind};
 use cairn_proto::{ErrorKind, FileName, InodeId, SymlinkTarget};
-use common::Cluster;
+
+use crate::common::Cluster;
 
 const ROOT: InodeId = InodeId::ROOT;
 

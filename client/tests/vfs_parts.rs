@@ -1,9 +1,5 @@
 //! Walks through a directory that is too large to be covered whole, and changes by another mount meanwhile.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // a failure here is a failed test
-
-mod common;
-
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +7,8 @@ use bytes::Bytes;
 use cairn_client::vfs::{AttrChange, Listing, RenameMode, Vfs};
 use cairn_client::{Caller, ClientConfig, Kind};
 use cairn_proto::{ErrorKind, FileName, InodeId};
-use common::Cluster;
+
+use crate::common::Cluster;
 
 const ROOT: InodeId = InodeId::ROOT;
 /// More than is covered whole.

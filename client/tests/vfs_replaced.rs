@@ -1,9 +1,5 @@
 //! Files that other mounts replace and remove while they are opened here.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // a failure here is a failed test
-
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,7 +8,8 @@ use bytes::Bytes;
 use cairn_client::Caller;
 use cairn_client::vfs::{OpenFlags, Opened, RenameMode, Vfs, VfsError, WriteOrigin};
 use cairn_proto::{ErrorKind, FileName, InodeId};
-use common::Cluster;
+
+use crate::common::Cluster;
 
 const READ: OpenFlags = OpenFlags {
     read: true,

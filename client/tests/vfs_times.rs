@@ -1,9 +1,5 @@
 //! Times of changes: a later change never looks older, on one mount and across two, near to the coordinator or far.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // a failure here is a failed test
-
-mod common;
-
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +9,10 @@ use cairn_client::{Attr, Caller, ClientConfig};
 use cairn_proto::{FileName, InodeId};
 use cairn_runtime::net;
 use cairn_runtime::shutdown::Shutdown;
-use common::Cluster;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
+
+use crate::common::Cluster;
 
 const ROOT: InodeId = InodeId::ROOT;
 /// How long every byte takes to the coordinator, and from there.

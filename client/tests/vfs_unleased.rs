@@ -1,9 +1,5 @@
 //! Directories made when no more leases are to be had: nothing that was answered is undone.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // a failure here is a failed test
-
-mod common;
-
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,11 +9,12 @@ use cairn_client::{Caller, Kind};
 use cairn_proto::v1::coordinator_client::CoordinatorClient;
 use cairn_proto::v1::{self, session_request, session_response};
 use cairn_proto::{FileName, InodeId};
-use common::Cluster;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
+
+use crate::common::Cluster;
 
 const ROOT: InodeId = InodeId::ROOT;
 /// Leases that one session can hold, and all together.

@@ -1,7 +1,4 @@
 //! What the coordinator concludes from what a datanode says it holds: nothing, unless the listing is complete.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -12,9 +9,11 @@ use cairn_proto::digest::IdDigest;
 use cairn_proto::v1;
 use cairn_proto::v1::data_node_server::{DataNode, DataNodeServer};
 use cairn_runtime::net;
-use common::Cluster;
 use futures::Stream;
 use tonic::{Request, Response, Status, Streaming};
+
+use crate::common;
+use crate::common::Cluster;
 
 /// What a datanode holds, and whether it can say so.
 #[derive(Debug, Default)]

@@ -1,13 +1,13 @@
 //! Write leases as mounts see them: who waits for whom, and what ends a wait.
 
-mod common;
-
 use std::time::Duration;
 
 use cairn_proto::{ErrorKind, v1, wire_error_of};
-use common::mount::Mount;
-use common::{Cluster, dir, file, unlink};
 use tokio::time::{Instant, sleep};
+
+use crate::common;
+use crate::common::mount::Mount;
+use crate::common::{Cluster, dir, file, unlink};
 
 type Result<T = ()> = anyhow::Result<T>;
 

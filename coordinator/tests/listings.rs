@@ -1,15 +1,15 @@
 //! Listings of large directories, of which the coordinator keeps pages: never an old state.
 
-mod common;
-
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use cairn_proto::listing::Entries;
 use cairn_proto::v1;
-use common::{Client, Cluster, dir, file, unlink};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use v1::mutation::Op;
+
+use crate::common;
+use crate::common::{Client, Cluster, dir, file, unlink};
 
 type Result<T = ()> = anyhow::Result<T>;
 

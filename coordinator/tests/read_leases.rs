@@ -1,16 +1,16 @@
 //! Read leases as mounts see them: what comes with a listing, who waits for whom, and for how long.
 
-mod common;
-
 use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_proto::v1;
-use common::mount::Mount;
-use common::{Client, Cluster, Datanode, dir, file};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use v1::mutation::Op;
+
+use crate::common;
+use crate::common::mount::Mount;
+use crate::common::{Client, Cluster, Datanode, dir, file};
 
 type Result<T = ()> = anyhow::Result<T>;
 

@@ -1,10 +1,10 @@
 //! The coordinator as a client sees it: over gRPC on a free port.
 
-mod common;
-
 use cairn_proto::{ErrorKind, v1, wire_error_of};
-use common::{Cluster, Datanode, create, dir, file, mutation, unlink};
 use v1::mutation::Op;
+
+use crate::common;
+use crate::common::{Cluster, Datanode, create, dir, file, mutation, unlink};
 
 type Result<T = ()> = anyhow::Result<T>;
 

@@ -1,13 +1,12 @@
 //! How a coordinator starts, refuses to, and shows its health.
 
-mod common;
-
 use cairn_coordinator::{CoordinatorConfig, CoordinatorError, Engine, start};
 use cairn_proto::listing::Entries;
 use cairn_proto::{ErrorKind, v1};
 use cairn_runtime::shutdown::Shutdown;
-use common::{Cluster, file};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::common::{Cluster, file};
 
 type Result<T = ()> = anyhow::Result<T>;
 

@@ -1,7 +1,4 @@
 //! What repair, gc and reconciliation ask of datanodes, over real gRPC on loopback.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, unreachable_pub, missing_docs)]
-
-mod common;
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -12,8 +9,10 @@ use cairn_proto::digest::IdDigest;
 use cairn_proto::v1::*;
 use cairn_proto::{ErrorKind, v1, wire_error_of};
 use cairn_runtime::clock;
-use common::{Cluster, SET, content, frames, retrieve};
 use futures::StreamExt;
+
+use crate::common;
+use crate::common::{Cluster, SET, content, frames, retrieve};
 
 const LEN: usize = 300_000;
 

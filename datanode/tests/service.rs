@@ -1,7 +1,4 @@
 //! Three datanodes over real gRPC on loopback: what a client, and the other nodes, can observe.
-#![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub, missing_docs)]
-
-mod common;
 
 use std::time::Duration;
 
@@ -9,7 +6,9 @@ use cairn_proto::checksum::crc32c;
 use cairn_proto::v1::*;
 use cairn_proto::{ErrorKind, wire_error_of};
 use cairn_runtime::clock;
-use common::{Cluster, SET, content, frames, retrieve, silent_node};
+
+use crate::common;
+use crate::common::{Cluster, SET, content, frames, retrieve, silent_node};
 
 const K64: usize = 64 << 10;
 

@@ -1,6 +1,5 @@
 //! One datanode of three is killed under load: applications see no error, and no call of theirs takes
 //! long.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::process::Stdio;
 use std::time::Duration;

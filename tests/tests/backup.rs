@@ -1,5 +1,4 @@
 //! The metadata is lost and comes back: the procedure of docs/operations.md, followed literally.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

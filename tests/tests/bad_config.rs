@@ -1,6 +1,5 @@
 //! Wrong flags, keys, paths, sizes and addresses are refused before anything is touched, with a
 //! sentence that says what was wrong and what was expected.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -2,7 +2,6 @@
 //! in an encoding that is not spoken, the shelf of the metadata log, clocks that are wrong, and files on disk
 //! that are damaged, cut, or somebody else's. Each row says what is told; nothing is left behind, nobody
 //! else is disturbed, nothing panics, memory stays bounded.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -1,7 +1,6 @@
 //! Bad input to the calls that keep a cluster well: copies, inventories, repacking, scrub, the standing of
 //! datanodes, work in the background, garbage, the check of everything, backups. What is refused has
 //! changed nothing. For the calls of files and chunks see `bad_wire.rs`.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use bytes::Bytes;
 use cairn_proto::ErrorKind::{self, *};

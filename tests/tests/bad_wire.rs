@@ -1,6 +1,5 @@
 //! Bad input from the network, on every call of both services: an error by name to the sender, no
 //! panic, no allocation of what is claimed, and everybody else is served on.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

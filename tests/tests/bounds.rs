@@ -1,6 +1,5 @@
 //! Clients that ask for much, take nothing and end nothing: no process grows past what its configuration lets it, and
 //! others are served on.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::collections::VecDeque;
 use std::pin::Pin;

@@ -5,7 +5,6 @@
 //! them, reads back what it and the other have closed, renames and removes. Each file belongs to one
 //! client and is replaced as a whole, so that the other may see it as it was after any change from the
 //! last that was acknowledged before it opened it to the last that had begun when it had read it.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::fs::{self, File};
 use std::io::{self, Read};

@@ -1,5 +1,4 @@
 //! The conformance suites of others, on a real mount.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::path::Path;
 use std::time::Duration;

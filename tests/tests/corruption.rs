@@ -1,7 +1,6 @@
 //! One fault in one place of one node, at rest or while it runs: a flipped bit, a page of zeros or of
 //! noise, a cut-off end, a read that fails. What is read must be what was written, or an error; and
 //! the copies on other nodes must stay as they were.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};

@@ -4,7 +4,6 @@
 //!
 //! One datanode and one copy: nothing can be made good by another. A call is counted for each thread;
 //! a point that is never reached ends the sweep of its call.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

@@ -3,7 +3,6 @@
 //! datanode goes on with its other disk, over a restart too. Every copy is fetched and compared.
 //!
 //! Datanode 0 has two disks, each an ext4; the second is the one that fails.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

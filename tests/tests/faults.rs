@@ -3,7 +3,6 @@
 //! Writers note what was synced only when `fsync` has returned, and a test in which nothing was
 //! synced fails: it would prove nothing. `kill -9` is no power cut: what the kernel was given
 //! survives it.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,5 +1,4 @@
 //! System calls on a real mount, where they are easy to get wrong.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;

@@ -1,6 +1,5 @@
 //! `fsync` through a mount that did not write, and power cuts after it: what has reached the block device of all
 //! services must have everything that was committed before.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;

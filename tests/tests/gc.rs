@@ -2,7 +2,6 @@
 //!
 //! Times are short here: chunks go 2 s after their last use instead of 10 min. Nothing may go that a file, an
 //! open file or an upload under way refers to.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;

@@ -1,5 +1,4 @@
 //! Files that become longer without being written: ftruncate(2), fallocate(2).
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};

@@ -3,7 +3,6 @@
 //!
 //! Times are short so that tests are, but none decides about the outcome: what is waited for is a state.
 //! A datanode that a slow machine makes silent for too long is one more that heals.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};

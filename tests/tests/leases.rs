@@ -1,5 +1,4 @@
 //! Names that a mount changes under leases: what other mounts see, and what a crash leaves.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::fs::{self, File};
 use std::io::ErrorKind;

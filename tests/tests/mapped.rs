@@ -1,6 +1,5 @@
 //! What the kernel's page cache holds and the file system does not see: dirty pages of mappings, pages beside direct
 //! writes. Each promise is checked on a local file system as well.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};

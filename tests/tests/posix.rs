@@ -1,6 +1,5 @@
 //! System calls on a real mount that must answer as on a local file system: each is made in a directory of the local
 //! disk and in one of the mount, and the answers are compared.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;

@@ -4,7 +4,6 @@
 //! changes have begun and which have been acknowledged; a frozen disk must show each file as it was
 //! after some change between the last one acknowledged before the cut and the last one begun before
 //! its end. What is shown is what had reached the block device; a device with a volatile cache is not.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;

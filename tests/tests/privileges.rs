@@ -1,5 +1,4 @@
 //! What falls away from a file when it is written: set-user-ID, set-group-ID, `security.capability`.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

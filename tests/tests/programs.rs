@@ -1,6 +1,5 @@
 //! What people do all day, with the programs they do it with, on a real mount; each checked against
 //! the same work done on the local disk.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::path::Path;
 use std::time::Duration;

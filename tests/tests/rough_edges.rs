@@ -1,5 +1,4 @@
 //! What somebody meets who uses Cairn for the first time and makes a mistake, or whose machine does.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::fs;
 use std::io::{Read, Write};

@@ -1,5 +1,4 @@
 //! All metadata is gone, or only an old copy is left: what `cairn salvage` gets from the datanodes' directories.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileExt, MetadataExt};

@@ -1,5 +1,4 @@
 //! What every service shows of itself.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -1,5 +1,4 @@
 //! Processes that stand still for longer than a session lives, and go on: nothing that a mount holds open is lost.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};

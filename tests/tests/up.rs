@@ -1,5 +1,4 @@
 //! `cairn up DIR`: the first command that anybody types.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

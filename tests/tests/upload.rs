@@ -1,7 +1,6 @@
 //! The life of a file as the design's overview tells it, over real processes: plan, store, commit,
 //! every copy fetched from every node and compared, download, list, delete, download fails. And what
 //! happens when a client does not keep to it: the named error, nothing committed, nothing left behind.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::time::Duration;
 

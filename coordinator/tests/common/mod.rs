@@ -1,6 +1,5 @@
 //! A coordinator on a free port, clients with sessions, and datanodes that only send heartbeats.
-#![allow(dead_code, unreachable_pub)] // each test file uses a part
-#![allow(clippy::unwrap_used)]
+#![allow(dead_code, unreachable_pub)] // examples use a part
 
 pub mod mount;
 
