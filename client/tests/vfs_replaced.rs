@@ -102,3 +102,31 @@ async fn a_file_that_another_mount_replaces_all_the_time_is_always_opened() {
     }
     cluster.stop().await.unwrap();
 }
+
+/// A look-up after ESTALE whose open never comes, as that of a rename's target; then the kernel keeps what it looks up,
+/// and opens it after its removal was answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_held_for_an_open_that_never_came_is_not_opened_later() {
+    let cluster = Cluster::start().await.unwrap();
+    let [writer, reader] = [cluster.client().await.unwrap(), cluster.client().await.unwrap()]
+        .map(|client| Vfs::new(client, Duration::from_secs(1)));
+    let me = Caller::root();
+    let directory = writer.mkdir(InodeId::ROOT, &name("d"), 0o755, &me).await.unwrap().attr.inode;
+    replace(&writer, directory, 0).await;
+    reader.told_stale();
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    let held = reader.lookup(directory, &name("file"), &me).await.unwrap();
+    assert_eq!(held.valid, Duration::ZERO, "no kernel keeps what is held for one open");
+    // The time after an ESTALE in which look-ups are held is over, that of the look-up is not.
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    let kept = reader.lookup(directory, &name("file"), &me).await.unwrap();
+    assert!(kept.attr.inode == held.attr.inode && !kept.valid.is_zero());
+    replace(&writer, directory, 1).await;
+    let opened = reader.open(kept.attr.inode, READ, &me).await;
+    let error = opened.expect_err("a file whose replacement was answered before");
+    assert_eq!(error.kind(), ErrorKind::StaleHandle);
+    for vfs in [writer, reader] {
+        vfs.client().close().await.unwrap();
+    }
+    cluster.stop().await.unwrap();
+}

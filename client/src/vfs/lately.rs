@@ -68,6 +68,10 @@ impl<T: Send + 'static> Held<T> {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    fn take_all(&self) -> VecDeque<(Instant, T)> {
+        self.with(|state| std::mem::take(&mut state.held))
+    }
+
     async fn tend(self) {
         loop {
             let next = self.with(|state| {
@@ -123,12 +127,18 @@ impl LookedUpAgain {
         if !is_on {
             *until = None;
             self.is_on.store(false, Ordering::SeqCst);
+            // A kernel may keep what it looks up from now on: a later open must not pass for the one that was waited for.
+            drop(self.held.take_all());
         }
         is_on
     }
 
+    /// Holds a file until it is opened, unless what is looked up now is not to be held any more.
     pub(super) fn add(&self, guard: OpenGuard, runtime: &Runtime) {
-        self.held.add(guard, AGAIN, runtime);
+        let until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        if until.is_some() {
+            self.held.add(guard, AGAIN, runtime);
+        }
     }
 
     /// What holds a file for the open that follows its look-up, so that it may be opened also when it has no name any
