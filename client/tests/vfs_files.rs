@@ -414,7 +414,11 @@ async fn each_descriptor_is_told_of_a_lost_write_and_nobody_reads_around_it() ->
     mount.vfs.fsync(writer.handle).await?; // once
     assert_eq!(mount.read(reader.handle, 0, 9).await?, "", "who wrote it knows");
     for descriptor in [&other, &late] {
+        // Of a child that ends, and nobody looks; of the next one; and the parent still hears of it.
         assert_eq!(kind(mount.vfs.flush(descriptor.handle).await), ErrorKind::Unavailable);
+        assert_eq!(kind(mount.vfs.flush(descriptor.handle).await), ErrorKind::Unavailable);
+        assert_eq!(kind(mount.vfs.fsync(descriptor.handle).await), ErrorKind::Unavailable);
+        mount.vfs.fsync(descriptor.handle).await?;
         mount.vfs.flush(descriptor.handle).await?;
     }
     let later = mount.open(inode, READ_WRITE).await?;

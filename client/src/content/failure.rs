@@ -11,6 +11,14 @@ use crate::error::{ClientError, Result};
 #[derive(Debug, Default)]
 pub struct Told(AtomicU64);
 
+impl Told {
+    /// For one close(2) of a descriptor that may have others: processes that were forked share it, and the close of one of
+    /// them, whose error most programs ignore, must not take the error from the fsync(2) of another.
+    pub fn for_close(&self) -> Self {
+        Self(AtomicU64::new(self.0.load(Ordering::Relaxed)))
+    }
+}
+
 /// The failures of one file.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
@@ -83,7 +91,9 @@ mod tests {
         assert!(failures.unseen().is_none() && failures.concern(&second));
         let later = failures.told();
         assert!(failures.tell(&later).is_ok(), "it was opened after somebody was told");
+        assert!(failures.tell(&late.for_close()).is_err() && failures.tell(&late.for_close()).is_err());
         assert!(failures.tell(&late).is_err(), "nobody had been told when it was opened");
+        assert!(failures.tell(&late.for_close()).is_ok(), "it was told");
         // Two failures in a row are told at once.
         failures.add(error());
         failures.add(error());

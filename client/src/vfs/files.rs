@@ -349,10 +349,11 @@ impl Vfs {
         unnamed || file.content.needs_flush(&file.told)
     }
 
-    /// close(2) of one descriptor: what was written is what other mounts see.
+    /// close(2) of one descriptor: what was written is what other mounts see. A lost write is told by each close until a
+    /// write or a sync has told it.
     pub async fn flush(&self, handle: HandleId) -> Result<()> {
         let file = self.handles.file(handle, "be closed")?;
-        file.content.flush_for(&file.told).await?;
+        file.content.flush_for(&file.told.for_close()).await?;
         if self.client.config().durable_close {
             self.name_applied(file.inode).await?;
         }
