@@ -286,6 +286,11 @@ impl Vfs {
         self.inodes.forget(inode);
     }
 
+    /// To be called with what a kernel has been shown: the inodes, and the versions of their attributes.
+    pub fn note_shown(&self, shown: impl Iterator<Item = (InodeId, u64)>) {
+        self.inodes.note_shown(shown);
+    }
+
     /// Attributes that are still valid.
     pub fn try_getattr(&self, inode: InodeId) -> Option<Entry> {
         self.inodes.fresh(inode)

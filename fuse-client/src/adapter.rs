@@ -184,13 +184,13 @@ impl Adapter {
     ) {
         let made = self.vfs.try_make(parent, &name, &new, mode, &caller);
         if let Some(made) = callers::settled(&caller, made) {
-            return self.now(asked, reply, made, answer_entry);
+            return self.now(asked, reply, made, answer_entry(&self.vfs));
         }
         let work = move |vfs: Arc<Vfs>, caller| {
             let (name, new) = (name.clone(), new.clone());
             async move { vfs.make(parent, &name, &new, mode, &caller).await }
         };
-        self.later_as(caller, asked, reply, work, answer_entry);
+        self.later_as(caller, asked, reply, work, answer_entry(&self.vfs));
     }
 
     /// [`Self::later_as`], answered with success alone.
@@ -223,12 +223,20 @@ fn fail<R: Reply>(vfs: &Vfs, reply: R, errno: Errno) {
     reply.fail(errno);
 }
 
-fn answer_entry(reply: ReplyEntry, entry: Entry) {
-    reply.entry(&entry.valid, &encode::attr(&entry.attr), GENERATION);
+fn answer_entry(vfs: &Arc<Vfs>) -> impl FnOnce(ReplyEntry, Entry) + Send + use<> {
+    let vfs = Arc::clone(vfs);
+    move |reply, entry| {
+        reply.entry(&entry.valid, &encode::attr(&entry.attr), GENERATION);
+        vfs.note_shown(std::iter::once((entry.attr.inode, entry.attr.version)));
+    }
 }
 
-fn answer_attr(reply: ReplyAttr, entry: Entry) {
-    reply.attr(&entry.valid, &encode::attr(&entry.attr));
+fn answer_attr(vfs: &Arc<Vfs>) -> impl FnOnce(ReplyAttr, Entry) + Send + use<> {
+    let vfs = Arc::clone(vfs);
+    move |reply, entry| {
+        reply.attr(&entry.valid, &encode::attr(&entry.attr));
+        vfs.note_shown(std::iter::once((entry.attr.inode, entry.attr.version)));
+    }
 }
 
 fn answer_xattr(reply: ReplyXattr, size: u32, value: &Bytes) {
@@ -289,7 +297,8 @@ fn answer_listing(mut reply: ReplyDirectory, entries: &DirEntries) {
     reply.ok();
 }
 
-fn answer_listing_plus(mut reply: ReplyDirectoryPlus, entries: &DirEntries) {
+fn answer_listing_plus(vfs: &Vfs, mut reply: ReplyDirectoryPlus, entries: &DirEntries) {
+    let mut shown = Vec::new();
     for entry in entries.iter() {
         let (name, ino) = (OsStr::from_bytes(entry.name), INodeNo(entry.inode.get()));
         let (valid, attr) = match &entry.entry {
@@ -300,8 +309,10 @@ fn answer_listing_plus(mut reply: ReplyDirectoryPlus, entries: &DirEntries) {
         if reply.add(ino, entry.next, name, &valid, &attr, GENERATION) {
             break;
         }
+        shown.extend(entry.entry.map(|known| (known.attr.inode, known.attr.version)));
     }
     reply.ok();
+    vfs.note_shown(shown.into_iter());
 }
 
 impl Filesystem for Adapter {
@@ -327,21 +338,21 @@ impl Filesystem for Adapter {
         match name.as_bytes() {
             b"." => {
                 let work = async move { vfs.lookup_inode(parent).await };
-                return self.later(asked, reply, work, answer_entry);
+                return self.later(asked, reply, work, answer_entry(&self.vfs));
             }
             b".." => {
                 let work = async move { vfs.lookup_parent(parent, &Caller::root()).await };
-                return self.later(asked, reply, work, answer_entry);
+                return self.later(asked, reply, work, answer_entry(&self.vfs));
             }
             _ => {}
         }
         let name = decode!(reply, encode::name(name));
         // The kernel has checked that the caller may search the directory.
         if let Some(known) = self.vfs.try_lookup(parent, &name, &Caller::root()) {
-            return self.now(asked, reply, known, answer_entry);
+            return self.now(asked, reply, known, answer_entry(&self.vfs));
         }
         let work = async move { vfs.lookup(parent, &name, &Caller::root()).await };
-        self.later(asked, reply, work, answer_entry);
+        self.later(asked, reply, work, answer_entry(&self.vfs));
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, _nlookup: u64) {
@@ -354,10 +365,10 @@ impl Filesystem for Adapter {
         let asked = self.asked(Op::GetAttr, request, ino);
         let inode = decode!(reply, encode::inode(ino));
         if let Some(entry) = self.vfs.try_getattr(inode) {
-            return self.now(asked, reply, Ok(entry), answer_attr);
+            return self.now(asked, reply, Ok(entry), answer_attr(&self.vfs));
         }
         let vfs = Arc::clone(&self.vfs);
-        self.later(asked, reply, async move { vfs.getattr(inode).await }, answer_attr);
+        self.later(asked, reply, async move { vfs.getattr(inode).await }, answer_attr(&self.vfs));
     }
 
     fn setattr(
@@ -385,11 +396,11 @@ impl Filesystem for Adapter {
         let (handle, caller) = (fh.map(|fh| HandleId(fh.0)), self.callers.of(request));
         let done = self.vfs.try_setattr(inode, change, handle, &caller);
         if let Some(done) = callers::settled(&caller, done) {
-            return self.now(asked, reply, done, answer_attr);
+            return self.now(asked, reply, done, answer_attr(&self.vfs));
         }
         let work =
             move |vfs: Arc<Vfs>, caller| async move { vfs.setattr(inode, change, handle, &caller).await };
-        self.later_as(caller, asked, reply, work, answer_attr);
+        self.later_as(caller, asked, reply, work, answer_attr(&self.vfs));
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -522,7 +533,7 @@ impl Filesystem for Adapter {
             let name = name.clone();
             async move { vfs.link(inode, parent, &name, &caller).await }
         };
-        self.later_as(caller, asked, reply, work, answer_entry);
+        self.later_as(caller, asked, reply, work, answer_entry(&self.vfs));
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -696,11 +707,14 @@ impl Filesystem for Adapter {
         let asked = self.asked(Op::ReadDir, request, ino);
         let handle = HandleId(fh.0);
         if let Some(known) = self.vfs.try_readdir(handle, offset, Listing::Attributes) {
-            return self.now(asked, reply, known, |reply, entries| answer_listing_plus(reply, &entries));
+            let answer = |reply, entries| answer_listing_plus(&self.vfs, reply, &entries);
+            return self.now(asked, reply, known, answer);
         }
-        let vfs = Arc::clone(&self.vfs);
+        let (vfs, shown_by) = (Arc::clone(&self.vfs), Arc::clone(&self.vfs));
         let work = async move { vfs.readdir(handle, offset, Listing::Attributes).await };
-        self.later(asked, reply, work, |reply, entries| answer_listing_plus(reply, &entries));
+        self.later(asked, reply, work, move |reply, entries| {
+            answer_listing_plus(&shown_by, reply, &entries);
+        });
     }
 
     fn releasedir(

@@ -1,10 +1,12 @@
 //! Names that a mount changes under leases: what other mounts see, and what a crash leaves.
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use cairn_tests::{Cluster, wait, workload};
 use rustix::process::Signal;
@@ -60,6 +62,66 @@ fn another_mount_sees_every_name_the_moment_it_looks() {
     }
 }
 
+/// What makes this mount list the directory in between has brought the new attributes here, but not to the kernel.
+#[test]
+fn an_open_shows_all_that_another_mount_has_closed_whatever_was_looked_for_before() {
+    let cluster = Cluster::builder().start();
+    let second = cluster.mount_at_with(Path::new("second"), &[]);
+    for round in 0..3 {
+        let here = cluster.mount_path().join(format!("round{round}"));
+        let there = second.path().join(format!("round{round}"));
+        fs::create_dir(&here).expect("mkdir");
+        for name in ["grown", "x", "y", "z"] {
+            fs::write(here.join(name), [0; 5000]).expect("write");
+        }
+        std::thread::sleep(Duration::from_millis(1200)); // what the kernel knows of them has become old
+        fs::metadata(here.join("grown")).expect("stat");
+        let mut grown = File::options().append(true).open(there.join("grown")).expect("open");
+        grown.write_all(&[1; 5000]).expect("append");
+        grown.sync_all().expect("fsync");
+        drop(grown);
+        for number in 0..2 {
+            assert!(!here.join(format!("absent{number}")).exists());
+        }
+        let mut opened = File::options().read(true).write(true).open(here.join("grown")).expect("open");
+        let mut content = Vec::new();
+        opened.read_to_end(&mut content).expect("read");
+        assert_eq!(content.len(), 10_000, "round {round}");
+        assert_eq!(opened.seek(SeekFrom::End(0)).expect("seek"), 10_000);
+    }
+}
+
+/// Programs that change a file by its path within the second in which the kernel keeps what the name led to.
+#[test]
+fn what_another_mount_has_replaced_is_not_changed_instead_of_what_has_its_name() {
+    let cluster = Cluster::builder().start();
+    let second = cluster.mount_at_with(Path::new("second"), &[]);
+    let (here, there) = (cluster.mount_path(), second.path().to_path_buf());
+    type Change = fn(&Path) -> std::io::Result<()>;
+    let changes: [(&str, Change); 3] = [
+        ("chmod", |path| fs::set_permissions(path, fs::Permissions::from_mode(0o600))),
+        ("utimes", |path| File::open(path)?.set_modified(SystemTime::UNIX_EPOCH)),
+        ("setxattr", |path| xattr::set(path, "user.k", b"v")),
+    ];
+    for (name, change) in changes {
+        let (file, new) = (here.join(name), there.join("new"));
+        fs::write(&file, "old").expect("write");
+        std::thread::sleep(Duration::from_millis(1200));
+        fs::read(&file).expect("read");
+        fs::metadata(&file).expect("stat");
+        fs::write(&new, "NEW").expect("write");
+        fs::rename(&new, there.join(name)).expect("rename");
+        change(&file).expect(name);
+        assert_eq!(fs::read_to_string(&file).expect("read"), "NEW", "{name}");
+        let mut appended = File::options().append(true).open(&file).expect("open");
+        appended.write_all(b"+A").expect("append");
+        appended.sync_all().expect("fsync");
+        assert_eq!(fs::read_to_string(there.join(name)).expect("read"), "NEW+A", "{name}");
+    }
+    assert_eq!(fs::metadata(there.join("chmod")).expect("stat").permissions().mode() & 0o777, 0o600);
+    assert_eq!(xattr::get(there.join("setxattr"), "user.k").expect("getxattr").as_deref(), Some(&b"v"[..]));
+}
+
 #[test]
 fn two_mounts_that_fill_one_directory_lose_no_name_and_make_none_twice() {
     let cluster = Cluster::builder().start();
@@ -89,6 +151,35 @@ fn two_mounts_that_fill_one_directory_lose_no_name_and_make_none_twice() {
     assert_eq!(made.iter().sum::<usize>(), 300, "each name was made once: {made:?}");
     for mount in &mounts {
         assert_eq!(names(&mount.join("shared")).len(), 300);
+    }
+}
+
+#[test]
+fn two_mounts_that_remove_one_tree_at_once_both_succeed() {
+    let cluster = Cluster::builder().start();
+    let second = cluster.mount_at_with(Path::new("second"), &[]);
+    let mounts = [cluster.mount_path(), second.path().to_path_buf()];
+    for maker in &mounts {
+        for number in 0..30 {
+            let directory = maker.join(format!("tree/d{number}/inner"));
+            fs::create_dir_all(&directory).expect("mkdir");
+            for file in 0..10 {
+                fs::write(directory.join(format!("f{file}")), "content").expect("write");
+            }
+        }
+        let removals: Vec<_> = mounts
+            .iter()
+            .map(|mount| {
+                let mut rm = Command::new("rm");
+                rm.arg("-r").arg("-f").arg(mount.join("tree")).stderr(Stdio::piped()).spawn().expect("rm")
+            })
+            .collect();
+        for removal in removals {
+            let output = removal.wait_with_output().expect("rm");
+            let told = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && told.is_empty(), "as on a local disk nothing is told: {told}");
+        }
+        mounts.iter().for_each(|mount| assert!(!mount.join("tree").exists()));
     }
 }
 

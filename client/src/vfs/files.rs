@@ -7,14 +7,14 @@ use cairn_proto::limits::FILE_SIZE_MAX;
 use cairn_proto::v1::{self, mutation::Op};
 use cairn_proto::{ErrorKind, FileName, InodeId};
 use cairn_runtime::bugs::{Bug, planted};
-use cairn_runtime::clock;
+use cairn_runtime::clock::{self, Instant};
 
 use super::handles::{FileHandle, FileRef, Handle, Mode};
 use super::local::Made;
 use super::names::create_of;
 use super::page_cache::Paging;
 use super::{Entry, HandleId, MAY_READ, MAY_WRITE, Result, Vfs, VfsError, Writer, access};
-use crate::{Applied, Caller, ClientError, FileContent, Kind, OpenGuard, Place};
+use crate::{Applied, Attr, Caller, ClientError, FileContent, Kind, OpenGuard, Place};
 
 /// How open(2) was called, as far as a file system minds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -213,9 +213,8 @@ impl Vfs {
         let held = self.looked_up_again.take(inode);
         let may_be_gone = self.removals.under_way() || self.inodes.is_removed_here(inode) || held.is_some();
         if attr.nlink == 0 && !may_be_gone {
-            return Err(VfsError::refused(ErrorKind::StaleHandle, "the file was removed by another mount"));
+            return Err(removed_elsewhere());
         }
-        let attributes_changed = self.inodes.seen_version(inode) != Some(attr.version);
         let content = self.client.content(inode, &attr);
         if !planted(Bug::OpenKeepsOldLayout) {
             content.refresh(&attr, Some(layout));
@@ -226,7 +225,7 @@ impl Vfs {
         if flags.read && !flags.write && !opened.pages_good {
             content.fetch_if_short();
         }
-        Ok(Opened { attributes_changed, ..opened })
+        Ok(opened)
     }
 
     async fn finish_open(
@@ -256,7 +255,7 @@ impl Vfs {
     ) -> Opened {
         let inode = entry.attr.inode;
         let paging = Paging::of(flags);
-        let pages_good = self.inodes.opened(inode, &content, entry.attr.version, paging);
+        let good = self.inodes.opened(inode, &content, entry.attr.version, paging);
         // The overlay counts from here on, so that earlier writes of this mount that are not yet
         // committed show in the size.
         let entry = Entry { attr: content.attr_overlay(entry.attr), ..entry };
@@ -264,7 +263,7 @@ impl Vfs {
         let told = content.told();
         let file = FileHandle { inode, content, mode, sync, paging, told, guard };
         let handle = self.handles.insert(Handle::File(file));
-        Opened { handle, entry, pages_good, attributes_changed: false }
+        Opened { handle, entry, pages_good: good.pages, attributes_changed: !good.attributes }
     }
 
     /// Reads what is in memory. The answer is shorter than `len` only at the end of the file.
@@ -462,6 +461,17 @@ impl Vfs {
                 applied.map_err(|error| self.on_stale(inode, error))?.into_attr()?
             }
         };
+        self.adopt_changed(attr, asked)
+    }
+
+    /// Takes the result of a change that names an inode. When another mount has removed that inode, the change went to a
+    /// file that nobody finds any more, and the kernel, which found it by a name that it has kept, is to look again.
+    pub(super) fn adopt_changed(&self, attr: Attr, asked: Instant) -> Result<Entry> {
+        let is_removed = attr.nlink == 0 && !self.removals.under_way();
+        if is_removed && self.inodes.is_removed_elsewhere(attr.inode) {
+            self.inodes.note_removed(attr.inode, clock::now() + self.valid);
+            return Err(removed_elsewhere());
+        }
         Ok(self.inodes.adopt_own(attr, asked))
     }
 
@@ -568,6 +578,10 @@ fn place(file: &FileHandle, offset: u64, origin: WriteOrigin) -> Place {
         (Mode::Append, WriteOrigin::Call | WriteOrigin::Direct) => Place::End,
         _ => Place::At(offset),
     }
+}
+
+fn removed_elsewhere() -> VfsError {
+    VfsError::refused(ErrorKind::StaleHandle, "the file was removed by another mount")
 }
 
 fn end_of(offset: u64, length: u64) -> Result<u64> {

@@ -41,12 +41,21 @@ struct Known {
     until: Instant,
     /// The version whose data the kernel's page cache may hold.
     pages: Option<u64>,
+    /// The version whose attributes the kernel was shown last, with what this mount has changed since: that it knows.
+    shown: Option<u64>,
     /// With the version that they belong to.
     xattrs: Option<(u64, Xattrs, Counted)>,
     /// This mount took its last name.
     removed_here: bool,
     /// This mount takes a name of it, and the kernel has not forgotten it since.
     loses_name: bool,
+}
+
+/// Which of the things that the kernel keeps of a file it may go on with when the file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Good {
+    pub(super) pages: bool,
+    pub(super) attributes: bool,
 }
 
 struct Open {
@@ -150,6 +159,12 @@ impl State {
         known.attr.nlink = 0;
         known.until = clock::now();
         self.removed.insert(inode, from, known);
+    }
+
+    fn note_removed_here(&mut self, inode: InodeId) {
+        if let Some(known) = self.get(inode) {
+            known.removed_here = true;
+        }
     }
 
     /// A newer answer says that the inode has a name after all: the removal was refused.
@@ -317,6 +332,7 @@ impl InodeTable {
         change(&mut attr);
         attr.version += 1;
         known.take(attr.clone(), forever(), true);
+        known.removed_here |= attr.nlink == 0;
         if let Some(content) = content {
             content.refresh_own(&attr);
         }
@@ -336,10 +352,17 @@ impl InodeTable {
 
     /// Takes the result of an own change of the inode, which somebody waits for.
     pub(super) fn adopt_own(&self, attr: Attr, asked: Instant) -> Entry {
+        self.take(attr, asked, true)
+    }
+
+    /// The same of a change of names. An inode that has none any more was removed by this mount.
+    pub(super) fn adopt_named(&self, attr: Attr, asked: Instant) -> Entry {
         let (inode, is_removed) = (attr.inode, attr.nlink == 0);
         let entry = self.take(attr, asked, true);
         if is_removed {
-            self.lock().keep_removed(inode, clock::now());
+            let mut state = self.lock();
+            state.note_removed_here(inode);
+            state.keep_removed(inode, clock::now());
         }
         entry
     }
@@ -350,6 +373,9 @@ impl InodeTable {
         let (inode, is_removed) = (attr.inode, attr.nlink == 0);
         self.take(attr, asked, true);
         let mut state = self.lock();
+        if is_removed {
+            state.note_removed_here(inode);
+        }
         if is_removed && state.get(inode).is_some_and(|known| known.loses_name) {
             state.keep_removed(inode, clock::now());
         }
@@ -408,6 +434,22 @@ impl InodeTable {
             _ => (attr.clone(), until),
         };
         Entry { attr: state.overlay(attr), valid: self.left(until, now) }
+    }
+
+    /// Whether an inode without names was removed by another mount, and is not open here.
+    pub(super) fn is_removed_elsewhere(&self, inode: InodeId) -> bool {
+        let mut state = self.lock();
+        !state.open.contains_key(&inode) && !state.get(inode).is_some_and(|known| known.removed_here)
+    }
+
+    /// The kernel has been shown attributes of these versions.
+    pub(super) fn note_shown(&self, shown: impl Iterator<Item = (InodeId, u64)>) {
+        let mut state = self.lock();
+        for (inode, version) in shown {
+            if let Some(known) = state.get(inode) {
+                known.shown = known.shown.max(Some(version));
+            }
+        }
     }
 
     /// Whether this mount took the last name of an inode.
@@ -484,27 +526,33 @@ impl InodeTable {
         self.lock().open.get(&inode).map(|open| Arc::clone(&open.content))
     }
 
-    /// Counts one more open of an inode that was found at `version`. Tells whether the data that
-    /// the kernel may have cached for it is still good.
+    /// Counts one more open of an inode that was found at `version`. Tells what of that which the kernel may keep of it is
+    /// still good; of what is not, it is told with the open.
     pub(super) fn opened(
         &self,
         inode: InodeId,
         content: &Arc<FileContent>,
         version: u64,
         paging: Paging,
-    ) -> bool {
+    ) -> Good {
         let mut state = self.lock();
-        let pages = state.get(inode).and_then(|known| known.pages);
+        let known = state.get(inode);
+        let (pages, shown) = known.as_ref().map_or((None, None), |known| (known.pages, known.shown));
+        if let Some(known) = known {
+            known.shown = Some(version);
+        }
         let foreign = content.foreign_changes();
-        let mut good = true;
+        let mut good = Good { pages: true, attributes: true };
         let open = state.open.entry(inode).or_insert_with(|| {
-            good = pages == Some(version);
+            good = Good { pages: pages == Some(version), attributes: shown == Some(version) };
             Open { content: Arc::clone(content), handles: 0, mapping: 0, filling: 0, foreign }
         });
-        if good && open.handles == 0 {
+        if good.pages && open.handles == 0 {
             content.assume_read();
         }
-        good &= open.foreign == foreign;
+        if open.foreign != foreign {
+            good = Good { pages: false, attributes: false };
+        }
         open.foreign = foreign;
         open.handles += 1;
         open.mapping += usize::from(paging.maps);
@@ -537,6 +585,7 @@ impl InodeTable {
         let attr = open.content.attr();
         if let Some(known) = state.get(inode) {
             known.pages = undisturbed.then_some(attr.version);
+            known.shown = known.pages;
             if attr.version > known.attr.version {
                 // Commits of this mount raised the version; nobody else can have done so unseen
                 // when it was undisturbed. Their time is not known, so the old limit stays.
@@ -548,20 +597,24 @@ impl InodeTable {
 
 impl Known {
     fn new(attr: Attr, until: Instant) -> Self {
-        Self { attr, until, pages: None, xattrs: None, removed_here: false, loses_name: false }
+        Self { attr, until, pages: None, shown: None, xattrs: None, removed_here: false, loses_name: false }
     }
 
     fn take(&mut self, attr: Attr, until: Instant, own: bool) {
         if attr.version < self.attr.version {
             return;
         }
-        if own && self.pages.is_some_and(|pages| pages + 1 == attr.version) {
+        let follows =
+            |version: Option<u64>| own && version.is_some_and(|version| version + 1 == attr.version);
+        if follows(self.pages) {
             self.pages = Some(attr.version);
+        }
+        if follows(self.shown) {
+            self.shown = Some(attr.version);
         }
         if self.xattrs.as_ref().is_some_and(|(version, ..)| *version != attr.version) {
             self.xattrs = None;
         }
-        self.removed_here |= own && attr.nlink == 0;
         self.attr = attr;
         self.until = self.until.max(until);
     }

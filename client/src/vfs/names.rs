@@ -281,12 +281,12 @@ impl Vfs {
         self.follow(op, &granted.applied);
         let applied = granted.applied;
         for attr in [&applied.parent, &applied.new_parent, &applied.replaced].into_iter().flatten() {
-            self.inodes.adopt_own(attr.clone(), asked);
+            self.inodes.adopt_named(attr.clone(), asked);
         }
         if !matches!(op, Op::Create(_))
             && let Some(attr) = &applied.attr
         {
-            self.inodes.adopt_own(attr.clone(), asked);
+            self.inodes.adopt_named(attr.clone(), asked);
         }
         under_way.end();
         Ok(applied)

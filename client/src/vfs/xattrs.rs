@@ -121,7 +121,7 @@ impl Vfs {
         self.client.behind().applied(inode).await?;
         let asked = clock::now();
         let attr = self.coordinator().apply(op, caller).await?.into_attr()?;
-        Ok(self.inodes.adopt_own(attr, asked).attr)
+        Ok(self.adopt_changed(attr, asked)?.attr)
     }
 }
 
