@@ -46,11 +46,15 @@ pub enum Bug {
     ReadLeasesIgnored,
     /// What was done locally is executed again in the next session, whatever its names lead to by then.
     BatchExecutedTwice,
+    /// A session that takes the place of another one is not told what its mount holds open.
+    OpensNotToldAgain,
+    /// The time for which the coordinator stood still counts against everybody.
+    PauseCountsAsSilence,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::DatanodeNoSync,
         Self::FailedSyncForgiven,
         Self::DirectoryNotSynced,
@@ -71,6 +75,8 @@ impl Bug {
         Self::BackfillTooEarly,
         Self::ReadLeasesIgnored,
         Self::BatchExecutedTwice,
+        Self::OpensNotToldAgain,
+        Self::PauseCountsAsSilence,
     ];
 }
 

@@ -4,7 +4,14 @@ use std::ops::Add;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-pub use tokio::time::{Instant, interval, sleep, sleep_until, timeout, timeout_at};
+#[cfg(feature = "sim")]
+mod simulated;
+
+#[cfg(feature = "sim")]
+pub use simulated::{Interval, interval, sleep, sleep_until, timeout, timeout_at};
+pub use tokio::time::Instant;
+#[cfg(not(feature = "sim"))]
+pub use tokio::time::{interval, sleep, sleep_until, timeout, timeout_at};
 
 /// Now, for intervals and deadlines; follows simulated time. Stands still while this machine is suspended, as all
 /// waits do.

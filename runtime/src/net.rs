@@ -22,11 +22,13 @@ pub use load::{Held, Load, LoadLayer, no_reply_yet, reply_room};
 pub use opening::Opening;
 pub use peer::{Peer, Trusting};
 #[cfg(feature = "sim")]
+pub use simulated::TcpStream;
+#[cfg(feature = "sim")]
 use simulated::{accepted, address_of};
 #[cfg(not(feature = "sim"))]
 pub use tokio::net::{TcpListener, TcpStream};
 #[cfg(feature = "sim")]
-pub use turmoil::net::{TcpListener, TcpStream};
+pub use turmoil::net::TcpListener;
 
 /// Largest HTTP/2 frame: at 1 MiB a 256 KiB message costs 1.4 times less CPU than at the default 16 KiB.
 const HTTP2_FRAME_SIZE: u32 = 1 << 20;

@@ -31,6 +31,8 @@ impl Shutdown {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
+        #[cfg(feature = "sim")]
+        let task = crate::sim::while_running(task);
         self.tasks.spawn(task)
     }
 

@@ -1,4 +1,4 @@
-//! What a simulation decides for the processes in it: wall clocks, delays of disks and threads.
+//! What a simulation decides for the processes in it: wall clocks, delays of disks and threads, pauses of machines.
 //!
 //! Everything runs on one thread, so plain thread-local state is enough and repeats with the seed.
 
@@ -7,6 +7,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::random;
+
+mod pause;
+
+pub use pause::{name_machine, pause, resume};
+pub(crate) use pause::{poll_running, while_running};
 
 /// The wall clock of a simulation starts here, ns since the Unix epoch.
 const EPOCH_NS: i64 = 1_800_000_000_000_000_000;
@@ -33,6 +38,10 @@ fn process() -> String {
 
 /// Waits as long as work on a thread takes, most of it short.
 pub(crate) async fn delay() {
+    while_running(undisturbed_delay()).await;
+}
+
+async fn undisturbed_delay() {
     let longest = DELAY_MAX.get();
     let share = random::unit();
     let delay = longest.mul_f64(share * share * share);

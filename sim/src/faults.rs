@@ -6,10 +6,13 @@
 //! that fail) on one datanode alone, the victim, so that of three copies never
 //! more than one is bad.
 
+mod silence;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cairn_coordinator::sim::Metadata;
+use cairn_runtime::sim as machines;
 use rand::Rng;
 use rand::rngs::StdRng;
 use turmoil::Sim;
@@ -18,6 +21,7 @@ use crate::disk::{SimDisk, Trouble};
 use crate::fleet::{Fleet, Order, Standing};
 use crate::knobs::{COORDINATOR, Knobs};
 use crate::world::Shared;
+use silence::{Ambush, Silence};
 
 /// A datanode that has nothing yet needs room to write down who it is.
 const DISK_MIN: u64 = 256 << 10;
@@ -33,6 +37,11 @@ enum Cure {
     Calm(usize),
     Grow(usize),
     Order(Order),
+    Resume(String),
+    /// Begins what waited for a client to change names.
+    Silence(Silence, usize),
+    /// The client does not reach the coordinator any more either.
+    CutOff(String),
 }
 
 /// The cluster's machines, and what is wrong with them.
@@ -41,6 +50,8 @@ pub(crate) struct Faults {
     rng: StdRng,
     every: Duration,
     capacity: u64,
+    lease: Duration,
+    ambush: Option<Ambush>,
     pub(crate) metadata: Metadata,
     /// Disks of each datanode.
     pub(crate) disks: Vec<Vec<SimDisk>>,
@@ -86,6 +97,8 @@ impl Faults {
             shared,
             every: knobs.fault_every,
             capacity: knobs.disk_capacity,
+            lease: knobs.lease,
+            ambush: None,
             metadata,
             disks,
             clients: knobs.clients,
@@ -121,8 +134,9 @@ impl Faults {
             due.into_iter().map(|(_, cure)| cure).collect()
         };
         for cure in due {
-            self.cure(sim, cure);
+            self.cure(sim, now, cure);
         }
+        self.spring(now);
         if self.joins.take_if(|at| now >= *at).is_some() {
             let name = format!("d{}", self.disks.len() - 1);
             self.event("datanodes joined", &format!("{name} joins"));
@@ -179,7 +193,7 @@ impl Faults {
     fn strike(&mut self, sim: &mut Sim<'_>, now: Duration) {
         let hosts = self.hosts();
         let datanode = self.rng.random_range(0..self.disks.len());
-        match self.rng.random_range(0..100) {
+        match self.rng.random_range(0..114) {
             0..22 => {
                 let crash = if self.rng.random_bool(0.6) { Crash::Power } else { Crash::Process };
                 self.crash_for_a_while(sim, now, &format!("d{datanode}"), crash);
@@ -210,11 +224,14 @@ impl Faults {
                 }
             }
             89..94 => self.fill(now, datanode),
+            100..107 => self.lie_in_wait(),
+            107..114 => self.pause_one(now),
             _ => {
                 // A partition of one node from all others.
                 let alone = hosts[self.rng.random_range(0..hosts.len())].clone();
                 let pause = self.pause(200, 6000);
                 self.event("nodes cut off", &format!("{alone} is alone"));
+                self.put_at_risk(&alone, now + pause);
                 for other in hosts.iter().filter(|host| **host != alone) {
                     sim.partition(alone.as_str(), other.as_str());
                     self.cures.push((now + pause, Cure::Repair(alone.clone(), other.clone())));
@@ -234,12 +251,14 @@ impl Faults {
             0 => self.pause(2000, 12_000),
             _ => self.pause(20, 2500),
         };
+        self.put_at_risk(host, now + pause);
         self.down.insert(host.to_owned(), ());
         self.cures.push((now + pause, Cure::Start(host.to_owned())));
     }
 
     /// The disk goes first, so that nothing that happens while the process is taken apart reaches it.
     fn crash(&mut self, sim: &mut Sim<'_>, host: &str, crash: Crash) {
+        machines::resume(host);
         let power = crash == Crash::Power;
         let mut lost = 0;
         if host == COORDINATOR {
@@ -269,6 +288,7 @@ impl Faults {
     fn cut_link(&mut self, sim: &mut Sim<'_>, now: Duration, hosts: &[String]) {
         let (a, b) = self.two(hosts);
         let pause = self.pause(100, 8000);
+        self.put_link_at_risk(&a, &b, now + pause);
         if self.rng.random_bool(0.5) {
             self.event("partitions", &format!("{a} and {b} are cut off"));
             sim.partition(a.as_str(), b.as_str());
@@ -284,6 +304,7 @@ impl Faults {
         self.event("delays", &format!("{a} and {b} are slow"));
         sim.hold(a.as_str(), b.as_str());
         let pause = self.pause(50, 3000);
+        self.put_link_at_risk(&a, &b, now + pause);
         self.cures.push((now + pause, Cure::Release(a, b)));
     }
 
@@ -320,7 +341,7 @@ impl Faults {
         self.cures.push((now + pause, Cure::Grow(datanode)));
     }
 
-    fn cure(&mut self, sim: &mut Sim<'_>, cure: Cure) {
+    fn cure(&mut self, sim: &mut Sim<'_>, now: Duration, cure: Cure) {
         match cure {
             Cure::Start(host) => {
                 self.down.remove(&host);
@@ -342,6 +363,9 @@ impl Faults {
                     sim.bounce(host.as_str());
                 }
             }
+            Cure::Resume(host) => machines::resume(&host),
+            Cure::Silence(silence, client) => self.begin_silence(sim, now, silence, client),
+            Cure::CutOff(client) => sim.partition(COORDINATOR, client.as_str()),
             Cure::Order(order) => self.shared.with(|world| world.orders.push_back(order)),
             Cure::Grow(datanode) => {
                 self.disks[datanode].iter().for_each(|disk| disk.set_capacity(self.capacity));
@@ -353,7 +377,9 @@ impl Faults {
     pub(crate) fn heal(&mut self, sim: &mut Sim<'_>) {
         self.shared.event(format_args!("all is healed"));
         for (_, cure) in std::mem::take(&mut self.cures) {
-            self.cure(sim, cure);
+            if !matches!(cure, Cure::Silence(..) | Cure::CutOff(_)) {
+                self.cure(sim, Duration::ZERO, cure);
+            }
         }
         // A disk that failed is not used again until its node is started anew.
         for index in 0..self.disks.len() {

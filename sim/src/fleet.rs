@@ -94,7 +94,7 @@ impl Fleet {
 }
 
 /// The coordinator, for calls without a session.
-fn coordinator() -> Result<CoordinatorClient<Channel>, String> {
+pub(crate) fn coordinator() -> Result<CoordinatorClient<Channel>, String> {
     let channel = net::connect(COORDINATOR_ADDRESS).map_err(|error| error.to_string())?;
     Ok(CoordinatorClient::new(channel).max_decoding_message_size(MESSAGE_SIZE_MAX))
 }

@@ -26,6 +26,7 @@ pub(crate) async fn coordinator(
     metadata: Metadata,
     skew_ns: i64,
 ) -> HostResult {
+    sim::name_machine(COORDINATOR);
     sim::skew_wall_clock(skew_ns);
     loop {
         let shutdown = enter(&shared, COORDINATOR);
@@ -50,6 +51,7 @@ pub(crate) async fn datanode(
     joins: Duration,
     skew_ns: i64,
 ) -> HostResult {
+    sim::name_machine(&name);
     sim::skew_wall_clock(skew_ns);
     clock::sleep(joins.saturating_sub(turmoil::sim_elapsed().unwrap_or_default())).await;
     loop {
@@ -122,8 +124,9 @@ pub(crate) async fn client(
     rng_seed: u64,
     skew_ns: i64,
 ) -> HostResult {
-    sim::skew_wall_clock(skew_ns);
     let name = format!("u{index}");
+    sim::name_machine(&name);
+    sim::skew_wall_clock(skew_ns);
     let shutdown = Shutdown::new();
     let connected = loop {
         match cairn_client::Client::connect(knobs.client(), name.clone(), &shutdown).await {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use cairn_client::fs::{Files, Last};
 use cairn_client::{Caller, Client, Kind};
 use cairn_coordinator::sim::{ChunkFacts, Metadata};
@@ -204,50 +205,77 @@ async fn judge_files(shared: &Shared, client: &Arc<Client>, what: Judged) {
             names.len() == listed.len()
                 && names.iter().all(|(path, node)| listed.get(path) == Some(&(*node == Node::Directory)))
         };
-        let Some(names) = possible.iter().find(fits) else {
+        let fitting: Vec<&Names> = possible.iter().filter(fits).collect();
+        if fitting.is_empty() {
             let found: Vec<&String> = listed.keys().collect();
             let expected: Vec<Vec<&String>> = possible.iter().map(|names| names.keys().collect()).collect();
             shared.violation(format_args!("{root} has {found:?}, none of {expected:?} (area {index})"));
             continue;
+        }
+        let model = |names: &Names, path: &String| match names.get(path) {
+            Some(Node::File(id)) => files.get(id),
+            _ => None,
         };
-        for (path, node) in names {
-            if let Node::File(id) = node
-                && let Some(model) = files.get(id)
-            {
-                judge_file(shared, &fs, &format!("{root}/{path}"), model, what).await;
-            }
+        let mut contents = BTreeMap::new();
+        for (path, _) in listed.iter().filter(|(_, is_directory)| !**is_directory) {
+            let durable = fitting.iter().any(|names| model(names, path).is_some_and(|model| model.durable));
+            let full = format!("{root}/{path}");
+            contents.insert(path, read_file(shared, &fs, &full, durable, what).await);
+        }
+        // The same names may have led to other files at another moment: all of one moment has to be right.
+        let wrong = fitting.iter().map(|names| {
+            let models = contents.iter().filter_map(|(path, read)| Some((path, model(names, path)?, read)));
+            let wrong = models.filter_map(|(path, model, read)| {
+                Some(format!("{root}/{path} {}", judge_file(model, read, what).err()?))
+            });
+            wrong.collect::<Vec<String>>()
+        });
+        let least = wrong.min_by_key(Vec::len).unwrap_or_default();
+        least.iter().for_each(|wrong| shared.violation(format_args!("{wrong}")));
+    }
+}
+
+/// What came of reading a file.
+enum Content {
+    Bytes(Bytes),
+    Refused(String),
+    NoAnswer,
+}
+
+async fn read_file(shared: &Shared, fs: &Files, path: &str, durable: bool, judged: Judged) -> Content {
+    let limit = match judged {
+        Judged::All if durable => ANSWER_MAX,
+        // There may be many whose chunks are gone.
+        Judged::All => UNSYNCED_ANSWER_MAX,
+        Judged::Bytes => FIRST_ANSWER_MAX,
+    };
+    match clock::timeout(limit, fs.read_all(path, FILE_MAX)).await {
+        Ok(Ok(data)) => {
+            shared.event(format_args!("judge reads {path}: {}", data.len()));
+            shared.with(|world| world.counts.read += 1);
+            Content::Bytes(data)
+        }
+        Ok(Err(error)) => {
+            shared.event(format_args!("judge can not read {path}: {:?}", error.kind()));
+            Content::Refused(error.to_string())
+        }
+        Err(_) => {
+            shared.event(format_args!("judge: {path} does not answer"));
+            Content::NoAnswer
         }
     }
 }
 
-async fn judge_file(shared: &Shared, fs: &Files, path: &str, model: &FileModel, judged: Judged) {
-    let limit = match judged {
-        Judged::All if model.durable => ANSWER_MAX,
-        // There may be many whose chunks are gone.
-        Judged::All => UNSYNCED_ANSWER_MAX,
-        _ => FIRST_ANSWER_MAX,
-    };
-    let read = clock::timeout(limit, fs.read_all(path, FILE_MAX)).await;
+/// What is wrong with a file.
+fn judge_file(model: &FileModel, read: &Content, judged: Judged) -> Result<(), String> {
     match read {
-        Err(_) | Ok(Err(_)) if judged == Judged::Bytes => {
-            shared.event(format_args!("judge: {path} can not be read yet"));
-        }
-        Ok(Ok(data)) => {
-            let right = model.check(&data);
-            shared.event(format_args!("judge reads {path}: {}", data.len()));
-            if let Err(what) = right {
-                shared.violation(format_args!("{path} (durable: {}): {what}", model.durable));
-            }
+        Content::Bytes(data) => {
+            model.check(data).map_err(|what| format!("(durable: {}): {what}", model.durable))
         }
         // What was never synced may be gone.
-        Ok(Err(error)) if !model.durable => {
-            shared.event(format_args!("judge: {path} is gone: {:?}", error.kind()));
-        }
-        Err(_) if !model.durable => shared.event(format_args!("judge: {path} does not answer")),
-        Ok(Err(error)) => {
-            shared.violation(format_args!("{path} was synced and can not be read: {error}"));
-        }
-        Err(_) => shared.violation(format_args!("{path} was synced; its read does not end")),
+        _ if judged == Judged::Bytes || !model.durable => Ok(()),
+        Content::Refused(error) => Err(format!("was synced and can not be read: {error}")),
+        Content::NoAnswer => Err("was synced; its read does not end".into()),
     }
 }
 

@@ -37,7 +37,7 @@ pub(crate) struct Knobs {
     pub(crate) skew_max: Duration,
     /// Whether clients change names locally, under leases.
     name_leases: bool,
-    lease: Duration,
+    pub(crate) lease: Duration,
     suspect_after: Duration,
     down_after: Duration,
     chunk_size: u64,

@@ -12,6 +12,7 @@ mod model;
 mod os;
 mod scenario;
 mod trace;
+mod watch;
 mod workload;
 mod world;
 

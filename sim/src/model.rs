@@ -1,12 +1,14 @@
 //! What the files must look like, by what the clients were told.
 //!
 //! Each life of a client works in a directory of its own (an [`Area`]), one operation after another,
-//! so names have no two opinions. An operation whose outcome stays unknown closes the area: both
-//! outcomes are right from then on. A file's content is the list of versions that it may have: a
-//! write adds one, a successful flush or fsync leaves only the last.
+//! so names have no two opinions. A file may have several names, and a name lead to one file after
+//! another. An operation whose outcome stays unknown closes the area: both outcomes are right from then
+//! on. A file's content is the list of versions that it may have: a write adds one, a successful flush or
+//! fsync leaves only the last.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::time::Duration;
 
 pub(crate) type FileId = u64;
 
@@ -151,6 +153,30 @@ pub(crate) struct Area {
     /// Nothing happens here any more; the operation under way may have happened.
     pub(crate) closed: bool,
     next_file: FileId,
+    turns: BTreeMap<String, Turns>,
+}
+
+/// How a path came to lead where it leads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Turns {
+    /// Changes that were begun, and those that have ended.
+    count: u64,
+    /// When the last one did.
+    last: Duration,
+}
+
+impl Turns {
+    /// Whether other clients may still be shown what the path led to before: less than `valid` ago, or while the
+    /// session of who changed it may end (until `at_risk`), and the changes come only with its return.
+    pub(crate) fn may_be_unseen(self, valid: Duration, at_risk: Duration) -> bool {
+        // The first change, which made the path, has a beginning and an end.
+        self.count > 2 && now() < at_risk.max(self.last + valid)
+    }
+}
+
+/// The time of the simulation.
+fn now() -> Duration {
+    turmoil::sim_elapsed().unwrap_or_default()
 }
 
 impl Area {
@@ -164,6 +190,7 @@ impl Area {
             next_file: 1,
             past: Vec::new(),
             rooted: false,
+            turns: BTreeMap::new(),
         }
     }
 
@@ -188,9 +215,32 @@ impl Area {
         all.map(|(path, _)| path.clone()).collect()
     }
 
+    /// Paths of one file.
+    pub(crate) fn paths_of(&self, file: FileId) -> Vec<String> {
+        let all = self.names.iter().filter(|(_, node)| **node == Node::File(file));
+        all.map(|(path, _)| path.clone()).collect()
+    }
+
+    /// Whether a path leads to a file, and no operation is under way that would change that; how it came to be so.
+    pub(crate) fn stays(&self, path: &str, file: FileId) -> Option<Turns> {
+        let is_there = |names: &Names| names.get(path) == Some(&Node::File(file));
+        let stays = is_there(&self.names) && self.after.as_ref().is_none_or(is_there);
+        stays.then(|| self.turns.get(path).copied().unwrap_or_default())
+    }
+
     /// An operation on names begins.
     pub(crate) fn begin(&mut self, after: Names) {
+        self.turn(&after);
         self.after = Some(after);
+    }
+
+    /// Takes note of all paths that lead elsewhere in `after`.
+    fn turn(&mut self, after: &Names) {
+        let differs = |path: &&String| self.names.get(*path) != after.get(*path);
+        for path in self.names.keys().chain(after.keys()).filter(differs) {
+            let turns = self.turns.entry(path.clone()).or_default();
+            *turns = Turns { count: turns.count + 1, last: now() };
+        }
     }
 
     /// It happened, or it did not.
@@ -198,6 +248,7 @@ impl Area {
         if let Some(after) = self.after.take()
             && happened
         {
+            self.turn(&after);
             let concerned = concerned(&self.names, &after);
             let before = std::mem::replace(&mut self.names, after);
             self.past.push((before, concerned));

@@ -14,7 +14,7 @@ use crate::fleet::{self, Figures, Fleet, Standing};
 use crate::knobs::{COORDINATOR, Knobs};
 use crate::trace::Trace;
 use crate::world::{Counts, Phase, Shared};
-use crate::{hosts, judge, os};
+use crate::{hosts, judge, os, watch};
 
 /// Futures of whole services are large in debug builds.
 const STACK: usize = 64 << 20;
@@ -145,6 +145,7 @@ impl Run<'_> {
             let shared = shared.clone();
             sim.client("operator", fleet::operator(shared));
         }
+        sim.client("watch", watch::watch(shared.clone()));
         let faults = Faults::new(shared.clone(), &knobs, metadata, disks, victim, &fleet, faults_rng);
         Self { plan, knobs, shared, sim, faults }
     }

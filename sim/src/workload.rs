@@ -1,7 +1,9 @@
 //! What a client does: one operation after another on small files of its own directory, and a look
 //! at those of others now and then. Everything it is told is checked at once.
 
+mod held;
 mod others;
+mod rotating;
 mod syncing;
 
 use std::rc::Rc;
@@ -19,10 +21,13 @@ use rand::{Rng, RngCore, SeedableRng};
 use crate::knobs::Knobs;
 use crate::model::{Area, FileId, FileModel, Node, admissible};
 use crate::world::{Phase, Shared};
+use held::Held;
 
 /// An operation that takes longer has an unknown outcome.
 const OPERATION_MAX: Duration = Duration::from_secs(90);
 const FILES_MAX: usize = 24;
+/// How long a client shows attributes and names that no lease covers.
+const VALID: Duration = Duration::from_millis(500);
 /// How often the file that is used most is used.
 const HOT: f64 = 0.2;
 /// Larger chunks would make bursts of writes dear.
@@ -55,6 +60,8 @@ struct Worker<'a> {
     me: Caller,
     /// Inode of the area's root.
     root: InodeId,
+    /// Files of the area that stay open.
+    held: Vec<Held>,
 }
 
 /// Works until told to finish.
@@ -62,10 +69,13 @@ pub(crate) async fn run(shared: &Shared, knobs: &Knobs, index: usize, seed: u64,
     close_area(shared, index, "its client started again");
     let lives = shared.with(|world| world.areas[index].len() as u64);
     let rng = StdRng::seed_from_u64(seed.wrapping_add(lives));
-    let vfs = Vfs::new(client, Duration::from_millis(500));
-    let mut worker = Worker { shared, knobs, index, rng, vfs, me: Caller::root(), root: InodeId::ROOT };
+    let vfs = Vfs::new(client, VALID);
+    let (me, root, held) = (Caller::root(), InodeId::ROOT, Vec::new());
+    let mut worker = Worker { shared, knobs, index, rng, vfs, me, root, held };
     while shared.phase() == Phase::Work {
-        match worker.live_in_area().await {
+        let ended = worker.live_in_area().await;
+        worker.let_go();
+        match ended {
             Ok(()) => {}
             Err(Stop::Unknown(kind)) => close_area(shared, index, &format!("unknown outcome: {kind:?}")),
             Err(Stop::TooSlow) => close_area(shared, index, "an operation took too long"),
@@ -187,7 +197,7 @@ impl Worker<'_> {
         // One file is in use more than others, so that clients meet there.
         let chosen = if self.rng.random_bool(HOT) { 0 } else { self.rng.random_range(0..files.len()) };
         let (path, id) = files[chosen].clone();
-        match self.rng.random_range(0..100) {
+        match self.rng.random_range(0..121) {
             0..18 if files.len() < FILES_MAX => self.create().await,
             0..40 => self.rewrite(&path, id).await,
             40..58 => self.read(&path, id).await,
@@ -199,7 +209,9 @@ impl Worker<'_> {
             91..93 => self.sync_later().await,
             93 => self.sync_other().await,
             94 => self.sync_names().await,
-            _ => self.list().await,
+            95..100 => self.list().await,
+            100..109 => self.rotate().await,
+            _ => self.use_held(&path, id).await,
         }
     }
 
@@ -261,22 +273,28 @@ impl Worker<'_> {
 
     async fn create(&mut self) -> Outcome<()> {
         let path = self.new_path("f");
+        let (id, handle) = self.create_at(&path).await?;
+        self.write_some(&path, id, handle).await?;
+        self.finish(&path, id, handle).await
+    }
+
+    /// A new file where nothing is, open.
+    async fn create_at(&self, path: &str) -> Outcome<(FileId, HandleId)> {
         let id = self.area(|area| {
             let id = area.new_file();
             let mut after = area.names.clone();
-            after.insert(path.clone(), Node::File(id));
+            after.insert(path.to_owned(), Node::File(id));
             area.begin(after);
             id
         });
         let create = async {
-            let (parent, last) = self.place(&path).await?;
+            let (parent, last) = self.place(path).await?;
             let flags = OpenFlags { exclusive: true, ..READ_WRITE };
             self.vfs.create_open(parent, &last, 0o644, flags, &self.me).await
         };
-        let handle = self.ask("create", &path, create).await?.handle;
+        let handle = self.ask("create", path, create).await?.handle;
         self.area(|area| area.end(true));
-        self.write_some(&path, id, handle).await?;
-        self.finish(&path, id, handle).await
+        Ok((id, handle))
     }
 
     async fn rewrite(&mut self, path: &str, id: FileId) -> Outcome<()> {
@@ -359,6 +377,11 @@ impl Worker<'_> {
             true => self.ask("fsync", path, self.vfs.fsync(handle)).await?,
             false => self.ask("flush", path, self.vfs.flush(handle)).await?,
         }
+        self.on_settled(path, id, durable);
+        Ok(())
+    }
+
+    fn on_settled(&self, path: &str, id: FileId, durable: bool) {
         if self.area(|area| area.files.get(&id).is_some_and(|file| file.lost)) {
             self.shared
                 .violation(format_args!("u{} stores {path}, and is not told what was lost", self.index));
@@ -368,11 +391,10 @@ impl Worker<'_> {
             self.area(|area| area.settle_names_of(id));
             self.shared.with(|world| world.counts.synced += 1);
         }
-        Ok(())
     }
 
-    /// Reads a whole file. `None`: it could not be read now.
-    async fn content(&self, path: &str, handle: HandleId) -> Outcome<Option<Vec<u8>>> {
+    /// Reads a whole file, or says why it can not be read now.
+    async fn content(&self, path: &str, handle: HandleId) -> Outcome<Result<Vec<u8>, ErrorKind>> {
         let mut all = Vec::new();
         loop {
             let read = self.vfs.read(handle, all.len() as u64, 256 << 10);
@@ -382,36 +404,40 @@ impl Worker<'_> {
                 Ok(Err(error)) => {
                     self.log("read", path, &Err::<(), _>(error.kind()));
                     self.shared.with(|world| world.counts.refused_reads += 1);
-                    return Ok(None);
+                    return Ok(Err(error.kind()));
                 }
                 Err(_) => return Err(Stop::TooSlow),
             }
         }
         self.log("read", path, &Ok(()));
         self.shared.with(|world| world.counts.read += 1);
-        Ok(Some(all))
+        Ok(Ok(all))
     }
 
     /// The client sees its own writes exactly. But a file that was released with writes in the buffer, as
     /// pages of a mapping are, may lose them: then who stores it next is told.
     async fn read(&mut self, path: &str, id: FileId) -> Outcome<()> {
         let handle = self.open(path).await?;
+        if let Ok(read) = self.content(path, handle).await? {
+            self.compare(path, id, &read);
+        }
+        self.vfs.release(handle);
+        Ok(())
+    }
+
+    fn compare(&self, path: &str, id: FileId, read: &[u8]) {
         let last = |area: &mut Area| area.files.get(&id).map(|file| file.last_version().to_vec());
-        if let Some(read) = self.content(path, handle).await?
-            && let Err(what) = admissible(&self.area(last).unwrap_or_default(), &read)
-        {
+        if let Err(what) = admissible(&self.area(last).unwrap_or_default(), read) {
             let index = self.index;
             let versions = self.area(|area| area.files.get(&id).map(|file| file.versions().to_vec()));
             match versions.unwrap_or_default() {
-                versions if versions.len() > 1 && admissible(&versions, &read).is_ok() => {
+                versions if versions.len() > 1 && admissible(&versions, read).is_ok() => {
                     self.shared.event(format_args!("u{index} finds {path} without its last writes"));
                     self.area(|area| area.files.entry(id).or_insert_with(FileModel::empty).lost = true);
                 }
                 _ => self.shared.violation(format_args!("u{index} reads {path}: {what}")),
             }
         }
-        self.vfs.release(handle);
-        Ok(())
     }
 
     async fn rename(&mut self, path: &str) -> Outcome<()> {
@@ -423,20 +449,7 @@ impl Worker<'_> {
         if target == path {
             return Ok(());
         }
-        self.area(|area| {
-            let mut after = area.names.clone();
-            if let Some(node) = after.remove(path) {
-                after.insert(target.clone(), node);
-            }
-            area.begin(after);
-        });
-        let rename = async {
-            let (from, to) = (self.place(path).await?, self.place(&target).await?);
-            self.vfs.rename(from.0, &from.1, to.0, &to.1, RenameMode::Replace, &self.me).await
-        };
-        self.ask("rename", &format!("{path} {target}"), rename).await?;
-        self.area(|area| area.end(true));
-        Ok(())
+        self.rename_to(path, &target, RenameMode::Replace).await
     }
 
     async fn unlink(&mut self, path: &str) -> Outcome<()> {
@@ -459,23 +472,8 @@ impl Worker<'_> {
         let copy = self.new_path("k");
         let content = self.last(id);
         let durable = self.area(|area| area.files.get(&id).is_some_and(|file| file.durable));
-        let new = self.area(|area| {
-            let new = area.new_file();
-            let mut after = area.names.clone();
-            after.insert(copy.clone(), Node::File(new));
-            area.begin(after);
-            new
-        });
-        let create = async {
-            let (parent, last) = self.place(&copy).await?;
-            let flags = OpenFlags { exclusive: true, ..READ_WRITE };
-            self.vfs.create_open(parent, &last, 0o644, flags, &self.me).await
-        };
-        let target = self.ask("create", &copy, create).await?.handle;
-        self.area(|area| {
-            area.end(true);
-            area.files.entry(new).or_insert_with(FileModel::empty).push(content.to_vec());
-        });
+        let (new, target) = self.create_at(&copy).await?;
+        self.area(|area| area.files.entry(new).or_insert_with(FileModel::empty).push(content.to_vec()));
         let source = self.open(path).await?;
         let length = content.len() as u64;
         let clone = self.vfs.copy_file_range(source, 0, target, 0, length.max(1), &self.me);

@@ -53,6 +53,14 @@ pub(crate) struct World {
     pub(crate) removed: BTreeSet<String>,
     /// Whether each datanode is to count at the end.
     pub(crate) standings: Vec<Standing>,
+    /// How often each client has begun to rotate names.
+    pub(crate) rotations: Vec<u64>,
+    /// Until when the session of each client may end because of what went wrong so far.
+    pub(crate) at_risk: Vec<Duration>,
+    /// How many sessions of each client were seen to be over.
+    pub(crate) sessions_gone: Vec<u64>,
+    /// How often all sessions were looked at.
+    pub(crate) looks: u64,
 }
 
 /// The shared world.
@@ -75,6 +83,10 @@ impl Shared {
             orders: VecDeque::new(),
             removed: BTreeSet::new(),
             standings: Vec::new(),
+            rotations: vec![0; clients],
+            at_risk: vec![Duration::ZERO; clients],
+            sessions_gone: vec![0; clients],
+            looks: 0,
         })))
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cairn_proto::limits::LIST_MAX;
 use cairn_proto::{ErrorKind, InodeId, SessionId, v1};
+use cairn_runtime::bugs::{Bug, planted};
 use cairn_runtime::{clock, random};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -140,6 +141,7 @@ async fn greet(
         line
     } else {
         let session = SessionId::from_uuid(random::uuid());
+        let opens = if planted(Bug::OpensNotToldAgain) { Vec::new() } else { opens };
         let (description, is_fresh) = (hello.description.clone(), opens.is_empty());
         let begin = move |tx: &mut Tx| ops::open::begin_session(tx, session, description, is_fresh);
         shared.executor.run(begin).await?;

@@ -8,8 +8,8 @@ use cairn_proto::InodeId;
 use cairn_runtime::clock;
 use rand::Rng;
 
-use super::{OPERATION_MAX, Outcome, READ_WRITE, Stop, Worker, name};
-use crate::model::{FileId, FileModel, Names, Node, admissible};
+use super::{OPERATION_MAX, Outcome, READ_WRITE, Stop, VALID, Worker, name};
+use crate::model::{FileId, FileModel, admissible};
 use crate::world::Shared;
 
 /// A change of a file by another client is waited for so long.
@@ -94,13 +94,12 @@ impl Worker<'_> {
         let model = |shared: &Shared| {
             shared.with(|world| {
                 let area = world.areas[other].iter().find(|area| area.root == root)?;
-                // Nor may a rename be under way to that place, or away from it.
-                let is_there = |names: &Names| names.get(path) == Some(&Node::File(id));
-                let stays = is_there(&area.names) && area.after.as_ref().is_none_or(is_there);
-                Some((area.files.get(&id)?.clone(), stays))
+                Some((area.files.get(&id)?.clone(), area.stays(path, id)))
             })
         };
-        let Some((before, _)) = model(self.shared) else { return Ok(None) };
+        let Some((before, turns)) = model(self.shared) else { return Ok(None) };
+        let at_risk = self.shared.with(|world| world.at_risk[other]);
+        let turns = turns.filter(|turns| !turns.may_be_unseen(VALID, at_risk));
         let what = format!("{root}/{path}");
         let open = async {
             let mut inode = InodeId::ROOT;
@@ -119,8 +118,9 @@ impl Worker<'_> {
             Err(_) => return Err(Stop::TooSlow),
         };
         let read = self.content(&what, handle).await?;
-        if let (Some(read), Some((after, still_there))) = (read, model(self.shared))
-            && still_there
+        if let (Ok(read), Some((after, turns_now))) = (read, model(self.shared))
+            && turns.is_some()
+            && turns == turns_now
             && let Err(wrong) = admissible(after.versions_since(&before), &read)
         {
             self.shared.violation(format_args!("u{} reads {what} of u{other}: {wrong}", self.index));

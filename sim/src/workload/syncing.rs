@@ -7,8 +7,8 @@ use cairn_proto::{ErrorKind, InodeId};
 use cairn_runtime::clock;
 use rand::Rng;
 
-use super::{OPERATION_MAX, Outcome, READ_WRITE, Stop, Worker, is_outage, name};
-use crate::model::{FileId, FileModel, Names, Node};
+use super::{OPERATION_MAX, Outcome, READ_WRITE, Stop, VALID, Worker, is_outage, name};
+use crate::model::{FileId, FileModel, Turns};
 
 /// A file of another client.
 struct Foreign {
@@ -32,10 +32,13 @@ impl Worker<'_> {
         let Some((root, mut paths)) = found.filter(|(_, paths)| !paths.is_empty()) else { return Ok(()) };
         let (path, id) = paths.swap_remove(self.rng.random_range(0..paths.len()));
         let file = Foreign { area, root, path, id };
-        let Some(before) = self.settled(&file) else { return Ok(()) };
+        let Some((before, turns)) = self.settled(&file) else { return Ok(()) };
+        let at_risk = self.shared.with(|world| world.at_risk[file.area]);
         if self.fsync_of(&file).await?
-            && let Some(after) = self.settled(&file)
+            && !turns.may_be_unseen(VALID, at_risk)
+            && let Some((after, turns_now)) = self.settled(&file)
             && Rc::ptr_eq(&before, &after)
+            && turns == turns_now
         {
             // Nor has its place changed: the names that led there were committed before.
             self.shared.with(|world| {
@@ -50,14 +53,14 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// The one content that the file can have now, when nothing is under way that would change it or its place.
-    fn settled(&self, file: &Foreign) -> Option<Rc<Vec<u8>>> {
+    /// The one content that the file can have now, when nothing is under way that would change it or its place; and
+    /// how it came to be there.
+    fn settled(&self, file: &Foreign) -> Option<(Rc<Vec<u8>>, Turns)> {
         self.shared.with(|world| {
             let area = world.areas[file.area].iter().find(|area| area.root == file.root)?;
-            let is_there = |names: &Names| names.get(&file.path) == Some(&Node::File(file.id));
-            let stays = is_there(&area.names) && area.after.as_ref().is_none_or(is_there);
-            let model = area.files.get(&file.id).filter(|model| stays && model.versions().len() == 1)?;
-            Some(model.last())
+            let turns = area.stays(&file.path, file.id)?;
+            let model = area.files.get(&file.id).filter(|model| model.versions().len() == 1)?;
+            Some((model.last(), turns))
         })
     }
 
