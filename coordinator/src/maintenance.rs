@@ -85,6 +85,9 @@ async fn run_round(shared: &Shared, round: u64) -> Result<(), OpError> {
             tracing::warn!(session = %session, "session ended: its lease ran out");
         }
     }
+    while let Some((session, orphans)) = shared.context.sessions.take_silent() {
+        shared.executor.run(move |tx| ops::open::release(tx, session, &orphans)).await?;
+    }
     while shared.context.sessions.forget_ended() {
         tokio::task::yield_now().await;
     }

@@ -27,6 +27,9 @@ pub(crate) const SESSIONS_MAX: usize = 4096;
 pub(crate) const OPENS_MAX: usize = 1 << 20;
 /// Opens noted at a time.
 const HOLD_STEP: usize = 4096;
+/// For how long the orphans of a session that fell silent are kept. Its mount may be on a machine that was suspended, and
+/// comes back in a new session with the temporary files of its programs.
+const SILENT_KEPT: Duration = Duration::from_secs(600);
 /// Stands for "nobody" in rows of orphans: the inode is being removed step by step.
 pub(crate) const NOBODY: SessionId = SessionId::from_uuid(Uuid::nil());
 
@@ -59,6 +62,8 @@ struct Inner {
     ended: Vec<(SessionId, Vec<InodeId>)>,
     /// Rows of orphans, as executed.
     orphans: BTreeSet<(InodeId, SessionId)>,
+    /// Sessions that ended by silence and left orphans, and when.
+    silent: BTreeMap<SessionId, Moment>,
     condemned: HashSet<InodeId>,
 }
 
@@ -99,8 +104,11 @@ impl Sessions {
             };
             (row.id, live)
         };
+        let live: BTreeMap<SessionId, Live> = sessions.into_iter().map(recovered).collect();
+        let left = orphans.iter().map(|row| row.session);
         let inner = Inner {
-            live: sessions.into_iter().map(recovered).collect(),
+            silent: left.filter(|id| *id != NOBODY && !live.contains_key(id)).map(|id| (id, now)).collect(),
+            live,
             orphans: orphans.iter().map(|row| (row.inode, row.session)).collect(),
             ..Inner::default()
         };
@@ -233,7 +241,8 @@ impl Sessions {
     }
 
     /// Ends a session (with `only_overdue`, unless it has shown itself meanwhile): its requests are
-    /// refused from here on. Returns the orphans that it held, or `None` when it goes on.
+    /// refused from here on. Returns the orphans that go with it, or `None` when it goes on. Those of one that fell silent
+    /// stay for a while ([`Self::take_silent`]).
     pub(crate) fn end(&self, session: SessionId, only_overdue: bool) -> Option<Vec<InodeId>> {
         let mut inner = self.lock();
         let live = inner.live.get(&session)?;
@@ -242,8 +251,21 @@ impl Sessions {
         }
         let live = inner.live.remove(&session)?;
         inner.ended.push((session, live.opens.into_keys().collect()));
-        let of_session = inner.orphans.iter().filter(|(_, holder)| *holder == session);
-        Some(of_session.map(|(inode, _)| *inode).collect())
+        let orphans = inner.orphans_of(session);
+        if !only_overdue || orphans.is_empty() {
+            return Some(orphans);
+        }
+        inner.silent.insert(session, self.attendance.now());
+        Some(Vec::new())
+    }
+
+    /// A session that has been over for so long that nobody comes back for its orphans, and these.
+    pub(crate) fn take_silent(&self) -> Option<(SessionId, Vec<InodeId>)> {
+        let mut inner = self.lock();
+        let now = self.attendance.now();
+        let (&session, _) = inner.silent.iter().find(|(_, since)| now.since(**since) > SILENT_KEPT)?;
+        inner.silent.remove(&session);
+        Some((session, inner.orphans_of(session)))
     }
 
     /// Drops some of what sessions had open that are over. Whether there is more.
@@ -371,6 +393,11 @@ impl Inner {
     /// Sessions that have still to say what they hold open.
     fn absent(&self) -> Vec<SessionId> {
         self.live.iter().filter(|(_, live)| !live.returned).map(|(&session, _)| session).collect()
+    }
+
+    fn orphans_of(&self, session: SessionId) -> Vec<InodeId> {
+        let of_session = self.orphans.iter().filter(|(_, holder)| *holder == session);
+        of_session.map(|(inode, _)| *inode).collect()
     }
 
     /// One of the holders of an inode that has lost its last name.

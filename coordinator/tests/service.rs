@@ -113,12 +113,14 @@ async fn an_open_file_survives_a_restart_of_the_coordinator() -> Result {
 async fn a_session_that_replaces_an_expired_one_keeps_what_its_mount_holds_open() -> Result {
     let cluster = Cluster::start_with(|config| config.lease = std::time::Duration::from_secs(1)).await?;
     let (mut away, mut other) = (cluster.client().await?, cluster.client().await?);
-    let names = ["named", "held", "lost", "closed"];
+    let names = ["named", "held", "lost", "closed", "temporary"];
     let made = other.apply(names.map(|name| file(1, name)).to_vec()).await?;
-    let [named, held, lost, closed] = [0, 1, 2, 3].map(|i: usize| made[i].attr.as_ref().unwrap().inode);
-    for (sequence, inode) in (1..).zip([named, held, lost, closed]) {
+    let [named, held, lost, closed, temporary] =
+        [0, 1, 2, 3, 4].map(|i: usize| made[i].attr.as_ref().unwrap().inode);
+    for (sequence, inode) in (1..).zip([named, held, lost, closed, temporary]) {
         away.open(inode, sequence).await?;
     }
+    other.apply(vec![unlink(1, "temporary")]).await?;
     other.open(held, 1).await?;
     other.open(closed, 2).await?;
     away.stop_keep_alive();
@@ -134,18 +136,18 @@ async fn a_session_that_replaces_an_expired_one_keeps_what_its_mount_holds_open(
 
     // It comes back in a new session, and says in three messages what it has open.
     let open = |inode, sequence| v1::OpenFile { inode, sequence };
-    let pages = vec![vec![open(held, 2)], vec![open(lost, 3)]];
+    let pages = vec![vec![open(held, 2)], vec![open(lost, 3), open(temporary, 5)]];
     let mut back = cluster.replace(vec![open(named, 1)], pages).await?;
     other.close_files(vec![open(held, 1), open(closed, 2)]).await?;
     other.until_gone(closed).await?;
     other.apply(vec![unlink(1, "named")]).await?;
-    for inode in [named, held] {
+    for inode in [named, held, temporary] {
         assert_eq!(back.get_attr(inode).await?.nlink, 0);
         back.open(inode, 9).await?;
     }
     let late = back.open(lost, 10).await;
     assert_eq!(back.error(late), ErrorKind::StaleHandle);
-    back.close_files(vec![open(named, 9), open(held, 9)]).await?;
+    back.close_files(vec![open(named, 9), open(held, 9), open(temporary, 9)]).await?;
     back.until_gone(named).await?;
     back.until_gone(held).await?;
     cluster.stop().await

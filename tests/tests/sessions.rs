@@ -45,13 +45,19 @@ fn a_file_that_was_open_while_its_mount_was_frozen_lives_when_its_name_goes() {
         file.sync_all().expect("fsync");
         file
     });
+    // As the temporary file of a program.
+    let unlinked = open(&cluster.mount_path().join("temporary"));
+    unlinked.write_all_at(&content, 0).expect("write");
+    unlinked.sync_all().expect("fsync");
+    fs::remove_file(cluster.mount_path().join("temporary")).expect("unlink");
+    File::open(cluster.mount_path()).expect("open").sync_all().expect("fsync of the directory");
     freeze(cluster.mount_process());
     let log = "session opened";
     wait::until_true("a new session", GRACE, || cluster.log_of("coordinator").matches(log).count() >= 3);
     // Its name goes only now, through this mount and through the other one.
     fs::remove_file(cluster.mount_path().join("here")).expect("unlink");
     fs::remove_file(second.path().join("there")).expect("unlink");
-    files.iter().for_each(|file| check_unlinked(file, &content));
+    files.iter().chain([&unlinked]).for_each(|file| check_unlinked(file, &content));
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub(crate) fn begin_session(
 }
 
 /// Ends a session and what hangs on it: replies, and orphans that nobody else holds. With
-/// `only_overdue` it goes on if it has shown itself meanwhile. Returns whether it ended.
+/// `only_overdue` it goes on if it has shown itself meanwhile, and its orphans stay for a while. Returns whether it ended.
 pub(crate) fn end_session(tx: &mut Tx, id: SessionId, only_overdue: bool) -> Result<bool, OpError> {
     let Some(orphans) = tx.context.sessions.end(id, only_overdue) else { return Ok(false) };
     tx.context.leases.end(id);
