@@ -1,5 +1,6 @@
 //! Taking a mount away, as root by umount2(2) and as an ordinary user by `fusermount3`.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -61,18 +62,27 @@ pub(crate) fn absolute(directory: &Path) -> std::io::Result<PathBuf> {
 /// The topmost mount at a directory (in its absolute form).
 pub(crate) fn mounted_at(directory: &Path) -> Option<Mounted> {
     let text = crate::local::read_text(Path::new("/proc/self/mountinfo")).unwrap_or_default();
-    text.lines().rev().find_map(|line| parse_mount(line, directory))
+    let mut mounts = text.lines().rev().filter_map(parse_mount);
+    mounts.find_map(|(point, mounted)| (point == directory.as_os_str()).then_some(mounted))
+}
+
+/// Where Cairn is mounted, for a person who asked for another directory.
+pub(crate) fn what_is_mounted() -> String {
+    let text = crate::local::read_text(Path::new("/proc/self/mountinfo")).unwrap_or_default();
+    let points = text.lines().filter_map(parse_mount).filter(|(_, mounted)| mounted.is_cairn());
+    let points: BTreeSet<_> = points.map(|(point, _)| PathBuf::from(point).display().to_string()).collect();
+    match points.is_empty() {
+        true => "Cairn is mounted nowhere on this machine".into(),
+        false => format!("Cairn is mounted at {}", points.into_iter().collect::<Vec<_>>().join(", ")),
+    }
 }
 
 /// proc(5): id parent major:minor root mountpoint options [tags] - type source options.
-fn parse_mount(line: &str, directory: &Path) -> Option<Mounted> {
+fn parse_mount(line: &str) -> Option<(OsString, Mounted)> {
     let (left, right) = line.split_once(" - ")?;
     let point = unescape(left.split(' ').nth(4)?);
-    if point.as_os_str() != directory.as_os_str() {
-        return None;
-    }
     let mut fields = right.split(' ');
-    Some(Mounted { kind: fields.next()?.to_owned(), source: fields.next()?.to_owned() })
+    Some((point, Mounted { kind: fields.next()?.to_owned(), source: fields.next()?.to_owned() }))
 }
 
 /// Undoes the kernel's octal escapes (`\040` for a blank).
@@ -193,8 +203,8 @@ mod tests {
     #[test]
     fn mountpoints_with_blanks_are_found() {
         let line = r"36 35 98:0 / /mnt/a\040b\134c rw,noatime shared:1 - fuse.cairn 127.0.0.1:7070/ rw";
-        let found = parse_mount(line, Path::new(r"/mnt/a b\c"));
-        assert!(found.as_ref().is_some_and(Mounted::is_cairn), "{found:?}");
-        assert_eq!(parse_mount(line, Path::new("/mnt/a")), None);
+        let (point, mounted) = parse_mount(line).expect("a mount");
+        assert_eq!(point, r"/mnt/a b\c");
+        assert!(mounted.is_cairn(), "{mounted:?}");
     }
 }

@@ -162,10 +162,29 @@ fn errors_are_one_line_that_says_what_to_do() {
     assert_eq!(run.stderr().lines().count(), 1, "{}", run.stderr());
     let run = cairn(home, &[], &["umount", "nothing"]);
     assert!(run.code() == 1 && run.stderr().contains("nothing"), "{}", run.stderr());
+    let run = cairn(home, &[], &["umount", "/"]);
+    assert!(run.code() == 1 && run.stderr().contains("not Cairn"), "{}", run.stderr());
+    let run = cairn(home, &[], &["umount", "."]);
+    assert!(run.code() == 1 && run.stderr().contains("Cairn is mounted "), "{}", run.stderr());
     let run = cairn(home, &[], &["down"]);
     assert!(run.code() == 1 && run.stderr().contains("it does not run"), "{}", run.stderr());
     let run = cairn(home, &[], &["frobnicate"]);
     assert_eq!(run.code(), 2);
+}
+
+#[test]
+fn a_cluster_that_is_refused_leaves_no_directory() {
+    let home = tempfile::tempdir().expect("tempdir");
+    let home = home.path();
+    for (mount, data) in [("data/mount", "data"), ("mount", "mount/deep/data"), ("same", "./same")] {
+        let run = cairn(home, &[], &["up", mount, "--data", data]);
+        assert!(run.code() == 2 && run.stderr().contains("inside one another"), "{}", run.stderr());
+        assert!(!home.join(mount).exists() && !home.join(data).exists(), "{mount}, {data}");
+    }
+    std::fs::create_dir(home.join("real")).expect("directory");
+    std::os::unix::fs::symlink("real", home.join("link")).expect("link");
+    let run = cairn(home, &[], &["up", "link/mount", "--data", "real"]);
+    assert!(run.code() == 2 && !home.join("real/mount").exists(), "{}", run.stderr());
 }
 
 #[test]

@@ -364,3 +364,25 @@ fn metrics_explain_themselves_and_begin_with_zero() {
     let missing = series(&mount, "cairn_fuse_errors_total{op=\"lookup\",errno=\"ENOENT\"}");
     assert!(missing.is_some_and(|count| count >= 1.0), "{missing:?}");
 }
+
+#[test]
+fn paths_that_are_not_there_are_named_with_what_to_do() {
+    let cluster = Cluster::builder().unmounted().start();
+    assert!(cluster.run(&["mkdir", "/here"]).status.success());
+    fs::write(cluster.path().join("local"), b"bytes").expect("write");
+    let local = cluster.path().join("local").display().to_string();
+    assert!(cluster.run(&["put", &local, "/here/file"]).status.success());
+    let nowhere = cluster.path().join("no/where").display().to_string();
+    for (line, whole) in [
+        (&["mkdir", "/none/two/three"][..], ["/none/two does not exist", "-p makes"]),
+        (&["cat", "/here"], ["it is a directory", "`cairn ls /here`"]),
+        (&["get", "/here/file", &nowhere], ["does not exist", "mkdir -p"]),
+    ] {
+        let output = cluster.run(line);
+        assert!(!output.status.success(), "{line:?}");
+        let text = told(&output);
+        assert!(whole.iter().all(|part| text.contains(part)), "{line:?}: {text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
+    assert!(cluster.run(&["mkdir", "-p", "/none/two/three"]).status.success());
+}

@@ -67,7 +67,7 @@ Examples:
   cairn scrub start --rate 200MiB 7f3a9c21")]
 pub struct ScrubStartArgs {
     /// Bytes a second that each datanode reads in this pass, instead of what it is configured to.
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = super::parse_size)]
     pub rate: Option<ByteSize>,
     /// Which datanodes.
     #[command(flatten)]

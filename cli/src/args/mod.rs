@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use cairn_runtime::config::ByteSize;
 use clap::{Args, Parser, Subcommand};
 
 mod admin;
@@ -84,9 +85,13 @@ pub struct GlobalArgs {
 }
 
 fn parse_time(text: &str) -> Result<Duration, String> {
-    let expected = || "a time such as 500ms, 30s or 5min was expected".to_owned();
-    let time = humantime::parse_duration(text).map_err(|_| expected())?;
-    if time.is_zero() { Err(expected()) } else { Ok(time) }
+    let time =
+        humantime::parse_duration(text).map_err(|_| "a time such as 500ms, 30s or 5min was expected")?;
+    if time.is_zero() { Err("a time of more than 0 was expected".into()) } else { Ok(time) }
+}
+
+fn parse_size(text: &str) -> Result<ByteSize, String> {
+    text.parse().map_err(|_| "a size such as 512MiB, 1.5GiB or 4096 (bytes) was expected".into())
 }
 
 /// What to do.

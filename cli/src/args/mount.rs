@@ -45,7 +45,7 @@ pub struct MountArgs {
     #[arg(long, value_name = "POLICY")]
     pub unreachable: Option<String>,
     /// Memory for unwritten data, read-ahead and cache together [default: 512 MiB].
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = super::parse_size)]
     pub memory: Option<ByteSize>,
     /// `close` waits until data would survive power loss, as `fsync` does.
     #[arg(long)]

@@ -146,7 +146,7 @@ pub struct DatanodeArgs {
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
     pub label: Vec<(String, String)>,
     /// Room that stays free on each disk.
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = super::parse_size)]
     pub reserve: Option<ByteSize>,
     /// Where to serve /metrics, /healthz and /readyz [default: nowhere].
     #[arg(long, value_name = "HOST:PORT")]

@@ -41,6 +41,9 @@ pub(super) async fn cat(tool: &Tool, args: &CatArgs) -> Result<Exit, Failure> {
 
 async fn cat_one(tool: &Tool, remote: &Remote, path: &RemotePath) -> Result<(), Failure> {
     let attr = remote.stat(path).await?;
+    if attr.kind == Kind::Directory {
+        return Err(Failure::new(path, "it is a directory").next(format!("`cairn ls {path}` lists it")));
+    }
     let file = remote.open(attr.inode).await.doing(path)?;
     let mut offset = 0;
     loop {
@@ -154,7 +157,13 @@ pub(super) async fn mkdir(tool: &Tool, args: &MkdirArgs) -> Result<Exit, Failure
     let mut exit = Exit::Done;
     for_each_path!(tool, &args.paths, exit, |path| async {
         let mode = args.mode.unwrap_or(usual);
-        remote.files().make_dir(path.to_path(), mode, args.parents).await.doing(path).map(drop)
+        match remote.files().make_dir(path.to_path(), mode, args.parents).await {
+            Err(error) if error.kind() == ErrorKind::NotFound && !args.parents => {
+                let why = format!("{} does not exist", path.parent());
+                Err(Failure::new(path, why).next("-p makes the directories that are missing, too"))
+            }
+            made => made.doing(path).map(drop),
+        }
     }
     .await);
     close(&client, &shutdown).await?;

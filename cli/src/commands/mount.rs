@@ -260,7 +260,10 @@ pub(super) async fn umount(tool: &Tool, args: &UmountArgs) -> Result<(), Failure
     let given = args.directory.display();
     let directory = unmount::absolute(&args.directory).doing(format!("unmount {given}"))?;
     match unmount::mounted_at(&directory) {
-        None => return Err(Failure::new(format!("unmount {given}"), "it is not mounted")),
+        None => {
+            return Err(Failure::new(format!("unmount {given}"), "it is not mounted")
+                .next(unmount::what_is_mounted()));
+        }
         Some(mounted) if !mounted.is_cairn() => {
             let why =
                 format!("what is mounted there is {} (type {}), not Cairn", mounted.source, mounted.kind);

@@ -93,7 +93,15 @@ impl Walk<'_> {
             Err(_) if args.sources.len() > 1 || (slash && attr.kind != Kind::Directory) => {
                 Err(Failure::usage(&shown, "no such directory").next(format!("make it: mkdir -p {shown}")))
             }
-            Ok(_) | Err(_) => Ok((destination.clone(), true)),
+            Ok(_) => Ok((destination.clone(), true)),
+            Err(_) => match destination.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                Some(parent) if !parent.exists() => {
+                    let parent = parent.display();
+                    let next = format!("make it: mkdir -p {parent}");
+                    Err(Failure::usage(&shown, format!("the directory {parent} does not exist")).next(next))
+                }
+                _ => Ok((destination.clone(), true)),
+            },
         }
     }
 

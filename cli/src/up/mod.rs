@@ -53,8 +53,7 @@ pub(crate) async fn up(args: UpArgs, global: &GlobalArgs, output: Output) -> Res
 
 async fn run(args: UpArgs, global: &GlobalArgs, output: Output) -> Result<(), Failure> {
     let wishes = Wishes::read(global.config.as_deref(), global.coordinator.as_deref(), output)?;
-    let data = data_directory(args.data.as_deref())?;
-    let directory = mount_directory(&args.directory, &data)?;
+    let (data, directory) = directories(&args)?;
     let _lock = lock(&data)?;
     let found = State::read(&data)?;
     check_store(&data)?;
@@ -77,12 +76,11 @@ async fn run(args: UpArgs, global: &GlobalArgs, output: Output) -> Result<(), Fa
 /// Starts `cairn up` in the background and returns when its directory can be used.
 async fn detach(args: &UpArgs, global: &GlobalArgs, output: Output) -> Result<(), Failure> {
     Wishes::read(global.config.as_deref(), global.coordinator.as_deref(), output)?;
-    let data = data_directory(args.data.as_deref())?;
+    let (data, directory) = directories(args)?;
     // Found out here already, so that the person sees the sentence at once.
     drop(lock(&data)?);
     check_store(&data)?;
     say_little_room(&data, output);
-    let directory = mount_directory(&args.directory, &data)?;
     let (log, ready_file) = (data.join("log/up.log"), data.join("run/up.json"));
     notes::remove(&ready_file);
     let mut line = vec!["up".into(), directory.into_os_string(), "--data".into(), data.clone().into()];
@@ -172,29 +170,37 @@ fn what_runs() -> String {
     format!("of those that run: {}", each.collect::<Vec<_>>().join(", "))
 }
 
-fn data_directory(given: Option<&Path>) -> Result<PathBuf, Failure> {
-    let data = given.map_or_else(places::up_data, Path::to_owned);
-    std::fs::create_dir_all(&data)
-        .doing(format!("make the data directory {}", data.display()))
-        .map_err(|failure| failure.next("choose another with --data"))?;
-    data.canonicalize().doing(format!("find {}", data.display()))
-}
-
-/// The directory to mount at, made when it is missing, cleared of a dead mount.
-fn mount_directory(directory: &Path, data: &Path) -> Result<PathBuf, Failure> {
-    let what = format!("mount at {}", directory.display());
-    if let Ok(path) = unmount::absolute(directory) {
+/// The data directory and the directory to mount at. Each is made when it is missing, once both have been judged.
+fn directories(args: &UpArgs) -> Result<(PathBuf, PathBuf), Failure> {
+    let data = args.data.clone().unwrap_or_else(places::up_data);
+    let data = resolved(&data).doing(format!("find {}", data.display()))?;
+    let what = format!("mount at {}", args.directory.display());
+    if let Ok(path) = unmount::absolute(&args.directory) {
         unmount::clear_dead(&path);
     }
-    if !directory.exists() {
-        std::fs::create_dir_all(directory).doing(&what)?;
-    }
-    let path = directory.canonicalize().doing(&what)?;
-    if path.starts_with(data) || data.starts_with(&path) {
+    let directory = resolved(&args.directory).doing(&what)?;
+    if directory.starts_with(&data) || data.starts_with(&directory) {
         let why = format!("it and the data directory {} lie inside one another", data.display());
         return Err(Failure::usage(what, why).next("choose another DIR or --data"));
     }
-    Ok(path)
+    std::fs::create_dir_all(&data)
+        .doing(format!("make the data directory {}", data.display()))
+        .map_err(|failure| failure.next("choose another with --data"))?;
+    if !directory.exists() {
+        std::fs::create_dir_all(&directory).doing(&what)?;
+    }
+    Ok((data, directory))
+}
+
+/// Without symbolic links, as far as it exists.
+fn resolved(path: &Path) -> std::io::Result<PathBuf> {
+    let whole = std::path::absolute(path)?;
+    for there in whole.ancestors() {
+        if let (Ok(found), Ok(missing)) = (there.canonicalize(), whole.strip_prefix(there)) {
+            return Ok(if missing.as_os_str().is_empty() { found } else { found.join(missing) });
+        }
+    }
+    Ok(whole)
 }
 
 fn lock(data: &Path) -> Result<RealDisk, Failure> {
