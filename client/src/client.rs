@@ -8,6 +8,7 @@ use cairn_runtime::bugs::{Bug, planted};
 use cairn_runtime::clock;
 use cairn_runtime::config::Validate;
 use cairn_runtime::shutdown::Shutdown;
+use futures::future::BoxFuture;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
@@ -36,11 +37,18 @@ impl Client {
     /// Fails when the coordinator can not be reached within 15 seconds. The background tasks are
     /// part of `shutdown`; they end with [`Self::close`], not by its request, since what is
     /// buffered still has to be stored then.
-    pub async fn connect(
+    ///
+    /// Boxed: the code of a future is made where it is polled by its type, and sessions and pipelines would be compiled
+    /// again in each crate that opens one.
+    pub fn connect(
         config: ClientConfig,
         description: String,
         shutdown: &Shutdown,
-    ) -> Result<Arc<Self>> {
+    ) -> BoxFuture<'_, Result<Arc<Self>>> {
+        Box::pin(Self::open(config, description, shutdown))
+    }
+
+    async fn open(config: ClientConfig, description: String, shutdown: &Shutdown) -> Result<Arc<Self>> {
         config.validate()?;
         crate::metrics::describe();
         let map = Arc::new(MapCell::new());
@@ -123,7 +131,11 @@ impl Client {
 
     /// Stores and commits all buffered writes of all files, and applies all changes of names; with `durable` as
     /// `fsync` does. The first error that any of them met.
-    pub async fn flush_all(&self, durable: bool) -> Result<()> {
+    pub fn flush_all(&self, durable: bool) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.flush_each(durable))
+    }
+
+    async fn flush_each(&self, durable: bool) -> Result<()> {
         let files = self.engine.dirty_files();
         files.iter().for_each(|file| drop(file.start_flush(durable)));
         let mut first: Option<ClientError> = None;

@@ -15,6 +15,7 @@ use cairn_runtime::shutdown::Shutdown;
 use cairn_runtime::telemetry;
 use cairn_runtime::threads::Pool;
 use cairn_runtime::{clock, net, random};
+use futures::future::BoxFuture;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tower::util::{MapRequestLayer, MapResponseLayer};
@@ -167,7 +168,18 @@ pub async fn start(config: CoordinatorConfig, shutdown: Shutdown) -> Result<Runn
 }
 
 /// As [`start`]; the engine "memory" keeps its rows in `memory`.
-pub(crate) async fn start_on(
+///
+/// Boxed: the code of a future is made where it is polled by its type, and the whole coordinator would be compiled
+/// again in each crate that starts one.
+pub(crate) fn start_on(
+    config: CoordinatorConfig,
+    memory: MemoryStore,
+    shutdown: Shutdown,
+) -> BoxFuture<'static, Result<Running, CoordinatorError>> {
+    Box::pin(open_and_serve(config, memory, shutdown))
+}
+
+async fn open_and_serve(
     config: CoordinatorConfig,
     memory: MemoryStore,
     shutdown: Shutdown,

@@ -16,6 +16,7 @@ use cairn_runtime::shutdown::Shutdown;
 use cairn_runtime::telemetry::{self, Readiness};
 use cairn_runtime::threads::Pool;
 use cairn_runtime::{clock, net};
+use futures::future::BoxFuture;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -171,7 +172,18 @@ pub async fn start_on(
     start_with(config, disks, Vec::new(), shutdown).await
 }
 
-async fn start_with(
+/// Boxed: the code of a future is made where it is polled by its type, and the whole datanode would be compiled again
+/// in each crate that starts one.
+fn start_with(
+    config: DatanodeConfig,
+    disks: Vec<Arc<dyn Disk>>,
+    missing: Vec<v1::DiskHealth>,
+    shutdown: Shutdown,
+) -> BoxFuture<'static, Result<Running, DatanodeError>> {
+    Box::pin(listen_and_serve(config, disks, missing, shutdown))
+}
+
+async fn listen_and_serve(
     config: DatanodeConfig,
     disks: Vec<Arc<dyn Disk>>,
     missing: Vec<v1::DiskHealth>,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use cairn_proto::{ClusterId, ErrorKind};
 use cairn_runtime::clock;
+use futures::future::BoxFuture;
 
 use super::chain::{Catalogue, FileScan, Follow, Found, Step};
 use super::error::ArchiveError;
@@ -88,7 +89,13 @@ impl From<ArchiveError> for CoordinatorError {
 }
 
 /// Makes a store in an empty directory.
-pub async fn restore(options: RestoreOptions) -> Result<Restored, CoordinatorError> {
+///
+/// Boxed for the reason that `server::start_on` gives.
+pub fn restore(options: RestoreOptions) -> BoxFuture<'static, Result<Restored, CoordinatorError>> {
+    Box::pin(restore_from_best(options))
+}
+
+async fn restore_from_best(options: RestoreOptions) -> Result<Restored, CoordinatorError> {
     let mut sources = Vec::new();
     for from in &options.from {
         sources.push(Source::find(from, options.until).await?);
