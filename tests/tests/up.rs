@@ -175,6 +175,52 @@ fn up_starts_what_can_be_started_and_says_what_is_missing() {
     up.stop(rustix::process::Signal::TERM);
 }
 
+/// The id of `datanode-3`, when it runs.
+fn third_datanode(data: &Path) -> Option<String> {
+    let state = fs::read(data.join("up.json")).expect("state");
+    let state: serde_json::Value = serde_json::from_slice(&state).expect("JSON");
+    Some(state["services"]["datanode-3"]["id"].as_str()?.to_owned())
+}
+
+#[test]
+fn up_begins_no_new_datanode_in_place_of_one_whose_directory_is_missing() {
+    let workspace = Workspace::new();
+    let up = Up::start(&workspace, &[]);
+    let file = up.directory.join("file");
+    pattern::write_file(&file, 1, 5 * MIB);
+    up.stop(rustix::process::Signal::TERM);
+    let data = workspace.path().join("home/data");
+    let (node, aside) = (data.join("datanode-3"), workspace.path().join("aside"));
+    fs::rename(&node, &aside).expect("rename");
+    for empty in [false, true] {
+        if empty {
+            fs::create_dir_all(&node).expect("a directory without its disk");
+        }
+        let up = Up::start(&workspace, &[]);
+        let log = up.process.log();
+        assert!(log.contains("datanode-3: ") && log.contains("is missing or empty"), "{log}");
+        assert!(log.contains("starts with 2 of 3 datanodes"), "{log}");
+        assert!(third_datanode(&data).is_none() && !node.join("identity.json").exists(), "nothing was begun");
+        pattern::check_file(&up.directory.join("file"), 1, 5 * MIB);
+        up.stop(rustix::process::Signal::TERM);
+    }
+    let _ = fs::remove_dir(&node);
+    fs::rename(&aside, &node).expect("rename");
+    let up = Up::start(&workspace, &[]);
+    let id = third_datanode(&data).expect("it runs");
+    // Lost for good: removed, and then a new one begins.
+    up.stop(rustix::process::Signal::TERM);
+    fs::rename(&node, workspace.path().join("lost")).expect("rename");
+    let up = Up::start(&workspace, &[]);
+    let removed = cairn_beside(&workspace, &["node", "remove", &id, "--force", "--yes"]);
+    assert!(removed.status.success(), "{}", said(&removed));
+    up.stop(rustix::process::Signal::TERM);
+    let up = Up::start(&workspace, &[]);
+    assert!(third_datanode(&data).is_some_and(|new| new != id));
+    pattern::check_file(&up.directory.join("file"), 1, 5 * MIB);
+    up.stop(rustix::process::Signal::TERM);
+}
+
 #[test]
 fn up_begins_no_new_store_beside_the_chunks_of_a_cluster() {
     let workspace = Workspace::new();

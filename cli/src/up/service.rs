@@ -21,6 +21,14 @@ pub(super) enum Role {
     Mount,
 }
 
+/// The label by which the cluster knows a datanode that `cairn up` runs.
+pub(super) const HOST: &str = "host";
+
+/// Its value. A host of its own for each, so that copies are spread over them.
+pub(super) fn host(number: u32) -> String {
+    format!("node-{number}")
+}
+
 impl Role {
     pub(super) fn name(self) -> String {
         match self {
@@ -148,8 +156,7 @@ impl Service {
                 line.word("datanode").pair("--listen", &self.listen);
                 line.pair("--data", common.data.join(self.role.name()));
                 line.pair("--coordinator", &self.coordinator);
-                // A host of its own for each, so that copies are spread over them.
-                line.pair("--label", format!("host=node-{number}"));
+                line.pair("--label", format!("{HOST}={}", host(number)));
             }
             Role::Mount => {
                 line.word("mount").word(&common.directory).word("--foreground");

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::keeper::{Event, Keeper};
-use super::service::{Common, Role, Service};
+use super::service::{Common, HOST, Role, Service, host};
 use super::state::State;
 use super::summary;
 use super::wishes::Wishes;
@@ -86,7 +86,19 @@ impl Supervisor {
     ) -> Result<(), Failure> {
         let coordinator = self.start_one(Role::Coordinator, common, "", restart, &events).await?;
         let address = coordinator.address.unwrap_or_default();
-        let roles: Vec<Role> = (1..=self.state.datanodes).map(Role::Datanode).collect();
+        let map = Cluster::connect(&address, self.output, None)?.map().await?;
+        let all = self.state.datanodes as usize;
+        let (mut roles, mut failures) = (Vec::new(), Vec::new());
+        for number in 1..=self.state.datanodes {
+            let role = Role::Datanode(number);
+            match missing_data(number, &self.data, &map) {
+                Some(failure) => {
+                    self.state.services.remove(&role.name());
+                    failures.push(failure);
+                }
+                None => roles.push(role),
+            }
+        }
         let starts = roles.iter().map(|&role| {
             let last = self.state.services.get(&role.name()).cloned();
             let (events, stopping, force) = (events.clone(), self.stopping.clone(), self.force.clone());
@@ -96,7 +108,6 @@ impl Supervisor {
                 (role, Keeper::start(service, restart, events, &stopping, &force).await)
             }
         });
-        let mut failures = Vec::new();
         for (role, result) in futures::future::join_all(starts).await {
             match result {
                 Ok((keeper, ready)) => {
@@ -110,16 +121,16 @@ impl Supervisor {
             }
         }
         // What is missing is said and not waited for: the others have copies of its chunks.
-        let started = failures.len() < roles.len() && !self.stopping.is_cancelled();
-        if let (false, Some(failure)) = (started, failures.pop()) {
+        let started = failures.len() < all && !self.stopping.is_cancelled();
+        if !started && let Some(failure) = failures.pop() {
             return Err(failure);
         }
         for failure in &failures {
             self.warn(failure.to_string());
         }
         let up = self.await_nodes(&address).await?;
-        if up < roles.len() {
-            let text = format!("the cluster starts with {up} of {} datanodes", roles.len());
+        if up < all {
+            let text = format!("the cluster starts with {up} of {all} datanodes");
             self.warn(format!("{text}; `cairn status` shows what that means"));
         }
         self.start_one(Role::Mount, common, &address, restart, &events).await?;
@@ -287,6 +298,28 @@ impl Supervisor {
             self.output.note(failure);
         }
     }
+}
+
+/// Why a datanode must not start: the cluster counts on its chunks, and its directory holds none. It would begin as a new
+/// one, and nobody would learn that a disk is not mounted.
+fn missing_data(number: u32, data: &Path, map: &v1::ClusterMap) -> Option<Failure> {
+    let role = Role::Datanode(number);
+    let directory = data.join(role.name());
+    if directory.join("identity.json").exists() {
+        return None;
+    }
+    let is_it = |node: &&v1::Node| {
+        node.labels.get(HOST) == Some(&host(number)) && node.admin() != v1::AdminState::Out
+    };
+    let node = map.nodes.iter().find(is_it)?;
+    let why =
+        format!("{} is missing or empty, and the cluster counts on what was in it", directory.display());
+    let next = format!(
+        "bring it back, or mount its disk; when it is lost for good, `cairn node remove {}` and start again: a new \
+         datanode begins in its place",
+        node_name(&node.node)
+    );
+    Some(Failure::new(role.name(), why).next(next))
 }
 
 /// A datanode that runs, and that the coordinator does not count on.
