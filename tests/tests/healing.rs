@@ -293,6 +293,43 @@ fn a_datanode_is_drained_and_removed_and_may_not_come_back() {
 }
 
 #[test]
+fn chunks_whose_last_copy_was_removed_are_told_as_lost_and_their_places_are_of_use_again() {
+    let one_copy = hasty().datanodes(2).env("CAIRN_COORDINATOR__REPLICAS", 1);
+    let cluster = one_copy.env("CAIRN_COORDINATOR__MIN_REPLICAS", 1).start();
+    let mut wire = cluster.wire();
+    // Some of them on each of the two.
+    let files = ["a", "b", "c", "d", "e", "f", "g", "h"].map(|name| put(&cluster, &wire, name, 2 * CHUNK));
+    let removed = node_at(&cluster, &wire, 0);
+    let sets = map(&wire).sets;
+    let is_lost = |chunk: &v1::ChunkRef| {
+        let set = sets.iter().find(|set| set.id == chunk.set).expect("its set");
+        set.members.iter().any(|member| member.node == removed.node)
+    };
+    let chunks = files.iter().flat_map(|file| wire.layout(file.inode).expect("layout").chunks);
+    let lost = chunks.filter(is_lost).count();
+    assert!(lost > 0 && lost < 16, "{lost} of 16 chunks are on one of two datanodes");
+    cluster.run_ok(&["node", "remove", &id_text(&removed.node), "--force", "--yes"]);
+    let told = || {
+        let output = cluster.run(&["status"]);
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let expected = match lost {
+        1 => "1 chunk has no copy".to_owned(),
+        _ => format!("{lost} chunks have no copy"),
+    };
+    wait::until_true("the loss to be told", LIMIT, || {
+        let (code, text) = told();
+        code == Some(4) && text.contains("CHUNKS_LOST") && text.contains(&expected)
+    });
+    wait::until_true("the places to be filled", LIMIT, || {
+        let sets = map(&wire).sets;
+        sets.iter().all(|set| set.members.iter().any(|member| member.state() == MemberState::Active))
+    });
+    let later = put(&cluster, &wire, "later", 16 * CHUNK);
+    check(&cluster, &mut wire, &[later], 1);
+}
+
+#[test]
 fn a_datanode_that_is_no_longer_drained_serves_again() {
     let cluster = hasty().start();
     let mut wire = cluster.wire();

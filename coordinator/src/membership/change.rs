@@ -65,8 +65,10 @@ fn settle_set(
     call_back(&mut next, members, replicas);
     let keepers = keepers(&next);
     let holders = next.iter().any(|member| holds_all(member.state));
-    // Without anybody to copy from, a new member would only wait.
-    if holders && keepers < replicas {
+    // Without anybody to copy from, a new member would only wait; unless nobody can come back: then it finds out which
+    // chunks are lost, and the set is of use again.
+    let given_up = next.iter().all(|member| is_removed(members.nodes.get(&member.node)));
+    if (holders || given_up) && keepers < replicas {
         for node in choose(&next, members, selector, replicas - keepers, load) {
             let backfilled = planted(Bug::BackfillTooEarly);
             let state = if backfilled { MemberState::Active } else { MemberState::Backfilling };

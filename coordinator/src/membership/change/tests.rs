@@ -156,6 +156,16 @@ fn the_last_that_hold_everything_are_never_given_up() {
 }
 
 #[test]
+fn a_set_whose_members_were_all_removed_gets_new_ones() {
+    let mut trial = Trial::new(5, &[&[1, 2, 3]]);
+    (1..=3).for_each(|number| trial.admin(number, AdminState::Out));
+    assert!(trial.settle());
+    let states = trial.states(1);
+    assert_eq!(states[..3], [(1, Lost), (2, Lost), (3, Lost)]);
+    assert_eq!(states[3..], [(4, Backfilling), (5, Backfilling)]);
+}
+
+#[test]
 fn a_drained_datanode_leaves_when_its_place_is_filled() {
     let mut trial = Trial::new(4, &[&[1, 2, 3]]);
     trial.admin(1, AdminState::Draining);
