@@ -4,7 +4,7 @@ use metrics::{counter, gauge, histogram};
 use std::time::Duration;
 
 cairn_runtime::metric_catalogue! {
-    histogram CALL_SECONDS = "cairn_client_coordinator_call_seconds", "A call to the coordinator with all its tries, seconds, by method and outcome.";
+    histogram_events CALL_SECONDS = "cairn_client_coordinator_call_seconds", "A call to the coordinator with all its tries, seconds, by method and outcome.";
     counter STORED_BYTES = "cairn_client_stored_bytes_total", "Bytes stored on datanodes, each copy counted once.";
     counter STORED_CHUNKS = "cairn_client_stored_chunks_total", "Chunks stored on all their members.";
     histogram STORE_SECONDS = "cairn_client_store_seconds", "Storing one chunk on all its members, seconds.";

@@ -9,7 +9,7 @@ cairn_runtime::metric_catalogue! {
     counter JOBS = "cairn_coordinator_jobs_total", "Jobs executed.";
     counter SLOW_JOBS = "cairn_coordinator_slow_jobs_total", "Jobs that took more than 100 ms, in which nobody else was served.";
     counter ROWS = "cairn_coordinator_rows_written_total", "Rows written.";
-    histogram REQUEST_SECONDS = "cairn_coordinator_request_seconds", "Time to answer a request, seconds, by method.";
+    histogram_events REQUEST_SECONDS = "cairn_coordinator_request_seconds", "Time to answer a request, seconds, by method.";
     events REFUSED = "cairn_coordinator_requests_refused_total", "Requests refused, by method and kind of error.";
     counter LISTINGS = "cairn_coordinator_listing_pages_total" ["from": "store", "memory", "ahead"], "Pages of large directories: sent from the store or from memory, or made ahead.";
     gauge SESSIONS = "cairn_coordinator_sessions", "Sessions that are open.";

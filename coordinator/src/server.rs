@@ -187,6 +187,7 @@ async fn open_and_serve(
     config.validate()?;
     telemetry::init_metrics().map_err(CoordinatorError::Telemetry)?;
     metrics::describe();
+    metrics::health(|_| false); // until it is looked at for the first time
     let listener = listen(&config.listen, config.insecure).await?;
     let address = listener.local_addr()?;
     let pool = Pool::start("coordinator", POOL_THREADS, POOL_QUEUE)?;

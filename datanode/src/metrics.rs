@@ -6,7 +6,7 @@ cairn_runtime::metric_catalogue! {
     histogram READ_SECONDS = "cairn_datanode_chunk_read_seconds", "One read of a part of a chunk from its disk, verified, seconds.";
     counter STORED = "cairn_datanode_chunk_stored_total", "Chunks stored here.";
     counter STORE_FAILED = "cairn_datanode_chunk_store_failed_total", "Chunks refused or given up.";
-    histogram STORE_SECONDS = "cairn_datanode_chunk_store_seconds", "From a chunk's header to its final acknowledgement, seconds, by role (primary, replica).";
+    histogram STORE_SECONDS = "cairn_datanode_chunk_store_seconds" ["role": "primary", "replica"], "From a chunk's header to its final acknowledgement, seconds, by role (primary, replica).";
     histogram SYNC_SECONDS = "cairn_datanode_sync_seconds", "One fdatasync (and fsync of the directory where needed), seconds.";
     counter SYNC_WAITERS = "cairn_datanode_sync_waiters_total", "Waiters that those syncs served; divided by their count, the size of a group.";
     counter REPLICA_FAILED = "cairn_datanode_replica_failed_total", "Members that could not store a chunk they were to.";

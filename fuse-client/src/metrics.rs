@@ -7,7 +7,7 @@ use cairn_runtime::clock::Instant;
 use metrics::{Counter, Histogram, counter, histogram};
 
 cairn_runtime::metric_catalogue! {
-    histogram REQUEST_SECONDS = "cairn_fuse_request_seconds", "From the arrival of a request of the kernel to its answer, seconds, by operation.";
+    histogram_events REQUEST_SECONDS = "cairn_fuse_request_seconds", "From the arrival of a request of the kernel to its answer, seconds, by operation.";
     events ERRORS = "cairn_fuse_errors_total", "Requests of the kernel answered with an error, by operation and errno.";
     counter BYTES = "cairn_fuse_bytes_total" ["op": "read", "write", "copy_file_range"], "Bytes that programs have read, written and copied, by operation.";
     counter INTERRUPTED = "cairn_fuse_requests_interrupted_total", "Requests given up because a signal waited for their caller.";

@@ -327,8 +327,21 @@ fn metrics_explain_themselves_and_begin_with_zero() {
     fs::write(cluster.mount_path().join("file"), vec![7; 10_000]).expect("write");
     fs::read(cluster.mount_path().join("no such file")).expect_err("no such file");
     for (service, zeros) in [
-        ("coordinator", &["cairn_coordinator_sessions_fenced_total"][..]),
-        ("datanode0", &["cairn_datanode_record_quarantined_total", "cairn_datanode_disk_fault_total"]),
+        (
+            "coordinator",
+            &[
+                "cairn_coordinator_sessions_fenced_total",
+                "cairn_coordinator_health{code=\"CHUNKS_LOST\",severity=\"error\"}",
+            ][..],
+        ),
+        (
+            "datanode0",
+            &[
+                "cairn_datanode_record_quarantined_total",
+                "cairn_datanode_disk_fault_total",
+                "cairn_datanode_chunk_read_seconds_count",
+            ],
+        ),
         (
             "mount-mnt",
             &[
