@@ -15,20 +15,35 @@ use tokio::sync::mpsc;
 use crate::common::Cluster;
 
 const ROOT: InodeId = InodeId::ROOT;
-/// How long every byte takes to the coordinator, and from there.
+/// How long every byte takes one way.
 const FAR: Duration = Duration::from_millis(40);
+
+/// How long every byte takes to the coordinator, and from there.
+#[derive(Clone, Copy)]
+struct Way {
+    to: Duration,
+    from: Duration,
+}
+
+impl Way {
+    const EVEN: Self = Self { to: FAR, from: FAR };
+    /// The clock of a mount is estimated by half a round trip: it is ahead when the way to the coordinator takes longer,
+    const SLOW_TO: Self = Self { to: FAR, from: Duration::ZERO };
+    /// and behind when the way back does.
+    const SLOW_FROM: Self = Self { to: Duration::ZERO, from: FAR };
+}
 
 fn name(text: &str) -> FileName {
     FileName::new(Bytes::copy_from_slice(text.as_bytes())).unwrap()
 }
 
 /// Passes bytes on after a delay, in their order.
-async fn pass(mut from: impl AsyncReadExt + Unpin, mut to: impl AsyncWriteExt + Unpin) {
+async fn pass(mut from: impl AsyncReadExt + Unpin, mut to: impl AsyncWriteExt + Unpin, delay: Duration) {
     let (sender, mut receiver) = mpsc::channel(1024);
     let read = async {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(count @ 1..) = from.read(&mut buffer).await {
-            let due = tokio::time::Instant::now() + FAR;
+            let due = tokio::time::Instant::now() + delay;
             if sender.send((due, buffer[..count].to_vec())).await.is_err() {
                 break;
             }
@@ -49,7 +64,7 @@ async fn pass(mut from: impl AsyncReadExt + Unpin, mut to: impl AsyncWriteExt + 
 
 /// The address of a coordinator that is far away.
 #[allow(clippy::disallowed_methods)] // a proxy is no part of the product
-async fn far_away(address: &str) -> String {
+async fn far_away(address: &str, way: Way) -> String {
     let listener = net::listen("127.0.0.1:0").await.unwrap();
     let (far, near) = (listener.local_addr().unwrap().to_string(), address.to_owned());
     tokio::spawn(async move {
@@ -59,8 +74,8 @@ async fn far_away(address: &str) -> String {
             server.set_nodelay(true).unwrap();
             let ((from_client, to_client), (from_server, to_server)) =
                 (client.into_split(), server.into_split());
-            tokio::spawn(pass(from_client, to_server));
-            tokio::spawn(pass(from_server, to_client));
+            tokio::spawn(pass(from_client, to_server, way.to));
+            tokio::spawn(pass(from_server, to_client, way.from));
         }
     });
     far
@@ -70,8 +85,9 @@ async fn near_mount(cluster: &Cluster) -> Arc<Vfs> {
     Vfs::new(cluster.client().await.unwrap(), Duration::from_secs(1))
 }
 
-async fn far_mount(cluster: &Cluster) -> Arc<Vfs> {
-    let config = ClientConfig { coordinator: far_away(&cluster.address).await, ..ClientConfig::default() };
+async fn far_mount(cluster: &Cluster, way: Way) -> Arc<Vfs> {
+    let config =
+        ClientConfig { coordinator: far_away(&cluster.address, way).await, ..ClientConfig::default() };
     let client = cairn_client::Client::connect(config, "test".into(), &Shutdown::new()).await.unwrap();
     Vfs::new(client, Duration::from_secs(1))
 }
@@ -122,7 +138,12 @@ impl Seen {
 async fn on_one_mount_a_later_change_never_has_an_earlier_time() {
     let cluster = Cluster::start().await.unwrap();
     let me = Caller::root();
-    for (where_it_is, vfs) in [("near", near_mount(&cluster).await), ("far", far_mount(&cluster).await)] {
+    for (where_it_is, vfs) in [
+        ("near", near_mount(&cluster).await),
+        ("far", far_mount(&cluster, Way::EVEN).await),
+        ("slow-to", far_mount(&cluster, Way::SLOW_TO).await),
+        ("slow-from", far_mount(&cluster, Way::SLOW_FROM).await),
+    ] {
         let directory = leased(&vfs, where_it_is).await;
         let mut seen = Seen::default();
         for round in 0..10 {
@@ -152,7 +173,7 @@ async fn on_one_mount_a_later_change_never_has_an_earlier_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn across_two_mounts_a_later_change_never_has_an_earlier_time() {
     let cluster = Cluster::start().await.unwrap();
-    let (near, far) = (near_mount(&cluster).await, far_mount(&cluster).await);
+    let (near, far) = (near_mount(&cluster).await, far_mount(&cluster, Way::EVEN).await);
     let (mine, theirs) = (leased(&near, "near").await, leased(&far, "far").await);
     let me = Caller::root();
     let mut seen = Seen::default();
