@@ -61,26 +61,29 @@ pub(crate) fn absolute(directory: &Path) -> std::io::Result<PathBuf> {
 
 /// The topmost mount at a directory (in its absolute form).
 pub(crate) fn mounted_at(directory: &Path) -> Option<Mounted> {
-    let text = crate::local::read_text(Path::new("/proc/self/mountinfo")).unwrap_or_default();
-    let mut mounts = text.lines().rev().filter_map(parse_mount);
-    mounts.find_map(|(point, mounted)| (point == directory.as_os_str()).then_some(mounted))
+    mounts().into_iter().rev().find_map(|(point, mounted)| (point == directory).then_some(mounted))
 }
 
 /// Where Cairn is mounted, for a person who asked for another directory.
 pub(crate) fn what_is_mounted() -> String {
-    let text = crate::local::read_text(Path::new("/proc/self/mountinfo")).unwrap_or_default();
-    let points = text.lines().filter_map(parse_mount).filter(|(_, mounted)| mounted.is_cairn());
-    let points: BTreeSet<_> = points.map(|(point, _)| PathBuf::from(point).display().to_string()).collect();
+    let ours = mounts().into_iter().filter(|(_, mounted)| mounted.is_cairn());
+    let points: BTreeSet<_> = ours.map(|(point, _)| point.display().to_string()).collect();
     match points.is_empty() {
         true => "Cairn is mounted nowhere on this machine".into(),
         false => format!("Cairn is mounted at {}", points.into_iter().collect::<Vec<_>>().join(", ")),
     }
 }
 
+/// Everything that is mounted, in the order in which it was.
+fn mounts() -> Vec<(PathBuf, Mounted)> {
+    let text = crate::local::read_text(Path::new("/proc/self/mountinfo")).unwrap_or_default();
+    text.lines().filter_map(parse_mount).collect()
+}
+
 /// proc(5): id parent major:minor root mountpoint options [tags] - type source options.
-fn parse_mount(line: &str) -> Option<(OsString, Mounted)> {
+fn parse_mount(line: &str) -> Option<(PathBuf, Mounted)> {
     let (left, right) = line.split_once(" - ")?;
-    let point = unescape(left.split(' ').nth(4)?);
+    let point = unescape(left.split(' ').nth(4)?).into();
     let mut fields = right.split(' ');
     Some((point, Mounted { kind: fields.next()?.to_owned(), source: fields.next()?.to_owned() }))
 }
@@ -204,7 +207,7 @@ mod tests {
     fn mountpoints_with_blanks_are_found() {
         let line = r"36 35 98:0 / /mnt/a\040b\134c rw,noatime shared:1 - fuse.cairn 127.0.0.1:7070/ rw";
         let (point, mounted) = parse_mount(line).expect("a mount");
-        assert_eq!(point, r"/mnt/a b\c");
+        assert_eq!(point, Path::new(r"/mnt/a b\c"));
         assert!(mounted.is_cairn(), "{mounted:?}");
     }
 }

@@ -154,15 +154,24 @@ fn when_up_itself_is_killed_programs_go_on_and_down_stops_what_is_left() {
     up.stop(rustix::process::Signal::TERM);
 }
 
+/// What `up` has noted in its data directory.
+fn state(workspace: &Workspace) -> serde_json::Value {
+    let state = fs::read(workspace.path().join("home/data/up.json")).expect("state");
+    serde_json::from_slice(&state).expect("JSON")
+}
+
+/// The id of a datanode, when it runs.
+fn datanode(workspace: &Workspace, number: u32) -> Option<String> {
+    Some(state(workspace)["services"][format!("datanode-{number}")]["id"].as_str()?.to_owned())
+}
+
 #[test]
 fn up_starts_what_can_be_started_and_says_what_is_missing() {
     let workspace = Workspace::new();
     let up = Up::start(&workspace, &[]);
     let file = up.directory.join("file");
     pattern::write_file(&file, 1, 5 * MIB);
-    let state = fs::read(workspace.path().join("home/data/up.json")).expect("state");
-    let state: serde_json::Value = serde_json::from_slice(&state).expect("JSON");
-    let node = state["services"]["datanode-2"]["id"].as_str().expect("id").to_owned();
+    let node = datanode(&workspace, 2).expect("id");
     let removed = cairn_beside(&workspace, &["node", "remove", &node, "--force", "--yes"]);
     assert!(removed.status.success(), "{}", said(&removed));
     up.stop(rustix::process::Signal::TERM);
@@ -173,13 +182,6 @@ fn up_starts_what_can_be_started_and_says_what_is_missing() {
     pattern::check_file(&file, 1, 5 * MIB);
     pattern::write_file(&up.directory.join("second"), 2, 5 * MIB);
     up.stop(rustix::process::Signal::TERM);
-}
-
-/// The id of `datanode-3`, when it runs.
-fn third_datanode(data: &Path) -> Option<String> {
-    let state = fs::read(data.join("up.json")).expect("state");
-    let state: serde_json::Value = serde_json::from_slice(&state).expect("JSON");
-    Some(state["services"]["datanode-3"]["id"].as_str()?.to_owned())
 }
 
 #[test]
@@ -200,14 +202,17 @@ fn up_begins_no_new_datanode_in_place_of_one_whose_directory_is_missing() {
         let log = up.process.log();
         assert!(log.contains("datanode-3: ") && log.contains("is missing or empty"), "{log}");
         assert!(log.contains("starts with 2 of 3 datanodes"), "{log}");
-        assert!(third_datanode(&data).is_none() && !node.join("identity.json").exists(), "nothing was begun");
+        assert!(
+            datanode(&workspace, 3).is_none() && !node.join("identity.json").exists(),
+            "nothing was begun"
+        );
         pattern::check_file(&up.directory.join("file"), 1, 5 * MIB);
         up.stop(rustix::process::Signal::TERM);
     }
     let _ = fs::remove_dir(&node);
     fs::rename(&aside, &node).expect("rename");
     let up = Up::start(&workspace, &[]);
-    let id = third_datanode(&data).expect("it runs");
+    let id = datanode(&workspace, 3).expect("it runs");
     // Lost for good: removed, and then a new one begins.
     up.stop(rustix::process::Signal::TERM);
     fs::rename(&node, workspace.path().join("lost")).expect("rename");
@@ -216,7 +221,7 @@ fn up_begins_no_new_datanode_in_place_of_one_whose_directory_is_missing() {
     assert!(removed.status.success(), "{}", said(&removed));
     up.stop(rustix::process::Signal::TERM);
     let up = Up::start(&workspace, &[]);
-    assert!(third_datanode(&data).is_some_and(|new| new != id));
+    assert!(datanode(&workspace, 3).is_some_and(|new| new != id));
     pattern::check_file(&up.directory.join("file"), 1, 5 * MIB);
     up.stop(rustix::process::Signal::TERM);
 }
@@ -259,8 +264,7 @@ fn up_takes_copies_and_address_from_the_configuration_and_refuses_what_it_decide
     let flags = ["--datanodes", "2", "--config", config.to_str().unwrap()];
     let up = Up::start(&workspace, &flags);
     fs::write(up.directory.join("file"), "content").expect("write");
-    let state = fs::read(workspace.path().join("home/data/up.json")).expect("state");
-    let state: serde_json::Value = serde_json::from_slice(&state).expect("JSON");
+    let state = state(&workspace);
     assert_eq!(state["replicas"], 2);
     assert_eq!(state["services"]["coordinator"]["address"], address.as_str());
     let pid = up.children("coordinator")[0];

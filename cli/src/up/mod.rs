@@ -175,10 +175,8 @@ fn directories(args: &UpArgs) -> Result<(PathBuf, PathBuf), Failure> {
     let data = args.data.clone().unwrap_or_else(places::up_data);
     let data = resolved(&data).doing(format!("find {}", data.display()))?;
     let what = format!("mount at {}", args.directory.display());
-    if let Ok(path) = unmount::absolute(&args.directory) {
-        unmount::clear_dead(&path);
-    }
     let directory = resolved(&args.directory).doing(&what)?;
+    unmount::clear_dead(&directory);
     if directory.starts_with(&data) || data.starts_with(&directory) {
         let why = format!("it and the data directory {} lie inside one another", data.display());
         return Err(Failure::usage(what, why).next("choose another DIR or --data"));
@@ -258,6 +256,11 @@ async fn stop_services(
     Ok(())
 }
 
+/// Whether a datanode has begun in this directory.
+fn holds_datanode(directory: &Path) -> bool {
+    directory.join("identity.json").exists()
+}
+
 /// Refuses to begin a new store beside the chunks of a cluster whose store is gone.
 fn check_store(data: &Path) -> Result<(), Failure> {
     let store = data.join("coordinator");
@@ -268,7 +271,7 @@ fn check_store(data: &Path) -> Result<(), Failure> {
         .into_iter()
         .flatten()
         .flatten()
-        .filter(|entry| entry.path().join("identity.json").exists())
+        .filter(|entry| holds_datanode(&entry.path()))
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect();
     if nodes.is_empty() {

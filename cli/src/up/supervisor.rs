@@ -86,7 +86,8 @@ impl Supervisor {
     ) -> Result<(), Failure> {
         let coordinator = self.start_one(Role::Coordinator, common, "", restart, &events).await?;
         let address = coordinator.address.unwrap_or_default();
-        let map = Cluster::connect(&address, self.output, None)?.map().await?;
+        let cluster = Cluster::connect(&address, self.output, None)?;
+        let map = cluster.map().await?;
         let all = self.state.datanodes as usize;
         let (mut roles, mut failures) = (Vec::new(), Vec::new());
         for number in 1..=self.state.datanodes {
@@ -128,7 +129,7 @@ impl Supervisor {
         for failure in &failures {
             self.warn(failure.to_string());
         }
-        let up = self.await_nodes(&address).await?;
+        let up = self.await_nodes(&cluster).await?;
         if up < all {
             let text = format!("the cluster starts with {up} of {all} datanodes");
             self.warn(format!("{text}; `cairn status` shows what that means"));
@@ -167,8 +168,7 @@ impl Supervisor {
 
     /// Waits until the coordinator counts on the datanodes that were started, and returns how many these are. One that
     /// was removed from the cluster is stopped; one that does not come in time is said.
-    async fn await_nodes(&mut self, address: &str) -> Result<usize, Failure> {
-        let cluster = Cluster::connect(address, self.output, None)?;
+    async fn await_nodes(&mut self, cluster: &Cluster) -> Result<usize, Failure> {
         let end = clock::now() + NODES_LIMIT;
         let absent = loop {
             let map = cluster.map().await.unwrap_or_default();
@@ -305,7 +305,7 @@ impl Supervisor {
 fn missing_data(number: u32, data: &Path, map: &v1::ClusterMap) -> Option<Failure> {
     let role = Role::Datanode(number);
     let directory = data.join(role.name());
-    if directory.join("identity.json").exists() {
+    if super::holds_datanode(&directory) {
         return None;
     }
     let is_it = |node: &&v1::Node| {
