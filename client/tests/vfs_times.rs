@@ -27,9 +27,9 @@ struct Way {
 
 impl Way {
     const EVEN: Self = Self { to: FAR, from: FAR };
-    /// The clock of a mount is estimated by half a round trip: it is ahead when the way to the coordinator takes longer,
+    /// A mount estimates the cluster's clock by half a round trip. So it is ahead.
     const SLOW_TO: Self = Self { to: FAR, from: Duration::ZERO };
-    /// and behind when the way back does.
+    /// It is behind.
     const SLOW_FROM: Self = Self { to: Duration::ZERO, from: FAR };
 }
 
